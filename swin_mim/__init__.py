@@ -1,0 +1,32 @@
+"""SimMIM pretraining of Swin Transformers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swin_mim.masking import block_mask
+    from swin_mim.models.classifier import SwinClassifier
+    from swin_mim.models.simmim import SimMIM
+    from swin_mim.models.swin import Swin
+    from swin_mim.models.swin_config import SwinConfig
+
+__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "block_mask"]
+
+_HOME = {
+    "SimMIM": "swin_mim.models.simmim",
+    "Swin": "swin_mim.models.swin",
+    "SwinClassifier": "swin_mim.models.classifier",
+    "SwinConfig": "swin_mim.models.swin_config",
+    "block_mask": "swin_mim.masking",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are looked up on first use, so that `import swin_mim` and `--help` do not wait for torch.
+    if name not in _HOME:
+        raise AttributeError(f"module 'swin_mim' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,24 @@
+"""What a user can mend, said in one line."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake in a setting, a file or a data set. Names the key or file, the values, and the way out."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print a `UserError` as one line and leave with exit code 2. Any other error keeps its traceback.
+
+    Of several processes started together only the first prints: they all meet the same error.
+    """
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

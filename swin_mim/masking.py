@@ -1,0 +1,95 @@
+"""SimMIM block masks: the only place where a mask is born.
+
+A mask is bool (B, h, w) on the token grid, True = masked (arXiv 2111.09886, section 3.2).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from swin_mim.errors import UserError
+
+_WORD = (1 << 64) - 1
+
+
+def block_mask(
+    batch: int,
+    grid: tuple[int, int],
+    unit: int,
+    ratio: float,
+    *,
+    seed: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Mask the same number of randomly chosen square units in every image.
+
+    Image i's mask is a function of (seed, start + i) alone: of no global state, batch size, process or device.
+
+    Args:
+        batch: number of images B.
+        grid: tokens (h, w) of one image.
+        unit: side, in tokens, of the square that is masked as one.
+        ratio: share of units to mask, 0 <= ratio <= 1; exactly ceil(units x ratio) are masked.
+        seed: any integer.
+        start: position of the first image in the stream of all images.
+        device: where the mask is drawn.
+
+    Returns:
+        bool (B, h, w), True = masked.
+
+    Raises:
+        UserError: the unit does not divide the grid, or the ratio is not a share.
+    """
+    units = _units(grid, unit)
+    if not 0 <= ratio <= 1:
+        raise UserError(f"mask ratio {ratio} must be between 0 and 1")
+    count = math.prod(units)
+    masked = math.ceil(count * ratio - 1e-9)  # 0.7 x 10 is 7.000000000000001 in floating point: still 7 units
+    keys = _random_keys(batch, count, seed=seed, start=start, device=device)
+    chosen = keys.argsort(dim=1, stable=True)[:, :masked]
+    mask = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter_(1, chosen, True)
+    mask = mask.view(batch, *units)
+    return mask.repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)  # (B, h, w)
+
+
+def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:
+    height, width = grid
+    if unit < 1 or height % unit or width % unit or not height or not width:
+        raise UserError(f"mask unit of {unit} tokens does not divide the token grid {height}x{width}")
+    return height // unit, width // unit
+
+
+def _random_keys(batch: int, count: int, *, seed: int, start: int, device: torch.device | str) -> Tensor:
+    """int64 (batch, count), each a hash of (seed, position, unit).
+
+    A counter-based generator in integer arithmetic, because torch's generators draw other numbers on another
+    device and for another batch size.
+    """
+    positions = torch.arange(start, start + batch, dtype=torch.int64, device=device)
+    units = torch.arange(1, count + 1, dtype=torch.int64, device=device)
+    stream = _mix(positions ^ _signed(_mix_python(seed & _WORD)))  # (B,)
+    return _mix(stream[:, None] + units * _signed(0x9E3779B97F4A7C15))
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) on int64, which wraps like uint64."""
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def _mix_python(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & _WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
+    return z ^ (z >> 31)
+
+
+def _shift_right(z: Tensor, by: int) -> Tensor:
+    return (z >> by) & ((1 << (64 - by)) - 1)  # torch shifts the sign in; a hash needs zeros
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word

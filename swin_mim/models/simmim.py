@@ -1,0 +1,136 @@
+"""SimMIM: masked image modelling with a full encoder and a one-layer decoder (arXiv 2111.09886)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swin_mim.models.swin import Swin, SwinConfig
+from swin_mim.models.window_attention import Backend
+
+Target = Literal["pixels", "normalized"]
+
+NORMALIZATION_WINDOW = 47
+"""Pixels along the side of the neighbourhood that normalises a target (the SwinV2 recipe)."""
+
+
+class MimOutput(NamedTuple):
+    loss: Tensor
+    """(), the mean absolute error over the masked pixels."""
+    pixels: Tensor
+    """(B, C, H, W), the prediction for every pixel, in the units of the target."""
+
+
+class SimMIM(nn.Module):
+    """Predict the masked pixels of an image from the others. Has a Swin, is not one.
+
+    Args:
+        config: architecture of the encoder.
+        target: "pixels", or "normalized": pixels less the mean and over the deviation of their neighbourhood.
+        attention, activation_checkpointing: as in `Swin`.
+    """
+
+    def __init__(
+        self,
+        config: SwinConfig,
+        *,
+        target: Target = "pixels",
+        attention: Backend = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.target: Target = target
+        self.encoder = Swin(config, attention=attention, activation_checkpointing=activation_checkpointing)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.decoder = PixelDecoder(config)
+
+    def forward(self, images: Tensor, mask: Tensor) -> MimOutput:
+        """Loss and prediction.
+
+        Args:
+            images: float (B, C, H, W), normalised.
+            mask: bool (B, H/p, W/p), True = masked.
+        """
+        tokens = self.encoder.embed(images)
+        tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
+        pixels = self.decoder(self.encoder.encode(tokens))[..., : images.shape[2], : images.shape[3]]
+        return MimOutput(masked_l1(pixels, self.targets(images), mask), pixels)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict."""
+        if self.target == "pixels":
+            return images
+        mean, deviation = local_statistics(images)
+        return (images - mean) / deviation
+
+    def to_images(self, pixels: Tensor, images: Tensor) -> Tensor:
+        """A prediction in the units of the images, both (B, C, H, W).
+
+        For a normalised target the mean and deviation are those of the true image: such a picture shows more than
+        the model knew.
+        """
+        if self.target == "pixels":
+            return pixels
+        mean, deviation = local_statistics(images)
+        return pixels * deviation + mean
+
+
+class PixelDecoder(nn.Sequential):
+    """1x1 convolution to all the pixels of a cell, then PixelShuffle. Names as in the official checkpoints."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__(
+            nn.Conv2d(config.num_features, config.stride**2 * config.in_channels, kernel_size=1),
+            nn.PixelShuffle(config.stride),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages."""
+        return super().forward(features.permute(0, 3, 1, 2))
+
+
+def masked_l1(pixels: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean of |target - pixels| over masked pixels and channels, in fp32.
+
+    Args:
+        pixels, target: (B, C, H, W).
+        mask: bool (B, H/p, W/p), True = masked.
+
+    Returns:
+        (); 0 if nothing is masked.
+    """
+    error = (target.float() - pixels.float()).abs().mean(dim=1)  # (B, H, W)
+    patch = error.shape[1] // mask.shape[1]
+    error = error.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).mean(dim=(2, 4))  # (B, h, w)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def local_statistics(images: Tensor, window: int = NORMALIZATION_WINDOW) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the odd window around each pixel; at a border, of its part inside the image.
+
+    Args:
+        images: float (B, C, H, W).
+
+    Returns:
+        mean and sqrt(unbiased variance + 1e-6), each fp32 (B, C, H, W).
+    """
+    images = images.float()
+    mean = _window_mean(images, window)
+    count = _window_sum(torch.ones_like(images[:1, :1]), window)  # (1, 1, H, W)
+    variance = (_window_mean(images.square(), window) - mean.square()) * count / (count - 1).clamp(min=1)
+    return mean, (variance.clamp(min=0) + 1e-6).sqrt()
+
+
+def _window_mean(x: Tensor, window: int) -> Tensor:
+    """Mean over the window, of its part inside the image; separable, so one pass per dimension."""
+    pad = window // 2
+    x = F.avg_pool2d(x, (window, 1), stride=1, padding=(pad, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, window), stride=1, padding=(0, pad), count_include_pad=False)
+
+
+def _window_sum(x: Tensor, window: int) -> Tensor:
+    pad = window // 2
+    x = F.avg_pool2d(x, (window, 1), stride=1, padding=(pad, 0), divisor_override=1)
+    return F.avg_pool2d(x, (1, window), stride=1, padding=(0, pad), divisor_override=1)

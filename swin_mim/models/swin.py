@@ -1,0 +1,239 @@
+"""Swin Transformer V1 (arXiv 2103.14030).
+
+Dimension letters, here and in the other model files:
+    B images   C image channels   H, W image height and width in pixels   p patch size
+    h, w token grid   D channels of a token   heads, d attention heads and their channels
+Images are (B, C, H, W); tokens are channels-last, (B, h, w, D), throughout.
+Module names are timm's: what we save, timm loads.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from swin_mim.errors import UserError
+from swin_mim.models.swin_config import SwinConfig, nearest_multiple
+from swin_mim.models.window_attention import Backend, Pair, window_attention, window_geometry
+
+__all__ = ["Swin", "SwinConfig", "initialise"]
+
+
+class Swin(nn.Module):
+    """The encoder: images to a grid of features.
+
+    Works at any image size whose sides are multiples of the patch, square or not; a forward never changes the module.
+
+    Args:
+        config: the architecture.
+        attention: backend of `window_attention`.
+        activation_checkpointing: recompute every block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self, config: SwinConfig, *, attention: Backend = "auto", activation_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.patch_embed = PatchEmbed(config)
+        self.dropout = nn.Dropout(config.drop_rate)
+        drop_paths = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist())
+        self.layers = nn.ModuleList(
+            Stage(config, stage, [next(drop_paths) for _ in range(depth)], attention)
+            for stage, depth in enumerate(config.depths)
+        )
+        self.norm = nn.LayerNorm(config.num_features)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h/8, w/8, 8D) with four stages, the final norm applied."""
+        return self.encode(self.embed(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h, w, D)."""
+        return self.patch_embed(images)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h/8, w/8, 8D) with four stages, the final norm applied."""
+        *_, last = self._stage_outputs(tokens)
+        return self.norm(last)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> one map (B, D_i, h_i, w_i) per stage: raw stage outputs, without the final norm."""
+        return [x.permute(0, 3, 1, 2).contiguous() for x in self._stage_outputs(self.embed(images))]
+
+    def blocks(self) -> Iterator["Block"]:
+        """All blocks, from the input to the output."""
+        return (block for block in self.modules() if isinstance(block, Block))
+
+    def _stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
+        x = self.dropout(x)
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self.activation_checkpointing else block(x)
+            yield x
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw new weights for a module and all below it.
+
+    linear weights       truncated normal, deviation 0.02
+    linear biases        zeros
+    norms                weight ones, bias zeros
+    bias tables          truncated normal, deviation 0.02
+    convolutions         torch's default (kaiming uniform)
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.LayerNorm | nn.Conv2d):
+            child.reset_parameters()
+        elif isinstance(child, WindowAttention):
+            nn.init.trunc_normal_(child.relative_position_bias_table, std=0.02)
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each to a token."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.in_channels, config.embed_dim, config.patch_size, stride=config.patch_size)
+        self.norm = nn.LayerNorm(config.embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h, w, D)."""
+        patch, channels = self.proj.kernel_size[0], self.proj.in_channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise UserError(f"images must be (B, {channels}, H, W), not {tuple(images.shape)}")
+        for side in images.shape[2:]:
+            if side % patch:
+                nearest = nearest_multiple(side, patch)
+                raise UserError(
+                    f"image side {side} is not a multiple of patch_size {patch}: resize or pad it to {nearest}"
+                )
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, after halving that of the stage before."""
+
+    def __init__(self, config: SwinConfig, stage: int, drop_paths: list[float], attention: Backend) -> None:
+        super().__init__()
+        self.downsample = PatchMerging(config.stage_dim(stage - 1)) if stage else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(config, stage, shifted=j % 2 == 1, drop_path=drop_path, attention=attention)
+            for j, drop_path in enumerate(drop_paths)
+        )
+
+
+class PatchMerging(nn.Module):
+    """Halve the grid: four neighbouring tokens become one of twice the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, ceil(h/2), ceil(w/2), 2D)."""
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2)) if x.shape[1] % 2 or x.shape[2] % 2 else x
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h/2, 2, w/2, 2, D)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, h/2, w/2, 4D), down before right as the official weights
+        return self.reduction(self.norm(x))
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block with window attention."""
+
+    def __init__(self, config: SwinConfig, stage: int, *, shifted: bool, drop_path: float, attention: Backend) -> None:
+        super().__init__()
+        dim = config.stage_dim(stage)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(config, stage, shifted=shifted, backend=attention)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention in windows with a learned relative position bias."""
+
+    def __init__(self, config: SwinConfig, stage: int, *, shifted: bool, backend: Backend) -> None:
+        super().__init__()
+        dim = config.stage_dim(stage)
+        self.num_heads = config.num_heads[stage]
+        self.window = config.stage_window(stage)
+        self.shifted = shifted
+        self.backend: Backend = backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(config.drop_rate)
+        entries = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
+        self.relative_position_bias_table = nn.Parameter(torch.empty(entries, self.num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        window, shift = window_geometry((x.shape[1], x.shape[2]), self.window, self.shifted)
+        q, k, v = self._heads(self.qkv(x)).unbind(-3)  # each (B, h, w, heads, d)
+        fill = None if self.qkv.bias is None else self._heads(self.qkv.bias).unbind(-3)
+        x = window_attention(q, k, v, self.bias(window), window=window, shift=shift, fill=fill, backend=self.backend)
+        return self.dropout(self.proj(x.flatten(3)))
+
+    def bias(self, window: Pair) -> Tensor:
+        """(heads, t, t): for a window smaller than the table's, its centre part."""
+        index = relative_position_index(window, self.window, self.relative_position_bias_table.device)
+        return self.relative_position_bias_table[index].permute(2, 0, 1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., 3D) -> (..., 3, heads, d)."""
+        return x.unflatten(-1, (3, self.num_heads, -1))
+
+
+def relative_position_index(window: Pair, table_window: Pair, device: torch.device | None = None) -> Tensor:
+    """int64 (t, t): for each pair of tokens of a window, the row of a bias table made for `table_window`."""
+    down, right = (torch.arange(side, device=device) for side in window)
+    offset_h = down[:, None] - down[None, :] + table_window[0] - 1  # (window_h, window_h)
+    offset_w = right[:, None] - right[None, :] + table_window[1] - 1  # (window_w, window_w)
+    index = offset_h[:, None, :, None] * (2 * table_window[1] - 1) + offset_w[None, :, None, :]
+    return index.reshape(window[0] * window[1], window[0] * window[1])
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drop the branch for some images, and scale up the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"

@@ -1,0 +1,139 @@
+"""The geometry of a Swin Transformer, and the table of named sizes. Needs no torch."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from swin_mim.errors import UserError
+
+NAMED: dict[str, dict[str, Any]] = {
+    "swin_nano": {"embed_dim": 48, "depths": (2, 2, 4, 2), "num_heads": (2, 4, 8, 16)},
+    "swin_tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "swin_large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+"""Sizes of the Swin paper (arXiv 2103.14030, section 3.3); nano is ours, small enough to train on a CPU."""
+
+
+def as_pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    """`6`, `(6,)` -> (6, 6); `(4, 8)` -> (4, 8): height before width."""
+    values = (size,) if isinstance(size, int) else tuple(size)
+    if len(values) not in (1, 2):
+        raise UserError(f"a size is one number or (height, width), not {size!r}")
+    return values[0], values[-1]
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Architecture of one Swin Transformer V1.
+
+    Raises:
+        UserError (a ValueError): a value that no Swin can have; the message names the field, the values and the
+            relation that fails.
+    """
+
+    image_size: int | tuple[int, int]
+    """Pixels, one number or (H, W). Other sizes work at run time; this one decides the sizes of the bias tables."""
+    patch_size: int = 4
+    """Pixels along the side of one token."""
+    in_channels: int = 3
+    embed_dim: int = 96
+    """Channels of the first stage; each later stage doubles them."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Blocks in each stage; any number of stages."""
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    """Attention heads in each stage."""
+    window_size: int | tuple[int, int] = 7
+    """Tokens along the side of an attention window, one number or (h, w)."""
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_rate: float = 0.0
+    """Dropout after the embedding, the attention projection and in the MLP."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block; earlier blocks have linearly less."""
+
+    @classmethod
+    def named(cls, name: str, **overrides: Any) -> "SwinConfig":
+        """A size of the table: swin_nano, swin_tiny, swin_small, swin_base, swin_large. Any field overrides it."""
+        if name not in NAMED:
+            close = difflib.get_close_matches(name, NAMED, n=1, cutoff=0.3)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"no Swin is named {name!r}: {hint}the names are {', '.join(NAMED)}")
+        return cls(**({"image_size": 224} | NAMED[name] | overrides))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "num_heads", tuple(self.num_heads))
+        self._check_values()
+        self._check_stages()
+
+    def _check_values(self) -> None:
+        positive = {
+            "image_size": min(as_pair(self.image_size)),
+            "patch_size": self.patch_size,
+            "in_channels": self.in_channels,
+            "embed_dim": self.embed_dim,
+            "window_size": min(as_pair(self.window_size)),
+            "mlp_ratio": self.mlp_ratio,
+        }
+        for field, value in positive.items():
+            if value <= 0:
+                raise UserError(f"{field} {getattr(self, field)} must be positive")
+        for field in ("drop_rate", "drop_path_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field} {getattr(self, field)} must be at least 0 and less than 1")
+        for side in as_pair(self.image_size):
+            if side % self.patch_size:
+                raise UserError(
+                    f"image_size {side} is not a multiple of patch_size {self.patch_size}: "
+                    f"use {nearest_multiple(side, self.patch_size)}"
+                )
+
+    def _check_stages(self) -> None:
+        if not self.depths or len(self.depths) != len(self.num_heads):
+            raise UserError(
+                f"depths {self.depths} and num_heads {self.num_heads} must name the same stages, at least one: "
+                f"they have {len(self.depths)} and {len(self.num_heads)} entries"
+            )
+        for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
+            if depth < 1 or heads < 1:
+                raise UserError(f"stage {stage} has depth {depth} and {heads} heads: both must be positive")
+            if self.stage_dim(stage) % heads:
+                raise UserError(
+                    f"stage {stage} has {self.stage_dim(stage)} channels, which {heads} heads do not divide: "
+                    f"choose num_heads[{stage}] among the divisors of {self.stage_dim(stage)}"
+                )
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def stride(self) -> int:
+        """Pixels along the side of one cell of the last stage."""
+        return self.patch_size * 2 ** (self.num_stages - 1)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last stage."""
+        return self.stage_dim(self.num_stages - 1)
+
+    def stage_dim(self, stage: int) -> int:
+        return self.embed_dim * 2**stage
+
+    def stage_grid(self, stage: int) -> tuple[int, int]:
+        """Cells (h, w) of a stage at the configured image size; odd grids are padded before they are halved."""
+        height, width = (side // self.patch_size for side in as_pair(self.image_size))
+        return -(-height // 2**stage), -(-width // 2**stage)
+
+    def stage_window(self, stage: int) -> tuple[int, int]:
+        """The window of a stage: the configured one, or the whole grid where that is smaller."""
+        (h, w), (window_h, window_w) = self.stage_grid(stage), as_pair(self.window_size)
+        return min(h, window_h), min(w, window_w)
+
+
+def nearest_multiple(value: int, of: int) -> int:
+    """The positive multiple of `of` that is nearest to `value`; the smaller of two equally near ones."""
+    below = value // of * of
+    return below if below and value - below <= below + of - value else below + of

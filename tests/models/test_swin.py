@@ -1,0 +1,149 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from swin_mim import Swin, SwinClassifier, SwinConfig
+from swin_mim.models.swin import relative_position_index
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    patch=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    window=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    stages=st.integers(1, 4),
+)
+def test_any_geometry(grid, patch, channels, window, stages):
+    size = (grid[0] * patch, grid[1] * patch)
+    config = SwinConfig(size, patch, channels, 8, (2,) * stages, (2,) * stages, window)
+    model = Swin(config)
+    images = torch.randn(2, channels, *size)
+    out, maps = model(images), model.pyramid(images)
+    assert out.shape == (2, *config.stage_grid(stages - 1), config.num_features)
+    for stage, x in enumerate(maps):
+        assert x.shape == (2, config.stage_dim(stage), *config.stage_grid(stage))
+        assert x.is_contiguous()
+    assert_close(model.norm(maps[-1].permute(0, 2, 3, 1)), out)
+    assert out.isfinite().all()
+
+
+def test_a_forward_never_changes_the_module(tiny):
+    model = Swin(tiny).eval()
+    before, attributes = copy.deepcopy(model.state_dict()), [dict(m.__dict__) for m in model.modules()]
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images)
+    for size in [
+        (32, 32),
+        (64, 96),
+        (100, 36),
+        (128, 128),
+        (8, 8),
+    ]:  # smaller and larger than the window and the config
+        model(torch.randn(1, 3, *size))
+    assert torch.equal(model(images), expected)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    for module, attribute in zip(model.modules(), attributes, strict=True):
+        for key, value in attribute.items():
+            assert module.__dict__[key] is value, f"{type(module).__name__}.{key}"
+
+
+def test_a_small_grid_uses_the_centre_of_the_bias_table():
+    """A window of 2 cut from a table for 4: the same offsets, hence the same biases."""
+    index, whole = relative_position_index((2, 3), (4, 5)), relative_position_index((4, 5), (4, 5))
+    tokens = [y * 5 + x for y in range(2) for x in range(3)]
+    assert torch.equal(index, whole[tokens][:, tokens])
+    assert index.max() < 7 * 9
+
+
+def test_the_image_is_not_transposed():
+    """A change in the lower left corner reaches the lower left of a one-window-deep network, and only that."""
+    config = SwinConfig((32, 64), embed_dim=8, depths=(1,), num_heads=(2,), window_size=4)
+    model = Swin(config).eval()
+    images = torch.randn(1, 3, 32, 64)
+    changed = images.clone()
+    changed[..., 20:, :12] += 1
+    moved = (model(images) - model(changed)).abs().amax(-1)[0] > 1e-6  # (8, 16)
+    assert moved[4:, :4].all()
+    assert not moved[:4].any()
+    assert not moved[:, 4:].any()
+
+
+def test_activation_checkpointing_changes_nothing(tiny):
+    config = SwinConfig(64, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4, drop_path_rate=0.5)
+    images = torch.randn(3, 3, 64, 64)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = Swin(config, activation_checkpointing=recompute)
+        model(images).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_both_backends_agree(tiny):
+    reference, sdpa = Swin(tiny, attention="reference"), Swin(tiny, attention="sdpa")
+    sdpa.load_state_dict(reference.state_dict())
+    images = torch.randn(2, 3, 64, 72)
+    assert_close(reference(images), sdpa(images), atol=1e-5, rtol=0)
+
+
+def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
+    config = SwinConfig(32, embed_dim=8, depths=(2, 3), num_heads=(1, 1), window_size=4, drop_path_rate=0.4)
+    model = Swin(config)
+    assert [b.drop_path.rate for b in model.blocks()] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    kept = list(model.blocks())[-1].drop_path(torch.ones(20_000, 1, 1, 1))
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert abs(kept.mean() - 1) < 0.02
+
+
+def test_initial_weights(tiny):
+    model = SwinClassifier(SwinConfig.named("swin_tiny"), num_classes=100)
+    for name, parameter in model.named_parameters():
+        if "patch_embed.proj" in name:
+            assert parameter.abs().max() <= (3 * 16) ** -0.5, name  # kaiming uniform: 1 / sqrt(fan in)
+        elif parameter.ndim == 2:
+            assert abs(parameter.std() - 0.02) < 0.002, name
+            assert abs(parameter.mean()) < 0.003, name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            assert (parameter == 1).all(), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"image_size": 30}, "image_size 30 is not a multiple of patch_size 4: use 28"),
+        ({"num_heads": (3, 6)}, "4 and 2 entries"),
+        ({"num_heads": (5, 6, 12, 24)}, "stage 0 has 96 channels, which 5 heads do not divide"),
+        ({"drop_rate": 1.0}, "drop_rate 1.0 must be at least 0 and less than 1"),
+        ({"window_size": 0}, "window_size 0 must be positive"),
+        ({"image_size": (1, 2, 3)}, "one number or"),
+    ],
+)
+def test_impossible_configs_say_why(fields, text):
+    with pytest.raises(ValueError, match=text):
+        SwinConfig(**({"image_size": 224} | fields))
+
+
+def test_unknown_names_propose_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'swin_base'"):
+        SwinConfig.named("swin-base")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((1, 3, 30, 32), "image side 30 is not a multiple of patch_size 4"),
+        ((1, 1, 32, 32), r"\(B, 3, H, W\), not \(1, 1, 32, 32\)"),
+    ],
+)
+def test_impossible_images_say_why(shape, text, tiny):
+    with pytest.raises(ValueError, match=text):
+        Swin(tiny)(torch.zeros(shape))
