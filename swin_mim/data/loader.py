@@ -1,0 +1,214 @@
+"""Batches of this process, decoded and cropped by workers ahead of the training loop.
+
+Which images and crops a batch holds is a function of (source, seed, positions): neither the number of workers nor
+the number of processes nor the size of a micro batch changes a sample.
+"""
+
+import atexit
+import signal
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from swin_mim.data.decode import BrokenImage
+from swin_mim.data.sampling import SampleOrder, positions, sample_generator
+from swin_mim.data.sources import Source
+from swin_mim.data.transforms import EvaluationTransform, PretrainTransform
+from swin_mim.errors import UserError
+
+ATTEMPTS = 8
+"""Images that are tried for one position: the one drawn, and its replacements."""
+
+
+_running: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
+
+
+class Broken(NamedTuple):
+    """An image that could not be read and was replaced by another one."""
+
+    name: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """Images of the contiguous positions start, start + 1, ..."""
+
+    images: Tensor
+    """uint8 (B, 3, H, W)"""
+    start: int
+    """Position of the first image in training; its index in the held-out images."""
+    broken: list[Broken]
+
+
+def training_batches(
+    source: Source,
+    transform: PretrainTransform,
+    *,
+    seed: int,
+    samples_seen: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The micro batches of one process, endlessly, from the position `samples_seen` on.
+
+    Closing or dropping the iterator ends its workers.
+
+    Raises:
+        UserError: while iterating, when 8 images in a row cannot be read.
+    """
+    order = SampleOrder(len(source), seed)
+
+    def micro_batches() -> Iterator[list[Place]]:
+        for first in positions(samples_seen, global_batch, micro_batch, rank, world):
+            yield [Place(position, order.index(position)) for position in range(first, first + micro_batch)]
+
+    def crop(image: Image.Image, position: int) -> Tensor:
+        return transform(image, sample_generator(seed, position))
+
+    return _batches(_Samples(source, crop, seed), micro_batches(), workers, pin_memory)
+
+
+def heldout_batches(
+    source: Source,
+    transform: EvaluationTransform,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """One pass over a source: contiguous batches dealt to the processes in turn, each image once over all of them.
+
+    The last batch may be smaller, and processes may get one batch more than others, or none.
+
+    Raises:
+        UserError: while iterating, when 8 images in a row cannot be read.
+    """
+    starts = range(0, len(source), batch_size)[rank::world]
+    ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
+    places = ([Place(index, index) for index in batch] for batch in ranges)
+    return _batches(_Samples(source, lambda image, _: transform(image), seed=0), places, workers)
+
+
+class Place(NamedTuple):
+    """Where a sample stands in the stream, and which image of the source that is."""
+
+    position: int
+    image: int
+
+
+class _Sample(NamedTuple):
+    place: Place
+    image: Tensor | None
+    """None: the image and all its replacements are broken."""
+    broken: list[Broken]
+
+
+class _Samples(Dataset[_Sample]):
+    """The pure function (position, index) -> sample, in the form that a `DataLoader` asks for."""
+
+    def __init__(self, source: Source, crop: Callable[[Image.Image, int], Tensor], seed: int) -> None:
+        self._source, self._crop, self._seed = source, crop, seed
+
+    def __getitem__(self, place: Place) -> _Sample:
+        broken = []
+        for index in chain([place.image], self._replacements(place.position)):
+            try:
+                image = self._source.image(index)
+            except BrokenImage as error:
+                broken.append(Broken(self._source.name(index), str(error)))
+            else:
+                return _Sample(place, self._crop(image, place.position), broken)
+        return _Sample(place, None, broken)
+
+    def _replacements(self, position: int) -> Iterator[int]:
+        draws = sample_generator(self._seed, position, stream=1).random(ATTEMPTS - 1)
+        yield from (int(draw * len(self._source)) for draw in draws)
+
+
+class _Collated(NamedTuple):
+    batch: Batch
+    failure: str
+    """Not empty: a sample could not be replaced. An exception would reach the user as a worker's traceback."""
+
+
+def _collate(samples: list[_Sample]) -> _Collated:
+    broken = [entry for sample in samples for entry in sample.broken]
+    images = [sample.image for sample in samples if sample.image is not None]
+    failure = ""
+    if len(images) < len(samples):
+        name, reason = next(sample.broken[-1] for sample in samples if sample.image is None)
+        failure = f"{ATTEMPTS} images in a row cannot be read, the last: {name}: {reason}"
+    stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
+    return _Collated(Batch(stacked, samples[0].place.position, broken), failure)
+
+
+def _batches(
+    samples: _Samples, places: Iterable[list[Place]], workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    batches = _load(samples, places, workers, pin_memory)
+    _running.add(batches)
+    return batches
+
+
+def _load(
+    samples: _Samples, places: Iterable[list[Place]], workers: int, pin_memory: bool
+) -> Generator[Batch, None, None]:
+    loader = DataLoader(
+        samples,
+        batch_sampler=places,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        # not the default everywhere: fork shares the source (file names, decoded composites) and needs no pickling
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the default one would advance the state that the model's dropout draws from
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of fork beside threads, for the locks that they may hold. Torch starts threads in every
+        # process; the workers use none of torch's pools and no device, only Pillow and numpy.
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        loaded = iter(loader)
+    try:
+        for batch, failure in loaded:
+            if failure:
+                raise UserError(failure)
+            yield batch
+    finally:
+        if workers:
+            _end_workers(loaded)
+
+
+@atexit.register
+def _close_running() -> None:
+    # the workers ignore SIGTERM, by which multiprocessing, next at exit, would have them end: it would wait for ever
+    for batches in list(_running):
+        batches.close()
+
+
+def _end_workers(loaded: Any) -> None:
+    # by itself torch ends them with the last reference to its iterator, which an error's traceback may hold
+    loaded._shutdown_workers()  # waits 5 s for each
+    for worker in loaded._workers:
+        worker.kill()  # one that hangs in a decoder; the others have ended
+        worker.join()
+
+
+def _start_worker(_: int) -> None:
+    # a terminal or a scheduler signals the whole process group: the training process decides when workers end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,59 @@
+"""The order of samples: pure functions of (seed, epoch) and (seed, position). Needs numpy only.
+
+A position is the number of a sample in the endless stream of all epochs; `samples_seen` is the next one. The
+random bits are Philox's (Salmon et al., SC 2011), counter based: nothing is carried from one sample to the next.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_WORD = (1 << 64) - 1
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 (n,): the permutation of range(n) in which an epoch visits the samples."""
+    # raw bits and a stable sort: numpy promises them for ever, Generator.permutation may change with a release
+    keys = np.random.Philox(key=_key(seed, epoch)).random_raw(n)
+    return np.argsort(keys, kind="stable")
+
+
+class SampleOrder:
+    """The sample at each position: one permutation after the other, of `n` samples."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self._n, self._seed = n, seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def index(self, position: int) -> int:
+        """The sample, in range(n), at a position >= 0."""
+        epoch, k = divmod(position, self._n)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self._n, self._seed, epoch)
+        return int(self._order[k])
+
+
+def sample_generator(seed: int, position: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers that belong to one position; each stream >= 0 holds other ones, 2**192 of them."""
+    # the counter starts at 1: with 0 the crop at position e would reuse the bits that order epoch e
+    counter = np.array([0, 0, 0, stream + 1], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=_key(seed, position), counter=counter))
+
+
+def positions(samples_seen: int, global_batch: int, micro_batch: int, rank: int, world: int) -> Iterator[int]:
+    """The first position of each micro batch that this process takes, endlessly.
+
+    A micro batch is the contiguous range [first, first + micro_batch). The processes together, over one global
+    batch, take each of its positions once.
+    """
+    assert global_batch % (micro_batch * world) == 0, f"{global_batch} % ({micro_batch} * {world}) != 0"
+    accumulation = global_batch // (micro_batch * world)
+    while True:
+        for m in range(accumulation):
+            yield samples_seen + (m * world + rank) * micro_batch
+        samples_seen += global_batch
+
+
+def _key(seed: int, number: int) -> np.ndarray:
+    return np.array([seed & _WORD, number & _WORD], dtype=np.uint64)

@@ -1,0 +1,316 @@
+"""Where images come from: a folder of files, or a table of the `datasets` library, local or on the Hub.
+
+A source is random access to images that are decoded on demand. It holds no open file and no lock, so that forked
+workers share it.
+"""
+
+import glob
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from swin_mim.data.decode import BrokenImage, decode_image
+from swin_mim.data.sampling import epoch_order
+from swin_mim.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TABLE_SUFFIXES = (".parquet", ".arrow")
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
+"""Names that mark the image column of a table where its type does not."""
+
+_HELDOUT_EPOCH = 2**64 - 1  # an epoch that no training reaches
+_log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Images by index, 0 <= index < len."""
+
+    fingerprint: str
+    """sha256 in hex of the names or rows and their sizes: changes with them, and not with the place of the data."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a message calls the image: a relative path, or a row."""
+
+    def image(self, index: int) -> Image.Image:
+        """Decode an image: loaded, mode "RGB". Raises `BrokenImage`."""
+
+
+def open_source(spec: str, *, config: str | None = None, split: str = "train", column: str | None = None) -> Source:
+    """Open a folder of images, a folder of parquet or arrow files, or a data set on the Hugging Face Hub.
+
+    A folder that holds image files at any depth is just these images: class folders and metadata files mean
+    nothing. `config`, `split` and `column` belong to tables, and a folder of tables is read like a Hub repository;
+    without a column it is the only one of images.
+
+    Raises:
+        UserError: nothing there, no images in it, no such split or column.
+    """
+    folder = Path(spec).expanduser()
+    if spec and folder.is_dir():
+        return _open_folder(folder, config, split, column)
+    if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1:
+        found = "is a file" if spec and folder.exists() else "does not exist"
+        raise UserError(
+            f"data.source {spec!r} {found}: give a folder of images or the name of a Hub data set (user/name)"
+        )
+    return _open_hub(spec, config, split, column)
+
+
+class FolderSource:
+    """The image files below a folder, sorted by relative path. Opened by `open_source`."""
+
+    def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
+        """`files` are (relative path, size in bytes)."""
+        self._root = str(root)
+        self._paths = [path for path, _ in files]
+        # contents are not read: a data set may be terabytes
+        lines = (os.fsencode(path) + f"\0{size}\n".encode() for path, size in files)
+        self.fingerprint = _sha256(lines)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        # a file name may hold any bytes, a log only text
+        return os.fsencode(self._paths[index]).decode(errors="backslashreplace")
+
+    def image(self, index: int) -> Image.Image:
+        return decode_image(_read(os.path.join(self._root, self._paths[index])))
+
+
+class TableSource:
+    """A column of images in a `datasets.Dataset`. Opened by `open_source`.
+
+    A row holds the bytes of a file, or the path of one, which is opened only below one of `roots`: a table from a
+    stranger may name any file of this machine, or an address in its network.
+    """
+
+    def __init__(self, dataset: Any, column: str, roots: Sequence[Path]) -> None:
+        """`dataset` has the undecoded image column, of type struct<bytes, path>."""
+        self._dataset, self._column, self._roots = dataset, column, roots
+        self.fingerprint = _sha256(self._contents())
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
+    def image(self, index: int) -> Image.Image:
+        content, path = self._cell(index)
+        if content is not None:
+            return decode_image(content)
+        if path is None:
+            raise BrokenImage("the cell is empty")
+        return decode_image(_read_below(self._roots, path))
+
+    def _cell(self, index: int) -> tuple[bytes | None, str | None]:
+        cell = self._dataset[int(index)][self._column] or {}
+        return cell.get("bytes"), cell.get("path")
+
+    def _contents(self) -> Iterable[bytes]:
+        """The length of every image and the content of 64: enough to notice a change without reading all."""
+        import pyarrow.compute as pc
+
+        for chunk in self._dataset.data.column(self._column).chunks:
+            lengths = pc.fill_null(pc.binary_length(pc.struct_field(chunk, "bytes")), 0)
+            yield lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int):
+            content, path = self._cell(index)
+            # paths lead into a cache, which lies elsewhere on another machine
+            yield content if content is not None else os.path.basename(path or "").encode()
+
+
+class Subset:
+    """Some images of a source, in the given order."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
+        self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
+        self.fingerprint = _sha256([source.fingerprint.encode(), self._indices.astype("<i8").tobytes()])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def image(self, index: int) -> Image.Image:
+        return self._source.image(int(self._indices[index]))
+
+
+def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source]:
+    """(training, held out): `count` images, at most a tenth of all, chosen by (seed, number of images) alone."""
+    order = epoch_order(len(source), seed, _HELDOUT_EPOCH)
+    held = min(count, len(source) // 10)
+    return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
+
+
+def _open_folder(folder: Path, config: str | None, split: str, column: str | None) -> Source:
+    if files := _find_files(folder, IMAGE_SUFFIXES):
+        if config is not None or split != "train" or column is not None:
+            raise UserError(
+                f"data.source {str(folder)!r} is a folder of images, which has no data.config {config!r}, "
+                f"data.split {split!r} or data.column {column!r}: leave them out, or name a folder inside it"
+            )
+        return FolderSource(folder, files)
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return _open_table(str(folder), column, [folder], lambda: _load_from_disk(folder, config, split))
+    if not _find_files(folder, TABLE_SUFFIXES):
+        raise UserError(
+            f"data.source {str(folder)!r} holds no {' '.join(IMAGE_SUFFIXES + TABLE_SUFFIXES)} files at any depth: "
+            "give a folder of images"
+        )
+    return _open_table(str(folder), column, [folder], lambda: _load_files(folder, config, split))
+
+
+def _open_hub(spec: str, config: str | None, split: str, column: str | None) -> Source:
+    import datasets
+
+    # rows of a Hub repository of image files name these files, where the client has put them
+    hub = Path(os.environ.get("HF_HUB_CACHE", datasets.config.HF_CACHE_HOME / "hub"))
+    roots = [hub / f"datasets--{spec.replace('/', '--')}", Path(datasets.config.HF_DATASETS_CACHE) / "downloads"]
+    return _open_table(spec, column, roots, lambda: datasets.load_dataset(spec, config, split=split))
+
+
+def _load_from_disk(folder: Path, config: str | None, split: str) -> Any:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(folder))
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if config is not None or split not in splits:
+        raise ValueError(f"no config {config!r}, split {split!r}: it has no configs, and splits {', '.join(splits)}")
+    return splits[split]
+
+
+def _load_files(folder: Path, config: str | None, split: str) -> Any:
+    import datasets
+
+    where = str(folder.resolve())
+    if where != glob.escape(where):
+        raise ValueError("the datasets library reads the characters * ? [ of a folder's name as a pattern: rename it")
+    return datasets.load_dataset(where, config, split=split)
+
+
+def _open_table(spec: str, column: str | None, roots: Sequence[Path], load: Callable[[], Any]) -> Source:
+    import datasets
+
+    try:
+        dataset = load()
+    except Exception as error:  # whatever a builder, a file system or the network raises
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"data.source {spec!r} cannot be loaded: {type(error).__name__}: {reason}: check that the folder or "
+            "the Hub data set exists and can be reached, and data.config and data.split"
+        ) from error
+    if not len(dataset):
+        raise UserError(f"data.source {spec!r} has no rows: choose another data.split")
+    column = _image_column(spec, dataset.features, column)
+    dataset = dataset.with_format(None).select_columns([column])
+    return TableSource(dataset.cast_column(column, datasets.Image(decode=False)), column, roots)
+
+
+def _image_column(spec: str, features: Mapping[str, Any], column: str | None) -> str:
+    """The column that holds images: the given one, else the only one by type, else the only one by name."""
+    import datasets
+
+    columns = f"its columns are {', '.join(f'{name} ({_type(kind)})' for name, kind in features.items())}"
+    if column is not None:
+        if column not in features:
+            raise UserError(f"data.column {column!r} is not in data.source {spec!r}: {columns}")
+        if not _can_hold_images(features[column]):
+            raise UserError(f"data.column {column!r} of data.source {spec!r} holds no images: {columns}")
+        return column
+    typed = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    named = [name for name in typed or features if name.lower() in IMAGE_COLUMNS]
+    for choice in (typed, [name for name in named if _can_hold_images(features[name])]):
+        if len(choice) == 1:
+            return choice[0]
+    raise UserError(f"data.source {spec!r} has no evident image column: set data.column, {columns}")
+
+
+def _can_hold_images(kind: Any) -> bool:
+    import datasets
+
+    if isinstance(kind, datasets.Value):
+        return kind.dtype in ("binary", "large_binary", "string", "large_string")
+    return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
+
+
+def _type(kind: Any) -> str:
+    return kind.dtype if hasattr(kind, "_type") and kind._type == "Value" else type(kind).__name__
+
+
+def _find_files(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """(relative path, size) of the regular files below a folder with one of the suffixes, sorted by path.
+
+    Links are followed; every real file and folder counts once, hidden ones not at all.
+    """
+    found: list[tuple[str, int]] = []
+    unreadable: list[str] = []
+    folders = [("", os.path.realpath(root))]  # (relative path, real path)
+    seen = {folders[0][1]}
+    while folders:
+        relative, folder = folders.pop()
+        for name, real, status in _entries(folder, unreadable):
+            is_image = stat.S_ISREG(status.st_mode) and name.lower().endswith(suffixes)
+            if real in seen or not (is_image or stat.S_ISDIR(status.st_mode)):
+                continue
+            seen.add(real)
+            path = os.path.join(relative, name)
+            if is_image:
+                found.append((path, status.st_size))
+            else:
+                folders.append((path, real))
+    if unreadable:
+        _log.warning("%s: %d entries cannot be read, the first: %s", root, len(unreadable), unreadable[0])
+    return sorted(found)
+
+
+def _entries(folder: str, unreadable: list[str]) -> Iterator[tuple[str, str, os.stat_result]]:
+    """(name, real path, status) of what a folder holds, by name; what cannot be read is noted in `unreadable`."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        unreadable.append(str(error))
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+            yield entry.name, real, entry.stat()
+        except OSError as error:  # a link to nothing, or to itself
+            unreadable.append(str(error))
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BrokenImage(f"cannot be read: {error.strerror}") from error
+
+
+def _read_below(roots: Sequence[Path], path: str) -> bytes:
+    """Read a file that a table names, if it lies below one of `roots`."""
+    for root in map(os.path.realpath, roots if "\0" not in path else ()):
+        real = os.path.realpath(os.path.join(root, path))
+        if real.startswith(os.path.join(root, "")) and os.path.isfile(real):
+            return _read(real)
+    raise BrokenImage(f"the table names a file outside the data set, which is not opened: {path!r}")
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

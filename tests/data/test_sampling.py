@@ -1,0 +1,82 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swin_mim.data.sampling import SampleOrder, epoch_order, positions, sample_generator
+
+seeds = st.integers(0, 2**64 - 1)
+
+
+@settings(deadline=None)
+@given(n=st.integers(0, 200), seed=seeds, epoch=st.integers(0, 2**40))
+def test_an_epoch_visits_every_sample_once(n: int, seed: int, epoch: int) -> None:
+    order = epoch_order(n, seed, epoch)
+    assert order.dtype == np.int64
+    assert sorted(order) == list(range(n))
+
+
+def test_order_never_changes_with_a_release() -> None:
+    assert epoch_order(10, seed=0, epoch=0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert epoch_order(10, seed=7, epoch=3).tolist() == [2, 5, 9, 7, 3, 0, 6, 8, 4, 1]
+    assert sample_generator(7, 3).random(2).tolist() == [0.20846739571851047, 0.5383972497385711]
+
+
+def test_orders_of_other_seeds_and_epochs_differ() -> None:
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(10) for epoch in range(10)}
+    assert len(orders) == 100
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 30), seed=seeds, jumps=st.lists(st.integers(0, 200), max_size=20))
+def test_sample_order_is_a_function_of_the_position(n: int, seed: int, jumps: list[int]) -> None:
+    order = SampleOrder(n, seed)
+    for position in jumps:
+        assert order.index(position) == epoch_order(n, seed, position // n)[position % n]
+
+
+@settings(deadline=None)
+@given(seed=seeds, position=st.integers(0, 2**63))
+def test_streams_of_one_position_are_independent_and_repeatable(seed: int, position: int) -> None:
+    draws = [tuple(sample_generator(seed, position, stream).random(4)) for stream in (0, 1, 2, 0)]
+    assert draws[0] == draws[3]
+    assert len(set(draws)) == 3
+    assert tuple(sample_generator(seed, position + 1).random(4)) not in draws
+
+
+def test_crops_do_not_reuse_the_bits_that_order_an_epoch() -> None:
+    keys = np.random.Philox(key=np.array([5, 9], dtype=np.uint64)).random_raw(1000)
+    own = sample_generator(5, 9).bit_generator.random_raw(1000)
+    assert not set(keys.tolist()) & set(own.tolist())
+
+
+def test_sample_generator_leaves_the_global_state_alone() -> None:
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    sample_generator(1, 2).random(100)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+@settings(deadline=None)
+@given(
+    start=st.integers(0, 1000),
+    micro=st.integers(1, 5),
+    world=st.integers(1, 4),
+    accumulation=st.integers(1, 4),
+    steps=st.integers(1, 3),
+)
+def test_processes_share_each_step_out(start: int, micro: int, world: int, accumulation: int, steps: int) -> None:
+    size = micro * world * accumulation
+    for step in range(steps):
+        taken: list[int] = []
+        for rank in range(world):
+            firsts = list(islice(positions(start, size, micro, rank, world), accumulation * steps))
+            for first in firsts[step * accumulation : (step + 1) * accumulation]:
+                taken.extend(range(first, first + micro))
+        assert sorted(taken) == list(range(start + step * size, start + (step + 1) * size))
+
+
+def test_a_global_batch_that_does_not_divide_is_our_bug() -> None:
+    with pytest.raises(AssertionError, match=r"10 % \(4 \* 2\)"):
+        next(positions(0, 10, 4, 0, 2))
