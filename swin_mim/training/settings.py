@@ -1,0 +1,202 @@
+"""Every setting of a pretraining run: plain values in sections. The defaults are SimMIM's at 100 epochs.
+
+The text under a setting is what `--help` says of it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from swin_mim.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: its place and its randomness."""
+
+    name: str
+    """Folder of the run inside the root. A run of the same name is continued."""
+    root: str = "runs"
+    """Folder that holds all runs."""
+    seed: int = 0
+    """Decides the order of the images, crops, masks and the first weights."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images and what a model sees of them."""
+
+    source: str = "blue_marble"
+    """A folder of images (any depth, no labels), a data set on the Hugging Face Hub, or blue_marble."""
+    config: str | None = None
+    """Configuration of a Hub data set that has several."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    column: str | None = None
+    """Column of the images; without it the only image column."""
+    heldout: int = 256
+    """Images kept out of training to evaluate on; never more than a tenth of the source."""
+    workers: int = 4
+    """Processes that decode images, for each training process; 0 decodes in the training process."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel, of values from 0 to 1. ImageNet's."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel. ImageNet's."""
+    crop_scale: tuple[float, float] = (0.67, 1.0)
+    """Least and greatest part of the image's area that a random crop takes."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Least and greatest width / height of a random crop."""
+    max_broken: float = 0.01
+    """Part of the images that may be undecodable before the run stops."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder."""
+
+    name: str = "swin_base"
+    """Named size: swin_nano, swin_tiny, swin_small, swin_base or swin_large."""
+    image_size: tuple[int, ...] = (192,)
+    """Pixels, one number or height and width; a multiple of mask.unit."""
+    patch_size: int = 4
+    """Pixels along the side of a token."""
+    in_channels: int = 3
+    """Channels of an image; images are read as RGB."""
+    window_size: tuple[int, ...] = (6,)
+    """Tokens along the side of an attention window, one number or height and width."""
+    embed_dim: int | None = None
+    """Channels of the first stage; None takes the named size's."""
+    depths: tuple[int, ...] | None = None
+    """Blocks of each stage; None takes the named size's."""
+    num_heads: tuple[int, ...] | None = None
+    """Attention heads of each stage; None takes the named size's."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block; earlier blocks have linearly less."""
+    target: Literal["pixels", "normalized"] = "pixels"
+    """What is predicted: the pixels, or pixels normalised by the window of 47 around each."""
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """The masks."""
+
+    unit: int = 32
+    """Pixels along the side of a square that is masked as one; a multiple of model.patch_size."""
+    ratio: float = 0.6
+    """Part of the squares that is masked, rounded up to whole squares."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate. Rates are given for 512 images and scaled by train.global_batch / 512."""
+
+    base_lr: float = 2e-4
+    """Learning rate after the warm-up, per 512 images."""
+    warmup_lr: float = 1e-6
+    """Learning rate of the first step, per 512 images."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine, per 512 images."""
+    warmup: str = "10 epochs"
+    """Duration of the straight line from warmup_lr to base_lr."""
+    schedule: Schedule = "cosine"
+    """Shape after the warm-up."""
+    milestones: tuple[str, ...] = ()
+    """Durations from the start after which multistep multiplies the rate by gamma."""
+    gamma: float = 0.1
+    """Factor of each milestone."""
+    weight_decay: float = 0.05
+    """Decay of the matrices and convolutions; biases, norms, bias tables and the mask token have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moving averages."""
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
+    clip_norm: float = 5.0
+    """Largest norm of all gradients together; longer ones are scaled down to it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and arithmetic. Durations are "100 epochs", "500 steps" or "2e6 images"."""
+
+    duration: str = "100 epochs"
+    """Length of the whole run."""
+    global_batch: int = 2048
+    """Images of one step, over all processes and accumulation."""
+    micro_batch: int = 128
+    """Images of one forward pass on one process; what is missing to global_batch is accumulated."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of forward and backward; auto is bf16 on devices that have it, else fp32."""
+    attention: Literal["auto", "reference", "sdpa"] = "auto"
+    """Implementation of the window attention."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    activation_checkpointing: bool = False
+    """Compute the blocks again in the backward pass: less memory, a third more arithmetic."""
+    stop_after: str = "0 steps"
+    """Leave with a checkpoint after this much of the whole run, as if interrupted; 0 goes to the end."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run says of itself. A duration of 0 means never."""
+
+    every: str = "50 steps"
+    """Between two lines of metrics."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers of accelerate, besides metrics.jsonl: tensorboard, wandb, mlflow, ..."""
+    evaluate_every: str = "1 epoch"
+    """Between two evaluations on the held-out images, with the same masks each time."""
+    pictures_every: str = "10 epochs"
+    """Between two pictures of reconstructions."""
+    pictures: int = 8
+    """Held-out images in such a picture."""
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    """Checkpoints."""
+
+    every: str = "1 epoch"
+    """Between two checkpoints; the last step has one too."""
+    keep: int = 2
+    """Newest checkpoints that are kept; at least 2, as the last one may be being written."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a Swin Transformer on images without labels."""
+
+    run: RunConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+
+
+FREE = frozenset(
+    {
+        "run.root",
+        # Whether the images are still the same is told by their fingerprint, which every checkpoint holds.
+        "data.source",
+        "data.config",
+        "data.split",
+        "data.column",
+        "data.workers",
+        "data.max_broken",
+        "train.micro_batch",
+        "train.attention",
+        "train.compile",
+        "train.activation_checkpointing",
+        "train.stop_after",
+        "log.every",
+        "log.trackers",
+        "log.evaluate_every",
+        "log.pictures_every",
+        "log.pictures",
+        "save.every",
+        "save.keep",
+    }
+)
+"""Settings that may change when a run is resumed; every other one decides what the run computes."""
