@@ -85,10 +85,17 @@ class PixelDecoder(nn.Sequential):
             nn.Conv2d(config.num_features, config.stride**2 * config.in_channels, kernel_size=1),
             nn.PixelShuffle(config.stride),
         )
+        self.stride = config.stride
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages."""
-        return super().forward(features.permute(0, 3, 1, 2))
+        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages.
+
+        The two modules in one product and one copy, as the features are channels-last.
+        """
+        conv = self[0]
+        pixels = F.linear(features, conv.weight.flatten(1), conv.bias)
+        pixels = pixels.unflatten(3, (-1, self.stride, self.stride))  # (B, h, w, C, s, s)
+        return pixels.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def masked_l1(pixels: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,112 @@
+"""The masked L1 on held-out images under fixed masks, and what it would be with nothing learned."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from swin_mim.data.loader import Batch
+from swin_mim.errors import UserError
+from swin_mim.evaluation.hole_filling import mean_fill, membrane_fill
+from swin_mim.models.simmim import masked_l1
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    draw_mask: Callable[[int, int], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+) -> float:
+    """The mean loss over all held-out images of all processes; every process gets the same number.
+
+    Each image counts the same, however the images are cut into batches and dealt to processes; a process may have no
+    batch at all. The model comes back in the mode it was in.
+
+    Args:
+        model: called as model(images, mask); its result's first field is the loss of the batch. The bare model: one
+            wrapped for distributed training may wait for the forward of a process that has no batch left.
+        batches: this process's share of the held-out images.
+        prepare: uint8 (B, C, H, W) -> normalised float on the model's device.
+        draw_mask: (batch size, start) -> bool (B, H/p, W/p) on that device, a function of the images' positions
+            alone, so that every evaluation of a run sees the same masks.
+        reduce: the sum of a tensor over all processes. It gets float64 (2,) on the CPU and moves it where its
+            backend needs it; every process calls it exactly once.
+
+    Raises:
+        UserError: no process has an image.
+    """
+    losses, counts = [], []
+    with evaluation_mode(model):
+        for batch in batches:
+            mask = draw_mask(len(batch.images), batch.start)
+            losses.append(model(prepare(batch.images), mask)[0].detach())
+            counts.append(len(batch.images))
+    return _mean_over_images([losses], counts, reduce)[0]
+
+
+def baseline_errors(
+    batches: Iterable[Batch],
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    draw_mask: Callable[[int, int], Tensor],
+    patch: int,
+    reduce: Callable[[Tensor], Tensor],
+    deviation: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """The masked L1 of two fillings with nothing learned, in the units of the loss: a model should get below both.
+
+    Args:
+        batches, prepare, draw_mask, reduce: as in `evaluate`; `reduce` gets float64 (3,).
+        patch: pixels along the side of one token.
+        deviation: for a normalised target: prepared images -> local standard deviation, both (B, C, H, W).
+
+    Returns:
+        "mean_fill", the mean of the visible pixels, and "interpolation", the membrane between them.
+
+    Raises:
+        UserError: no process has an image.
+    """
+    errors: list[list[Tensor]] = [[], []]
+    counts = []
+    for batch in batches:
+        images, mask = prepare(batch.images), draw_mask(len(batch.images), batch.start)
+        unit = torch.ones_like(images) if deviation is None else deviation(images)
+        for found, fill in zip(errors, (mean_fill, membrane_fill), strict=True):
+            filled = fill(images, pixel_mask(mask, patch))
+            found.append(masked_l1(filled / unit, images / unit, mask))
+        counts.append(len(batch.images))
+    return dict(zip(("mean_fill", "interpolation"), _mean_over_images(errors, counts, reduce), strict=True))
+
+
+def pixel_mask(mask: Tensor, patch: int) -> Tensor:
+    """bool (B, h, w) on the token grid -> bool (B, h * patch, w * patch) on the pixels."""
+    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients inside; afterwards every module is in its own former mode, also after an error."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference_mode: what a module caches in it could never be trained with
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _mean_over_images(values: list[list[Tensor]], counts: list[int], reduce: Callable[[Tensor], Tensor]) -> list[float]:
+    """Means of several quantities, each given per batch, with the batches' image counts as weights.
+
+    The values stay on their device until the end: one wait for the device, not one per batch.
+    """
+    weights = torch.tensor(counts, dtype=torch.float64)
+    sums = [(torch.stack(each).cpu().double() * weights).sum() if each else weights.sum() for each in values]
+    *totals, images = reduce(torch.stack([*sums, weights.sum()])).tolist()
+    if not images:
+        raise UserError("there is no held-out image to evaluate on: data.heldout 0 or a source of under 10 images")
+    return [total / images for total in totals]
