@@ -93,6 +93,7 @@ class PixelDecoder(nn.Sequential):
         The two modules in one product and one copy, as the features are channels-last.
         """
         conv = self[0]
+        assert isinstance(conv, nn.Conv2d)
         pixels = F.linear(features, conv.weight.flatten(1), conv.bias)
         pixels = pixels.unflatten(3, (-1, self.stride, self.stride))  # (B, h, w, C, s, s)
         return pixels.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

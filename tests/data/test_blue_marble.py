@@ -25,7 +25,7 @@ def pixel(longitude: float, latitude: float) -> tuple[int, int]:
 
 
 def test_tiles_are_as_many_as_the_docstring_says(tiles: tuple[TileSource, TileSource]) -> None:
-    assert [len(part) for part in tiles] == [1846, 108]
+    assert [len(part) for part in tiles] == [1862, 110]
     assert tiles[0].fingerprint != tiles[1].fingerprint
     assert [part.fingerprint for part in open_blue_marble()] == [part.fingerprint for part in tiles]
 
@@ -64,7 +64,7 @@ def test_tiles_lie_on_the_map_and_on_land(tiles: tuple[TileSource, TileSource]) 
         assert (corners + TILE <= [2700, 5400]).all()
         for top, left in corners[rng.choice(len(corners), 30, replace=False)]:
             window = zones[top : top + TILE, left : left + TILE]
-            assert np.count_nonzero(window != 32) >= 0.75 * TILE * TILE
+            assert np.count_nonzero(window != 32) >= 0.5 * TILE * TILE
             assert composite()[top : top + TILE, left : left + TILE].std(axis=(0, 1)).max() >= 4
 
 
@@ -72,11 +72,11 @@ def test_no_tile_that_qualifies_is_missing(tiles: tuple[TileSource, TileSource])
     kept = set(map(tuple, tiles[0]._corners.tolist()))
     for left in range(2400, 2752, 32):  # the Greenwich meridian, between two held-out blocks
         for top in range(500, 2200, 1):
-            if top % 32:
+            if (top - 270) % 32:
                 continue
             land = (climate_zones()[top : top + TILE, left : left + TILE] != 32).mean()
             spread = composite()[top : top + TILE, left : left + TILE].astype(float).var(axis=(0, 1)).mean() ** 0.5
-            assert ((top, left) in kept) == (land >= 0.75 and spread >= 4)
+            assert ((top, left) in kept) == (land >= 0.5 and spread >= 4)
 
 
 @pytest.mark.parametrize(
