@@ -1,0 +1,334 @@
+"""The one training loop. It knows that a batch has a loss, and nothing else about what is trained."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
+from torch import Tensor
+
+from swin_mim.data.loader import Batch
+from swin_mim.errors import UserError
+from swin_mim.training.run_state import RunState
+from swin_mim.training.schedule import due
+from swin_mim.training.stop_signal import StopSignal
+from swin_mim.training.tracking import Interval, RunLog, duration_text, peak_memory_gb
+
+BROKEN_GRACE = 1000
+"""Images that are read before the share of broken ones says anything."""
+SKIPS_IN_A_ROW = 3
+"""Non-finite steps in a row after which a run has diverged; a loss scaler finds its scale by many more."""
+SKIPS_IN_A_ROW_SCALED = 50
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in steps; 0 means never."""
+
+    total_steps: int
+    stop_after: int
+    log_every: int
+    save_every: int
+    global_batch: int
+    accumulation: int
+    clip_norm: float
+    seed: int
+    dataset_size: int
+    max_broken: float
+
+    def ends_early_at(self, step: int) -> bool:
+        return 0 < self.stop_after == step
+
+
+Evaluation = tuple[int, Callable[[int], dict[str, float]]]
+"""(every, function of the step that returns metrics)"""
+
+
+def world_size() -> int:
+    """Processes of this launch, known before any of them is connected."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def warmup_steps(duration: str, steps: int, total_steps: int) -> int:
+    """The warm-up in steps, once it is sure to end before the run."""
+    if steps >= total_steps:
+        raise UserError(
+            f"optim.warmup {duration!r} is {steps} steps and the run has {total_steps}: the warm-up must be shorter"
+        )
+    return steps
+
+
+def start_accelerator(
+    folder: Path, *, precision: str, accumulation: int, micro_batch: int, clip_norm: float, trackers: Sequence[str]
+) -> Accelerator:
+    """Connect the processes and choose device and precision.
+
+    Args:
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 on a GPU that has it, fp32 elsewhere.
+
+    Raises:
+        UserError: a precision that the device lacks, or a tracker that is not installed.
+    """
+    cuda = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not cuda:
+        raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
+    _check_trackers(trackers)
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if not cuda and world_size() > 1:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accelerator = Accelerator(
+        gradient_accumulation_steps=accumulation,
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+        kwargs_handlers=handlers,
+        step_scheduler_with_optimizer=False,
+    )
+    accelerator.init_trackers(folder.name)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # accelerate reads these off a prepared loader, and there is none: the order of samples is ours
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = micro_batch
+        settings["gradient_clipping"] = clip_norm
+    return accelerator
+
+
+def fit(
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    *,
+    plan: Plan,
+    state: RunState,
+    batches: Iterator[Batch],
+    loss_of: Callable[[Batch], Tensor],
+    learning_rate: Callable[[int], float],
+    evaluations: Sequence[Evaluation],
+    save: Callable[[RunState], None],
+    log: RunLog,
+) -> bool:
+    """Train from `state` to the end of the plan, or until a stop is asked for.
+
+    Args:
+        batches: micro batches of this process, from `state.samples_seen` on.
+        loss_of: a micro batch -> its mean loss, by a forward of the prepared model.
+        learning_rate: step -> absolute rate.
+        evaluations: what to measure and how often.
+        save: writes a checkpoint of the state; called by all processes together.
+
+    Returns:
+        whether the run reached its end.
+
+    Raises:
+        UserError: the loss stays non-finite, or too many images are broken.
+    """
+    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of)
+    resumed_at = state.step  # which was evaluated and saved when it was reached
+    with StopSignal() as stop:
+        while True:
+            new = state.step > resumed_at
+            for every, evaluation in evaluations:
+                if new and due(state.step, every, plan.total_steps):
+                    trainer.read_reports()
+                    log.metrics(state.step, evaluation(state.step))
+                    trainer.interval.restart_clock()
+            stopping = trainer.stop_agreed or plan.ends_early_at(state.step)
+            if new and (stopping or due(state.step, plan.save_every, plan.total_steps)):
+                trainer.read_reports()
+                save(trainer.snapshot())
+                trainer.interval.restart_clock()
+            if stopping or state.step >= plan.total_steps:
+                return state.step >= plan.total_steps
+            trainer.step(learning_rate(state.step), stop)
+            log.advance()
+            if due(state.step, plan.log_every, plan.total_steps):
+                _log_interval(log, trainer, learning_rate(state.step - 1))
+
+
+class _Trainer:
+    """One step after the other; holds what lives between them."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: Any,
+        optimizer: Any,
+        plan: Plan,
+        state: RunState,
+        batches: Iterator[Batch],
+        loss_of: Callable[[Batch], Tensor],
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.plan, self.state = plan, state
+        self.stop_agreed = False
+        self.interval = Interval(accelerator.device, state.sums)
+        self._batches, self._loss_of = batches, loss_of
+        self._reports: deque[Tensor] = deque()
+        # Reading a report waits for the device; one step later it is there already.
+        self._lag = 0 if accelerator.device.type == "cpu" else 1
+
+    def step(self, rate: float, stop: StopSignal) -> None:
+        """One update of the global batch, and what all processes then agree on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        broken = 0
+        losses = []
+        for _ in range(self.plan.accumulation):
+            batch = self._next_batch()
+            broken += len(batch.broken)
+            with self.accelerator.accumulate(self.model):
+                _seed_forward(self.plan.seed, batch.start)
+                loss = self._loss_of(batch)
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
+        norm, finite = self._update()
+        mean = torch.stack(losses).mean()
+        counts = torch.tensor([stop.received, broken], dtype=torch.float32, device=mean.device)
+        own = torch.cat([torch.stack([mean.float() / self.accelerator.num_processes, finite]), counts])
+        report = self.accelerator.reduce(own, "sum")
+        self.interval.add(report[0], norm)
+        self._reports.append(report)
+        self.state.step += 1
+        self.state.samples_seen += self.plan.global_batch
+        self.read_reports(self._lag)
+
+    def read_reports(self, behind: int = 0) -> None:
+        """Act on what all processes reported, up to the step `behind` the last one."""
+        while len(self._reports) > behind:
+            loss, finite, stop, broken = self._reports.popleft().tolist()
+            state = self.state
+            self.stop_agreed |= stop > 0
+            state.broken += int(broken)
+            good = finite == self.accelerator.num_processes
+            state.skipped += not good
+            state.skipped_in_a_row = 0 if good else state.skipped_in_a_row + 1
+            if not good:
+                _LOG.warning("step %d: loss %s or its gradient is not finite: update skipped", state.step, loss)
+            _check_finite(state, scaled=self.accelerator.scaler is not None)
+            _check_broken(state, self.plan)
+
+    def snapshot(self) -> RunState:
+        """The state with the sums of the running interval, ready to be saved."""
+        self.state.sums = self.interval.sums()
+        return self.state
+
+    def _next_batch(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        self.interval.waited(time.perf_counter() - start)
+        return batch
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        """Clip, and update unless the gradient is not finite -> its norm, and 1.0 if it is finite."""
+        accelerator = self.accelerator
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)
+        finite = norm.isfinite()
+        if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
+            # The fused optimizer leaves weights and moments alone where this is not 0. A gradient of one process
+            # is that of all, so all decide alike; DeepSpeed and the loss scaler have rules of their own.
+            self.optimizer.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, finite.float()
+
+
+def _seed_forward(seed: int, position: int) -> None:
+    """Stochastic depth and dropout are functions of the run's seed and the micro batch's position too."""
+    words = np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]))
+
+
+def _check_finite(state: RunState, *, scaled: bool) -> None:
+    limit = SKIPS_IN_A_ROW_SCALED if scaled else SKIPS_IN_A_ROW
+    if state.skipped_in_a_row >= limit:
+        raise UserError(
+            f"the loss or its gradient was not finite for {limit} steps in a row, up to step {state.step}: "
+            "the run has diverged; resume it from its last checkpoint, with a smaller optim.base_lr under another "
+            "run.name, or with train.precision fp32"
+        )
+
+
+def _check_broken(state: RunState, plan: Plan) -> None:
+    if state.samples_seen >= BROKEN_GRACE and state.broken > plan.max_broken * state.samples_seen:
+        raise UserError(
+            f"{state.broken} of {state.samples_seen} images could not be read, more than data.max_broken "
+            f"{plan.max_broken:.2%}: they are listed in broken_images.jsonl in the run's folder; "
+            "repair or remove them, or raise data.max_broken"
+        )
+
+
+def _log_interval(log: RunLog, trainer: _Trainer, rate: float) -> None:
+    plan, state = trainer.plan, trainer.state
+    trainer.read_reports()
+    values = {
+        "epoch": round(state.samples_seen / plan.dataset_size, 4),
+        "samples_seen": state.samples_seen,
+        **trainer.interval.means(),
+        "lr": rate,
+        "skipped": state.skipped,
+        "broken": state.broken,
+        **trainer.interval.speed(plan.global_batch),
+        "memory_gb": peak_memory_gb(trainer.accelerator.device),
+    }
+    log.metrics(state.step, values)
+    left = (plan.total_steps - state.step) * plan.global_batch / max(values["images_per_second"], 1e-9)
+    loss, norm = values.get("loss", math.nan), values.get("grad_norm", math.nan)
+    _LOG.info(
+        f"step {state.step:>6}/{plan.total_steps}  epoch {values['epoch']:.2f}  loss {loss:.4f}  "
+        f"lr {rate:.2e}  grad norm {norm:.3f}  {values['images_per_second']:.0f} images/s  "
+        f"data wait {values['data_wait']:.0%}  {values['memory_gb']:.2f} GB  eta {duration_text(left)}"
+    )
+
+
+def _check_trackers(wanted: Sequence[str]) -> None:
+    # accelerate leaves out a tracker whose package is missing, with no more than a warning
+    missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise UserError(f"log.trackers names {names}, not installed here: pip install {names}, or leave it out")
+
+
+class BrokenImages:
+    """The list of images that could not be read, in the run's folder: one line each, however often it is met."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known = {json.loads(line)["name"] for line in lines if line.endswith("}")}  # a kill may tear the last
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what they report is written down."""
+        for batch in batches:
+            for name, reason in batch.broken:
+                self._add(name, reason)
+            yield batch
+
+    def _add(self, name: str, reason: str) -> None:
+        if name in self._known:
+            return
+        self._known.add(name)
+        _LOG.warning("cannot read %s (%s): another image takes its place", name, reason)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"name": name, "reason": reason}) + "\n")

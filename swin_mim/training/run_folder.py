@@ -1,0 +1,57 @@
+"""The folder of a run: whose it is, and how it stands."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from swin_mim.errors import UserError
+from swin_mim.training import checkpoint
+from swin_mim.training.config import PretrainConfig, from_mapping, frozen_differences, to_yaml
+from swin_mim.training.run_state import RunState
+
+CONFIG = "config.yaml"
+STATUS = "run_status.json"
+
+
+def claim(folder: Path, config: PretrainConfig, *, main: bool = True) -> None:
+    """Make sure that the settings continue the run that is there, if any; the main process writes them down.
+
+    Raises:
+        UserError: the folder has checkpoints of a run with other settings; names each of them.
+    """
+    path = folder / CONFIG
+    if path.exists() and checkpoint.steps_on_disk(folder / "checkpoints"):
+        saved = from_mapping(PretrainConfig, yaml.safe_load(path.read_text()), where=str(path))
+        differences = frozen_differences(saved, config)
+        if differences:
+            raise UserError(
+                f"{folder} holds a run with other settings ({'; '.join(differences)}): "
+                "start another run with --run.name, or continue this one with its own settings"
+            )
+    if not main:
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(to_yaml(config))
+    temporary.replace(path)
+
+
+@contextmanager
+def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> Iterator[None]:
+    """Keep run_status.json true: "running", then "finished", "stopped" (the run can be continued) or "failed"."""
+
+    def write(status: str) -> None:
+        if main:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            values = {"status": status, "step": state.step, "total_steps": total_steps, "time": now}
+            checkpoint.write_json(folder / STATUS, values)
+
+    write("running")
+    try:
+        yield
+    except BaseException:
+        write("failed")
+        raise
+    write("finished" if state.step >= total_steps else "stopped")

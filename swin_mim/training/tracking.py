@@ -1,0 +1,211 @@
+"""What a run says of itself: metrics.jsonl, trackers, train.log, progress bar, loss plot."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+_LOG = logging.getLogger("swin_mim")
+
+
+class RunLog:
+    """Metrics of one run. Only the main process writes; in the others every method does nothing.
+
+    Args:
+        folder: the run's folder.
+        total_steps: steps of the whole run.
+        step: steps already done; metrics of later ones, from a run that was cut off, are removed.
+        accelerator: its trackers get every metric too.
+    """
+
+    def __init__(self, folder: Path, *, total_steps: int, step: int, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self._main: bool = accelerator.is_main_process
+        self._path = folder / "metrics.jsonl"
+        self._bar: tqdm | None = None
+        if not self._main:
+            return
+        _keep_metrics_until(self._path, step if step else -1)  # a run from the start keeps nothing
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to the trackers; nothing measured is no line."""
+        if not values:
+            return
+        self._accelerator.log(values, step=step)
+        if self._main:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
+    """Send the package's messages to the terminal and to train.log; of several processes only the main one talks.
+
+    Returns a function that says one text there.
+    """
+    _LOG.setLevel(logging.INFO if main else logging.ERROR)
+    _LOG.propagate = False
+    for handler in list(_LOG.handlers):
+        _LOG.removeHandler(handler)
+        handler.close()
+    terminal = _Terminal()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    _LOG.addHandler(terminal)
+    if main:
+        file = logging.FileHandler(folder / "train.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        _LOG.addHandler(file)
+
+    return _LOG.info
+
+
+class _Terminal(logging.StreamHandler):
+    """Writes above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
+
+
+class Interval:
+    """Sums between two log lines, kept on the device so that adding to them does not wait for it.
+
+    Part of a run's state: a run that stops between two lines continues the same sums.
+    """
+
+    FIELDS = ("steps", "loss", "grad_norm")
+
+    def __init__(self, device: torch.device, sums: dict[str, float] | None = None) -> None:
+        values = [0.0] * len(self.FIELDS) if sums is None else [sums[field] for field in self.FIELDS]
+        precision = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.tensor(values, dtype=precision, device=device)
+        self.restart_clock()
+
+    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """One step; both are scalars on the device. A non-finite step, which changed nothing, does not count."""
+        values = torch.stack([torch.ones_like(loss), loss, grad_norm])
+        self._sums += torch.where(values.isfinite().all(), values, 0)
+        self.steps_timed += 1
+
+    def sums(self) -> dict[str, float]:
+        return dict(zip(self.FIELDS, self._sums.tolist(), strict=True))
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and gradient norm, nothing if no step was finite; starts the next interval."""
+        sums = self.sums()
+        self._sums.zero_()
+        return {field: sums[field] / sums["steps"] for field in self.FIELDS[1:]} if sums["steps"] else {}
+
+    def restart_clock(self) -> None:
+        """What came before (an evaluation, a checkpoint) does not count as training time."""
+        self._start, self._waited, self.steps_timed = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float) -> None:
+        """Time that the step spent waiting for images."""
+        self._waited += seconds
+
+    def speed(self, global_batch: int) -> dict[str, float]:
+        """images/s over all processes, and the share of the time spent waiting for images; restarts the clock."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        speed = {
+            "images_per_second": round(self.steps_timed * global_batch / seconds, 2),
+            "data_wait": round(self._waited / seconds, 4),
+        }
+        self.restart_clock()
+        return speed
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in GB (10^9 bytes): allocated on the accelerator, or resident on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    import resource  # not on Windows, which has no such count
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+
+
+def duration_text(seconds: float) -> str:
+    """3725 -> "1:02:05"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """All whole lines of a run's metrics.jsonl, in their order."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []  # a run that logs nothing has none
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def summary(folder: Path) -> str:
+    """The last held-out loss, beside what filling the holes with nothing learned costs; empty without evaluations."""
+    rows = read_metrics(folder)
+    losses = [row["heldout_loss"] for row in rows if "heldout_loss" in row]
+    fillings = next((row for row in rows if "mean_fill_error" in row), None)
+    if not losses or fillings is None:
+        return ""
+    lines = [f"held-out loss {losses[-1]:.4f}; the same holes filled with nothing learned:"]
+    for key, name in (("mean_fill_error", "mean of the visible pixels"), ("interpolation_error", "interpolation")):
+        lines.append(
+            f"  {name:<27}{fillings[key]:.4f}  (the loss is {losses[-1] / max(fillings[key], 1e-12):.2f} of it)"
+        )
+    return "\n".join(lines)
+
+
+def plot_losses(folder: Path) -> Path:
+    """Training and held-out loss over the steps -> plots/loss.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(folder)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label, style in (("loss", "training", "-"), ("heldout_loss", "held out, fixed masks", "o-")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1.2)
+    reference = next((row for row in rows if "mean_fill_error" in row), None)
+    if reference is not None:
+        for key, label, dashes in (
+            ("mean_fill_error", "mean of the visible pixels", (6, 2)),
+            ("interpolation_error", "interpolation from the surroundings", (2, 2)),
+        ):
+            axes.axhline(reference[key], color="grey", linewidth=1, dashes=dashes, label=label)
+    axes.set(xlabel="step", ylabel="masked L1", ylim=(0, None))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    path = folder / "plots" / "loss.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _keep_metrics_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    # a run that starts anew measures step 0 again
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step] if step else []
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)

@@ -1,0 +1,277 @@
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from swin_mim.training import tracking
+from swin_mim.training.tracking import (
+    Interval,
+    RunLog,
+    duration_text,
+    plot_losses,
+    read_metrics,
+    start_log,
+    summary,
+)
+
+CPU = torch.device("cpu")
+FILLINGS = {"heldout_loss": 0.9, "mean_fill_error": 0.5, "interpolation_error": 0.4}
+
+
+class FakeAccelerator:
+    """Remembers what the trackers were given."""
+
+    def __init__(self, *, main: bool) -> None:
+        self.is_main_process = main
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, values))
+
+
+def run_log(folder: Path, step: int = 0, *, main: bool = True) -> RunLog:
+    return RunLog(folder, total_steps=10, step=step, accelerator=FakeAccelerator(main=main))
+
+
+def write(folder: Path, *rows: dict[str, float]) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_every_metric_is_a_line_of_json_and_goes_to_the_trackers(tmp_path: Path) -> None:
+    accelerator = FakeAccelerator(main=True)
+    log = RunLog(tmp_path, total_steps=10, step=0, accelerator=accelerator)
+    log.metrics(1, {"loss": 0.1 + 0.2, "lr": 1e-7})
+    log.advance()
+    log.metrics(2, {"heldout_loss": 1 / 3})
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().split("\n")
+    assert lines.pop() == ""
+    rows = [{"step": 1, "loss": 0.1 + 0.2, "lr": 1e-7}, {"step": 2, "heldout_loss": 1 / 3}]
+    assert [json.loads(line) for line in lines] == rows == read_metrics(tmp_path)
+    assert accelerator.logged == [(1, {"loss": 0.1 + 0.2, "lr": 1e-7}), (2, {"heldout_loss": 1 / 3})]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = [
+        {"step": 0, **FILLINGS},
+        {"step": 2, "loss": 0.3},
+        {"step": 2, "heldout_loss": 0.4},
+    ]
+    write(tmp_path, *rows, {"step": 3, "loss": 0.2}, {"step": 4, "loss": 0.1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "loss"')
+    log = run_log(tmp_path, step=2)
+    assert read_metrics(tmp_path) == rows
+    log.metrics(3, {"loss": 0.25})
+    assert read_metrics(tmp_path) == [*rows, {"step": 3, "loss": 0.25}]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 200))
+def test_a_torn_line_costs_that_line_only(tmp_path_factory: pytest.TempPathFactory, torn: int) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    rows: list[dict[str, float]] = [{"step": step, "loss": step / 7, "lr": 1e-4} for step in range(1, 5)]
+    write(folder, *rows)
+    path = folder / "metrics.jsonl"
+    data = path.read_bytes()[:-torn]
+    path.write_bytes(data)
+    log = run_log(folder, step=9)
+    log.metrics(10, {"loss": 0.0})
+    whole = sum(data.startswith("".join(json.dumps(row) + "\n" for row in rows[:n])[:-1].encode()) for n in range(1, 5))
+    assert read_metrics(folder) == [*rows[:whole], {"step": 10, "loss": 0.0}]
+
+
+def test_a_run_that_starts_anew_has_no_metrics(tmp_path: Path) -> None:
+    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 2, "loss": 0.3})
+    run_log(tmp_path, step=0)
+    assert read_metrics(tmp_path) == []
+
+
+def test_only_the_main_process_writes(tmp_path: Path) -> None:
+    write(tmp_path, {"step": 5, "loss": 0.3})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    log = run_log(tmp_path, step=2, main=False)
+    log.metrics(3, {"loss": 0.1})
+    log.advance()
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run_log(tmp_path, step=4, main=False).close()
+    assert terminal.getvalue() == ""
+    log = run_log(tmp_path, step=4)
+    log.advance()
+    log.close()
+    assert "4/10" in terminal.getvalue()
+    assert "5/10" in terminal.getvalue()
+
+
+@pytest.fixture
+def package_log() -> Iterator[logging.Logger]:
+    """The package's logger, afterwards as it was."""
+    log = logging.getLogger("swin_mim")
+    level, propagate, handlers = log.level, log.propagate, list(log.handlers)
+    yield log
+    for handler in set(log.handlers) - set(handlers):
+        handler.close()
+    log.handlers[:] = handlers
+    log.setLevel(level)
+    log.propagate = propagate
+
+
+def test_messages_go_to_the_terminal_and_to_train_log(
+    tmp_path: Path, package_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # a second start in the same process does not say everything twice
+        say = start_log(tmp_path, main=True)
+    say("hello")
+    logging.getLogger("swin_mim.training.engine").warning("careful: %d", 7)
+    assert capsys.readouterr().err == "hello\ncareful: 7\n"
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO hello", "WARNING careful: 7"]
+
+
+def test_of_several_processes_one_talks(
+    tmp_path: Path, package_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say = start_log(tmp_path, main=False)
+    say("hello")
+    logging.getLogger("swin_mim.training.engine").warning("careful")
+    logging.getLogger("swin_mim.training.engine").error("lost")
+    assert capsys.readouterr().err == "lost\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def add(interval: Interval, steps: range) -> None:
+    for step in steps:
+        draw = torch.rand(2, generator=torch.Generator().manual_seed(step))
+        interval.add(draw[0], draw[1])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_an_interval_goes_on_exactly_after_a_restart(before: int, after: int) -> None:
+    whole, first = Interval(CPU), Interval(CPU)
+    add(whole, range(before + after))
+    add(first, range(before))
+    on_disk = json.dumps(first.sums())
+    second = Interval(CPU, json.loads(on_disk))
+    assert json.dumps(second.sums()) == on_disk
+    add(second, range(before, before + after))
+    assert second.sums() == whole.sums()
+    assert second.means() == whole.means()
+
+
+def test_sums_do_not_lose_small_losses() -> None:
+    interval = Interval(CPU)
+    for _ in range(3):
+        interval.add(torch.tensor(2.0**24), torch.tensor(1.0))
+        interval.add(torch.tensor(1.0), torch.tensor(1.0))
+    assert interval.sums()["loss"] == 3 * 2**24 + 3
+
+
+def test_means_start_the_next_interval() -> None:
+    interval = Interval(CPU)
+    for loss, norm in ((1.0, 2.0), (0.5, 4.0)):
+        interval.add(torch.tensor(loss), torch.tensor(norm))
+    assert interval.sums() == {"steps": 2.0, "loss": 1.5, "grad_norm": 6.0}
+    assert interval.means() == {"loss": 0.75, "grad_norm": 3.0}
+    assert interval.sums() == {"steps": 0.0, "loss": 0.0, "grad_norm": 0.0}
+    interval.add(torch.tensor(0.25), torch.tensor(1.0))
+    assert interval.means() == {"loss": 0.25, "grad_norm": 1.0}
+
+
+def test_speed_counts_the_time_since_the_clock_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    interval = Interval(CPU, {"steps": 3.0, "loss": 1.0, "grad_norm": 1.0})  # steps of an earlier process have no time
+    add(interval, range(2))
+    interval.waited(1.0)
+    now[0] += 4
+    assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.25}
+    now[0] += 100
+    interval.restart_clock()
+    add(interval, range(1))
+    now[0] += 2
+    assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (0.9, "0:00"),
+        (9, "0:09"),
+        (60, "1:00"),
+        (61.5, "1:01"),
+        (3599.9, "59:59"),
+        (3600, "1:00:00"),
+        (3725, "1:02:05"),
+        (86_400 * 4 + 59, "96:00:59"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_peak_memory_is_in_gigabytes() -> None:
+    assert 0.05 < tracking.peak_memory_gb(CPU) < 100
+
+
+def test_the_summary(tmp_path: Path) -> None:
+    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 5, "heldout_loss": 0.3}, {"step": 9, "heldout_loss": 0.25})
+    assert summary(tmp_path) == (
+        "held-out loss 0.2500; the same holes filled with nothing learned:\n"
+        "  mean of the visible pixels 0.5000  (the loss is 0.50 of it)\n"
+        "  interpolation              0.4000  (the loss is 0.62 of it)"
+    )
+
+
+def test_without_evaluations_there_is_no_summary(tmp_path: Path) -> None:
+    assert summary(tmp_path) == ""
+    write(tmp_path, {"step": 1, "loss": 0.3})
+    assert summary(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [
+            {"step": 0, **FILLINGS},
+            {"step": 1, "loss": 0.5},
+            {"step": 2, "loss": 0.4},
+            {"step": 2, "heldout_loss": 0.4},
+        ],
+        [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}],
+        [{"step": 1, "loss": 0.5}, {"step": 2, "loss": float("nan")}],
+        [{"step": 5, "heldout_loss": 0.3}],
+        [{"step": 5, "other": 0.3}],
+        None,
+    ],
+    ids=["all", "training", "not finite", "held out", "nothing", "no metrics"],
+)
+def test_the_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]] | None) -> None:
+    if rows is not None:
+        write(tmp_path, *rows)
+    path = plot_losses(tmp_path)
+    assert path == tmp_path / "plots" / "loss.png"
+    with Image.open(path) as picture:
+        picture.load()
+        assert (picture.format, picture.size) == ("PNG", (840, 480))
+    assert plot_losses(tmp_path) == path, "a second time it is replaced"
