@@ -1,0 +1,104 @@
+"""Runs of the real recipe, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "run": {"name": "tiny"},
+    "data": {"workers": 0, "heldout": 4},
+    "model": {
+        "name": "swin_nano",
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [1, 2],
+        "image_size": 32,
+        "window_size": 4,
+    },
+    "mask": {"unit": 8},
+    "optim": {"base_lr": 0.1, "warmup": "2 steps"},
+    "train": {"duration": "10 steps", "global_batch": 16, "micro_batch": 16, "precision": "fp32"},
+    "log": {"every": "1 step", "evaluate_every": "5 steps", "pictures_every": "0 steps", "trackers": []},
+    "save": {"every": "5 steps"},
+}
+TIMING = {"images_per_second", "data_wait", "memory_gb"}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """44 pictures: 40 to train on, so that an epoch of 2.5 steps ends inside a step."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(44):
+        smooth = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(smooth).resize((50, 40)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+class Recipe:
+    """Starts recipes/pretrain.py on the tiny model."""
+
+    def __init__(self, folder: Path, images: Path) -> None:
+        self.folder = folder
+        self.config = folder / "tiny.yaml"
+        settings = TINY | {"data": {**TINY["data"], "source": str(images)}}
+        self.config.write_text(yaml.safe_dump(settings))
+
+    def start(self, name: str, *flags: str, processes: int = 1, zero: int = 0) -> subprocess.Popen[str]:
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+            command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+        command += [str(ROOT / "recipes" / "pretrain.py"), "--config", str(self.config)]
+        command += ["--run.root", str(self.folder / "runs"), "--run.name", name, *flags]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        if zero:
+            environment |= {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "recipes" / "launch" / f"zero{zero}.json"),
+            }
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder
+        )
+
+    def run(self, name: str, *flags: str, expect: int = 0, processes: int = 1, zero: int = 0) -> str:
+        """Run to the end; the output."""
+        process = self.start(name, *flags, processes=processes, zero=zero)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == expect, output
+        return output
+
+    def path(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        """Everything in metrics.jsonl that is not a matter of time or memory."""
+        lines = (self.path(name) / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+    def losses(self, name: str) -> list[float]:
+        return [row["loss"] for row in self.metrics(name) if "loss" in row]
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Recipe:
+    return Recipe(tmp_path_factory.mktemp("recipe"), images)
+
+
+@pytest.fixture(scope="session")
+def whole_run(recipe: Recipe) -> str:
+    """Ten steps at one go, by one process: what every other way of running must equal."""
+    recipe.run("whole")
+    return "whole"
+
+
+RecipeFactory = Callable[[], Recipe]

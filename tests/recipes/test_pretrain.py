@@ -1,0 +1,127 @@
+"""The recipe as a user meets it."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from swin_mim import SimMIM, SwinConfig
+
+CONFIG = SwinConfig(32, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4)
+
+
+def mixed_folder(folder):
+    """320 pictures in nested folders: seven formats and modes, many sizes, three broken ones."""
+    rng = np.random.default_rng(1)
+    modes = ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16"]
+    suffixes = {"RGB": "jpg", "L": "JPEG", "P": "gif", "RGBA": "png", "CMYK": "tif", "1": "bmp", "I;16": "png"}
+    for i in range(320):
+        mode = modes[i % len(modes)]
+        size = tuple(int(n) for n in rng.integers(10, 90, 2))
+        image = Image.fromarray(rng.integers(0, 255, (3, 3, 3), dtype=np.uint8)).resize(size)
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+        else:
+            image = image.convert(mode)
+        path = folder / f"class {i % 3}" / f"{'deep/' * (i % 2)}{i:03d}.{suffixes[mode]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("not a picture")
+    cut = sorted(folder.rglob("*.jpg"))[5]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    (folder / "notes.txt").write_text("not looked at")
+    return {"empty.jpg", "text.png", cut.relative_to(folder).as_posix()}
+
+
+def test_a_folder_of_mixed_and_broken_images_trains(recipe, tmp_path):
+    broken = mixed_folder(tmp_path / "images")
+    output = recipe.run(
+        "mixed",
+        *("--data.source", str(tmp_path / "images"), "--data.workers", "2", "--train.duration", "45 steps"),
+        *("--log.pictures_every", "20 steps", "--log.trackers", "tensorboard"),
+    )
+    folder = recipe.path("mixed")
+    listed = [json.loads(line) for line in (folder / "broken_images.jsonl").read_text().splitlines()]
+    assert {entry["name"] for entry in listed} == broken
+    assert all(entry["reason"] for entry in listed)
+    assert "finished" in output
+    for picture in ["samples/step_0000020.png", "samples/step_0000045.png", "plots/loss.png"]:
+        Image.open(folder / picture).verify()
+    assert list(folder.glob("tensorboard/**/events.out.tfevents.*"))
+    assert {"config.yaml", "metrics.jsonl", "train.log", "run_status.json"} <= {p.name for p in folder.iterdir()}
+    row = recipe.metrics("mixed")[-2]
+    assert row["broken"] > 0
+    assert json.loads((folder / "run_status.json").read_text())["status"] == "finished"
+
+
+def test_too_many_broken_images_stop_the_run(recipe, tmp_path):
+    mixed_folder(tmp_path / "images")
+    for path in random.Random(0).sample(sorted(tmp_path.rglob("*.bmp")), 20):
+        path.write_bytes(b"")
+    flags = ["--data.source", str(tmp_path / "images"), "--train.duration", "80 steps"]
+    output = recipe.run("rotten", *flags, expect=2)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "more than data.max_broken 1.00%" in last
+    assert "broken_images.jsonl" in last
+    assert json.loads((recipe.path("rotten") / "run_status.json").read_text())["status"] == "failed"
+
+
+def test_the_checkpoint_is_a_plain_model(recipe, whole_run):
+    checkpoint = recipe.path(whole_run) / "checkpoints" / "step_0000000010"
+    assert sorted(p.name for p in checkpoint.iterdir()) == [
+        "MANIFEST.json", "model.safetensors", "optimizer.safetensors", "trainer.json",
+    ]  # fmt: skip
+    SimMIM(CONFIG).load_state_dict(load_file(checkpoint / "model.safetensors"))
+    kept = sorted(p.name for p in checkpoint.parent.iterdir())
+    assert kept == ["step_0000000005", "step_0000000010"]
+
+
+def test_other_arithmetic(recipe, whole_run):
+    """Compiled, recomputed and SDPA runs are the same run; bf16 and a normalised target are near and not equal."""
+    for name, flags, tolerance in [
+        ("recomputed", ["--train.activation_checkpointing"], 0),
+        ("sdpa", ["--train.attention", "sdpa"], 1e-4),
+        ("bf16", ["--train.precision", "bf16"], 3e-2),
+    ]:
+        recipe.run(name, *flags)
+        assert recipe.losses(name) == pytest.approx(recipe.losses(whole_run), abs=tolerance, rel=0), name
+    assert recipe.losses("bf16") != recipe.losses(whole_run)
+
+
+@pytest.mark.slow
+def test_compiled(recipe, whole_run):
+    recipe.run("compiled", "--train.compile")
+    assert recipe.losses("compiled") == pytest.approx(recipe.losses(whole_run), abs=1e-4, rel=0)
+
+
+def test_normalized_target(recipe):
+    output = recipe.run("normalized", "--model.target", "normalized", "--log.pictures_every", "10 steps")
+    errors = recipe.metrics("normalized")[0]
+    assert errors["mean_fill_error"] > errors["interpolation_error"] > 0
+    assert "finished" in output
+
+
+def test_zero_in_bf16(recipe, whole_run):
+    recipe.run("zero_bf16", "--train.micro_batch", "8", "--train.precision", "bf16", processes=2, zero=1)
+    assert recipe.losses("zero_bf16") == pytest.approx(recipe.losses(whole_run), abs=6e-2, rel=0)
+
+
+@pytest.mark.parametrize(("flags", "text"), [
+    (["--model.image_size", "200", "--model.window_size", "6", "--mask.unit", "32"],
+     "model.image_size 200 is not a multiple of mask.unit 32: use 192 (windows of 6 "),
+    (["--optim.base_rl", "1"], "did you mean"),
+    (["--data.source", "/nowhere/at/all"], "does not exist"),
+    (["--train.global_batch", "17"], "train.global_batch 16"),
+    (["--train.precision", "fp16"], "fp16 needs a GPU"),
+    (["--log.trackers", "aim"], "pip install aim"),
+    (["--optim.warmup", "10 steps"], "the warm-up must be shorter"),
+])  # fmt: skip
+def test_a_users_mistake_is_one_line_and_exit_code_2(flags, text, recipe):
+    output = recipe.run("mistake", *flags, expect=2).strip()
+    assert text in output
+    assert output.count("\n") == 0, output

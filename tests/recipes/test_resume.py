@@ -1,0 +1,100 @@
+"""A run that was interrupted and continued is the run that was not."""
+
+import json
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+
+def final_tensors(recipe, name):
+    folder = recipe.path(name) / "checkpoints" / "step_0000000010"
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def assert_same_run(recipe, one, other):
+    assert recipe.metrics(one) == recipe.metrics(other)
+    a, b = final_tensors(recipe, one), final_tensors(recipe, other)
+    assert a.keys() == b.keys()
+    for key in a:
+        assert (a[key].contiguous().view(-1) == b[key].contiguous().view(-1)).all(), key
+
+
+@pytest.mark.parametrize("k", [1, 4, 7])
+def test_continued_equals_uninterrupted(k, recipe, whole_run):
+    """An epoch is 2.5 steps: 4 is in the middle of one, 1 is before the first checkpoint that was due."""
+    name = f"stopped_{k}"
+    assert "the same command continues the run" in recipe.run(name, "--train.stop_after", f"{k} steps")
+    assert f"resumed at step {k}" in recipe.run(name)
+    assert_same_run(recipe, whole_run, name)
+
+
+def test_a_finished_run_does_nothing_again(recipe, whole_run):
+    before = (recipe.path(whole_run) / "metrics.jsonl").read_bytes()
+    assert "resumed at step 10" in recipe.run(whole_run)
+    assert (recipe.path(whole_run) / "metrics.jsonl").read_bytes() == before
+
+
+def test_one_process_continues_as_two(recipe, whole_run):
+    recipe.run("grown", "--train.stop_after", "4 steps")
+    recipe.run("grown", "--train.micro_batch", "8", processes=2)
+    for a, b in zip(recipe.metrics(whole_run), recipe.metrics("grown"), strict=True):
+        assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
+
+
+def test_zero_continues(recipe, whole_run):
+    split = ["--train.micro_batch", "8"]
+    recipe.run("zero_stopped", *split, "--train.stop_after", "4 steps", processes=2, zero=1)
+    assert "resumed at step 4" in recipe.run("zero_stopped", *split, processes=2, zero=1)
+    for a, b in zip(recipe.metrics(whole_run), recipe.metrics("zero_stopped"), strict=True):
+        assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint(number, recipe, whole_run):
+    name = f"signal_{number}"
+    process = recipe.start(name, "--data.workers", "2")
+    lines = []
+    for line in process.stdout:  # the first step is done when its line appears
+        lines.append(line)
+        if line.startswith("step "):
+            process.send_signal(number)
+            break
+    lines.append(process.communicate(timeout=120)[0])
+    output = "".join(lines)
+    status = json.loads((recipe.path(name) / "run_status.json").read_text())
+    if status["status"] == "stopped":  # a tiny run may end before the signal arrives
+        assert process.returncode == 75, output
+        assert 0 < status["step"] < 10
+    recipe.run(name)
+    assert_same_run(recipe, whole_run, name)
+
+
+def test_a_broken_checkpoint_falls_back(recipe, whole_run):
+    recipe.run("broken", "--train.stop_after", "7 steps")
+    checkpoints = recipe.path("broken") / "checkpoints"
+    newest = checkpoints / "step_0000000007" / "optimizer.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    output = recipe.run("broken")
+    assert "step_0000000007 is broken (optimizer.safetensors was changed)" in output
+    assert "resumed at step 5" in output
+    assert (checkpoints / "bad_step_0000000007").is_dir()
+    assert_same_run(recipe, whole_run, "broken")
+
+
+def test_other_settings_do_not_continue_a_run(recipe, whole_run):
+    output = recipe.run(whole_run, "--optim.base_lr", "0.2", expect=2)
+    assert "optim.base_lr: 0.1 -> 0.2" in output
+    assert output.strip().count("\n") == 0
+
+
+def test_other_images_do_not_continue_a_run(recipe, images, tmp_path):
+    recipe.run("moved", "--train.stop_after", "1 step")
+    (images / "00.png").rename(tmp_path / "gone.png")
+    try:
+        output = recipe.run("moved", expect=2)
+    finally:
+        (tmp_path / "gone.png").rename(images / "00.png")
+    assert "was written with images" in output
