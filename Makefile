@@ -1,0 +1,36 @@
+# Everything happens in a virtual environment in .venv. With an environment of your own: make test PYTHON=python VENV=
+
+VENV ?= .venv
+BASE ?= python3
+PYTHON ?= $(VENV)/bin/python
+EXTRAS = demo,deepspeed,test,dev
+READY = $(if $(VENV),$(VENV)/.ready-$(1))
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(call READY,demo)
+	$(PYTHON) -m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no recipes/pretrain.py
+
+test: $(call READY,$(EXTRAS))
+	$(PYTHON) -m pytest
+
+test-slow: $(call READY,$(EXTRAS))
+	$(PYTHON) -m pytest -m slow
+
+check: $(call READY,$(EXTRAS))
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format: $(call READY,$(EXTRAS))
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+$(VENV)/.ready-%: pyproject.toml
+	$(BASE) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
