@@ -4,15 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import run_recipe
 import yaml
 from PIL import Image
+from run_recipe import RECIPE
 
-ROOT = Path(__file__).parents[2]
 TINY = {
     "run": {"name": "tiny"},
     "data": {"workers": 0, "heldout": 4},
@@ -53,29 +53,39 @@ class Recipe:
         settings = TINY | {"data": {**TINY["data"], "source": str(images)}}
         self.config.write_text(yaml.safe_dump(settings))
 
-    def start(self, name: str, *flags: str, processes: int = 1, zero: int = 0) -> subprocess.Popen[str]:
-        command = [sys.executable]
-        if processes > 1:
-            command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-            command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-        command += [str(ROOT / "recipes" / "pretrain.py"), "--config", str(self.config)]
-        command += ["--run.root", str(self.folder / "runs"), "--run.name", name, *flags]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        if zero:
-            environment |= {
-                "ACCELERATE_USE_DEEPSPEED": "true",
-                "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "recipes" / "launch" / f"zero{zero}.json"),
-            }
-        return subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder
-        )
+    def arguments(self, name: str, flags: tuple[str, ...]) -> list[str]:
+        return ["--config", str(self.config), "--run.root", str(self.folder / "runs"), "--run.name", name, *flags]
 
-    def run(self, name: str, *flags: str, expect: int = 0, processes: int = 1, zero: int = 0) -> str:
+    def run(self, name: str, *flags: str, expect: int = 0) -> str:
         """Run to the end; the output."""
-        process = self.start(name, *flags, processes=processes, zero=zero)
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == expect, output
+        code, output = run_recipe.run(self.arguments(name, flags), self.folder)
+        assert code == expect, output
         return output
+
+    def start(self, name: str, *flags: str) -> subprocess.Popen[str]:
+        """Start from nothing, as from a terminal."""
+        return self._start([sys.executable, str(RECIPE), *self.arguments(name, flags)], {})
+
+    def launch(self, name: str, *flags: str, zero: int = 0) -> str:
+        """Run as two processes of torchrun, with DeepSpeed if `zero` is its stage; the output."""
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(RECIPE)]
+        stage = str(RECIPE.parent / "launch" / f"zero{zero}.json")
+        deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": stage}
+        process = self._start([*command, *self.arguments(name, flags)], deepspeed if zero else {})
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        return output
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            env=os.environ | run_recipe.ENVIRONMENT | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+        )
 
     def path(self, name: str) -> Path:
         return self.folder / "runs" / name
@@ -99,6 +109,3 @@ def whole_run(recipe: Recipe) -> str:
     """Ten steps at one go, by one process: what every other way of running must equal."""
     recipe.run("whole")
     return "whole"
-
-
-RecipeFactory = Callable[[], Recipe]

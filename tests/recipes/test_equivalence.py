@@ -2,20 +2,20 @@
 
 import pytest
 
+HALF = ("--train.micro_batch", "8")
 WAYS = {
-    "accumulation": (["--train.micro_batch", "8"], {}),
-    "workers_2": (["--data.workers", "2"], {}),
-    "workers_4": (["--data.workers", "4"], {}),
-    "processes_2": (["--train.micro_batch", "8"], {"processes": 2}),
-    "zero_1": (["--train.micro_batch", "8"], {"processes": 2, "zero": 1}),
-    "zero_2": (["--train.micro_batch", "4"], {"processes": 2, "zero": 2}),
+    "accumulation": lambda recipe, name: recipe.run(name, *HALF),
+    "workers_2": lambda recipe, name: recipe.run(name, "--data.workers", "2"),
+    "workers_4": lambda recipe, name: recipe.run(name, "--data.workers", "4"),
+    "processes_2": lambda recipe, name: recipe.launch(name, *HALF),
+    "zero_1": lambda recipe, name: recipe.launch(name, *HALF, zero=1),
+    "zero_2_accumulation": lambda recipe, name: recipe.launch(name, "--train.micro_batch", "4", zero=2),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_losses_are_those_of_one_process(way, recipe, whole_run):
-    flags, launch = WAYS[way]
-    recipe.run(way, *flags, **launch)
+    WAYS[way](recipe, way)
     expected, found = recipe.metrics(whole_run), recipe.metrics(way)
     assert len(expected) == 13  # 10 steps, 2 evaluations, the errors of filling
     for a, b in zip(expected, found, strict=True):

@@ -107,7 +107,7 @@ def test_normalized_target(recipe):
 
 
 def test_zero_in_bf16(recipe, whole_run):
-    recipe.run("zero_bf16", "--train.micro_batch", "8", "--train.precision", "bf16", processes=2, zero=1)
+    recipe.launch("zero_bf16", "--train.micro_batch", "8", "--train.precision", "bf16", zero=1)
     assert recipe.losses("zero_bf16") == pytest.approx(recipe.losses(whole_run), abs=6e-2, rel=0)
 
 

@@ -37,15 +37,15 @@ def test_a_finished_run_does_nothing_again(recipe, whole_run):
 
 def test_one_process_continues_as_two(recipe, whole_run):
     recipe.run("grown", "--train.stop_after", "4 steps")
-    recipe.run("grown", "--train.micro_batch", "8", processes=2)
+    recipe.launch("grown", "--train.micro_batch", "8")
     for a, b in zip(recipe.metrics(whole_run), recipe.metrics("grown"), strict=True):
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
 
 def test_zero_continues(recipe, whole_run):
     split = ["--train.micro_batch", "8"]
-    recipe.run("zero_stopped", *split, "--train.stop_after", "4 steps", processes=2, zero=1)
-    assert "resumed at step 4" in recipe.run("zero_stopped", *split, processes=2, zero=1)
+    recipe.launch("zero_stopped", *split, "--train.stop_after", "4 steps", zero=1)
+    assert "resumed at step 4" in recipe.launch("zero_stopped", *split, zero=1)
     for a, b in zip(recipe.metrics(whole_run), recipe.metrics("zero_stopped"), strict=True):
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
