@@ -96,7 +96,7 @@ def shift_mask(size: Pair, window: Pair, shift: Pair, like: Tensor) -> Tensor:
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """q, k, v (B, n, heads, t, d), bias (heads, t, t) or (n, heads, t, t) -> (B, n, heads, t, d)."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(bias.dtype)
     scores += bias
     return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
