@@ -33,17 +33,18 @@ def main(config: PretrainConfig) -> int:
     from swin_mim.evaluation.heldout import HeldOut
     from swin_mim.masking import block_mask
     from swin_mim.models.simmim import SimMIM
+    from swin_mim.models.swin import compile_blocks
     from swin_mim.models.window_attention import resolve_backend
-    from swin_mim.training import engine, run_folder
+    from swin_mim.training import engine, processes, run_folder
     from swin_mim.training.optim import adamw
     from swin_mim.training.run_state import Checkpoints, RunState
-    from swin_mim.training.schedule import learning_rate, scaled, to_steps
+    from swin_mim.training.schedule import checked_warmup, learning_rate, scaled, to_steps
     from swin_mim.training.tracking import RunLog, plot_losses, start_log, summary
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
-    folder, world = Path(run.root) / run.name, engine.world_size()
+    folder, world = Path(run.root) / run.name, processes.world_size()
     accumulated = accumulation(train, world)
-    accelerator = engine.start_accelerator(
+    accelerator = processes.start_accelerator(
         folder,
         precision=train.precision,
         accumulation=accumulated,
@@ -53,15 +54,14 @@ def main(config: PretrainConfig) -> int:
     )
     device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
     say = start_log(folder, main=is_main)
+    run_folder.claim(folder, config, main=is_main)
 
     # Images: those to train on, and those held out to measure on.
-    with accelerator.main_process_first():
-        run_folder.claim(folder, config, main=is_main)
-        if data.source == "blue_marble":
-            training, heldout = open_blue_marble()
-        else:
-            source = open_source(data.source, config=data.config, split=data.split, column=data.column)
-            training, heldout = split_heldout(source, data.heldout, run.seed)
+    if data.source == "blue_marble":
+        training, heldout = open_blue_marble()
+    else:
+        source = open_source(data.source, config=data.config, split=data.split, column=data.column)
+        training, heldout = split_heldout(source, data.heldout, run.seed)
     steps = partial(to_steps, dataset_size=len(training), global_batch=train.global_batch)
     plan = engine.Plan(
         total_steps=steps(train.duration),
@@ -86,15 +86,14 @@ def main(config: PretrainConfig) -> int:
         activation_checkpointing=train.activation_checkpointing,
     )
     if train.compile:
-        for block in model.encoder.blocks():
-            block.compile(dynamic=False)
+        compile_blocks(model.encoder)
     prepared, optimizer = accelerator.prepare(
         model, adamw(model, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
     )
     rate = partial(
         learning_rate,
         total_steps=plan.total_steps,
-        warmup_steps=engine.warmup_steps(optim.warmup, steps(optim.warmup), plan.total_steps),
+        warmup_steps=checked_warmup(optim.warmup, steps(optim.warmup), plan.total_steps),
         base=scaled(optim.base_lr, train.global_batch),
         warmup_start=scaled(optim.warmup_lr, train.global_batch),
         minimum=scaled(optim.min_lr, train.global_batch),
@@ -117,13 +116,15 @@ def main(config: PretrainConfig) -> int:
     )
     newest = checkpoints.newest()
     state = checkpoints.restore(newest) if newest else RunState()
+    processes.start_trackers(accelerator, run.name, step=state.step)
 
     # From images to a loss: normalised and masked on the device, the mask a function of seed and position.
     grid = swin.stage_grid(0)
     size = (grid[0] * swin.patch_size, grid[1] * swin.patch_size)
+    mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
 
     def prepare(images: Tensor) -> Tensor:
-        return normalize(images.to(device, non_blocking=True), data.mean, data.std)
+        return normalize(images.to(device, non_blocking=True), mean, std)
 
     def draw_mask(batch: int, start: int, seed: int) -> Tensor:
         unit = config.mask.unit // swin.patch_size
@@ -133,7 +134,7 @@ def main(config: PretrainConfig) -> int:
         return prepared(prepare(batch.images), draw_mask(len(batch.images), batch.start, run.seed)).loss
 
     share = {"rank": rank, "world": world, "workers": data.workers}
-    broken = engine.BrokenImages(folder / "broken_images.jsonl")
+    broken = run_folder.BrokenImages(folder / "broken_images.jsonl")
     batches = training_batches(
         training,
         PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio),
@@ -152,7 +153,7 @@ def main(config: PretrainConfig) -> int:
     measured = HeldOut(
         list(broken.watch(examples)),
         prepare=prepare,
-        restore=partial(denormalize, mean=data.mean, std=data.std),
+        restore=partial(denormalize, mean=mean, std=std),
         draw_mask=partial(draw_mask, seed=EVALUATION_SEED),
         reduce=lambda sums: accelerator.reduce(sums.to(device), "sum").cpu() if world > 1 else sums,
     )
@@ -215,6 +216,6 @@ if __name__ == "__main__":
             default_config=DEMO,
             prog="recipes/pretrain.py",
             description="Pretrain a Swin Transformer with SimMIM on images without labels.",
+            check=check,
         )
-        check(settings)
         sys.exit(main(settings))

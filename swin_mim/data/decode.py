@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no "MPO": Pillow's JPEG opener already covers it
 MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 30_000
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -30,10 +32,10 @@ class BrokenImage(ValueError):
     """An image that cannot be used; the message is the reason, in one line."""
 
 
-def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file and turn it upright.
 
-    Transparent pixels show the background colour. 16-bit grey is divided by 257, never clipped; 32-bit integers
+    Transparent pixels are white. 16-bit grey is divided by 257, never clipped; 32-bit integers
     too unless they leave 0..65535: those, and floats, are scaled so that their own (finite) range becomes 0..255.
     NaN and -inf are black, inf is white. (16 bits per channel in colour arrive from Pillow cut to their high byte.)
 
@@ -51,7 +53,7 @@ def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size)
             image.load()
-            return to_rgb(_upright(image), background)
+            return to_rgb(_upright(image))
     except BrokenImage:
         raise
     except UnidentifiedImageError:  # its own message holds a memory address
@@ -60,12 +62,12 @@ def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode -> mode "RGB", by the rules of `decode_image`."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, (*background, 255))
+        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 

@@ -185,7 +185,7 @@ def _load(
     try:
         for batch, failure in loaded:
             if failure:
-                raise UserError(failure)
+                raise UserError(failure, local=True)
             yield batch
     finally:
         if workers:

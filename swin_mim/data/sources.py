@@ -161,6 +161,12 @@ def _open_folder(folder: Path, config: str | None, split: str, column: str | Non
                 f"data.source {str(folder)!r} is a folder of images, which has no data.config {config!r}, "
                 f"data.split {split!r} or data.column {column!r}: leave them out, or name a folder inside it"
             )
+        tables = [path for path, _ in _find_files(folder, TABLE_SUFFIXES) if not path.endswith("metadata.parquet")]
+        if tables:
+            raise UserError(
+                f"data.source {str(folder)!r} holds {len(files)} images and {len(tables)} tables such as {tables[0]}: "
+                "name the folder inside it that holds only what you mean"
+            )
         return FolderSource(folder, files)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _open_table(str(folder), column, [folder], lambda: _load_from_disk(folder, config, split))

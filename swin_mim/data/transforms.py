@@ -17,6 +17,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 _TRIES = 10
 
 
+Values = Sequence[float] | Tensor
+"""One number for each channel."""
+
+
 @dataclass(frozen=True)
 class PretrainTransform:
     """SimMIM's augmentation: a random crop resized to `size`, then a horizontal flip of every second image."""
@@ -26,11 +30,13 @@ class PretrainTransform:
     scale: tuple[float, float] = (0.67, 1.0)
     """Least and greatest part of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of the crop."""
+    """Least and greatest width / height of the crop, relative to those of `size`."""
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """An RGB image of any size -> uint8 (3, H, W), a function of the image and `rng` alone."""
-        box = random_crop_box(image.size, self.scale, self.ratio, rng)
+        stretch = self.size[1] / self.size[0]
+        ratio = (self.ratio[0] * stretch, self.ratio[1] * stretch)
+        box = random_crop_box(image.size, self.scale, ratio, rng)
         crop = _resize(image, self.size, box)
         return to_tensor(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop)
 
@@ -91,19 +97,22 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, H, W) on any device -> float32: (x / 255 - mean) / std, with a mean and std for each channel."""
+def normalize(images: Tensor, mean: Values, std: Values) -> Tensor:
+    """uint8 (B, C, H, W) on any device -> float32: (x / 255 - mean) / std, with a mean and std for each channel.
+
+    Tensors on the device of the images save it a wait for their copy.
+    """
     return (images.float() / 255 - _per_channel(mean, images)) / _per_channel(std, images)
 
 
-def denormalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def denormalize(pixels: Tensor, mean: Values, std: Values) -> Tensor:
     """The inverse of `normalize`: float (B, C, H, W) -> uint8, values out of range clipped."""
     values = (pixels.float() * _per_channel(std, pixels) + _per_channel(mean, pixels)) * 255
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)  # (C, 1, 1)
+def _per_channel(values: Values, like: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)  # (C, 1, 1)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swin_mim.errors import UserError
+from swin_mim.models.mlp import Mlp
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
 from swin_mim.models.window_attention import Backend, Pair, window_attention, window_geometry
 
-__all__ = ["Swin", "SwinConfig", "initialise"]
+__all__ = ["Swin", "SwinConfig", "compile_blocks", "initialise"]
 
 
 class Swin(nn.Module):
@@ -77,6 +78,16 @@ class Swin(nn.Module):
             for block in stage.blocks:
                 x = checkpoint(block, x, use_reentrant=False) if self.activation_checkpointing else block(x)
             yield x
+
+
+def compile_blocks(encoder: Swin) -> None:
+    """torch.compile every block by itself, in place: few small graphs, and the same keys in the state dict."""
+    # All blocks share one piece of code, and torch gives up on code that it had to compile more often than this.
+    # Training and evaluation, shifted or not, and each rate of stochastic depth are graphs of their own.
+    limit = 4 * sum(encoder.config.depths)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    for block in encoder.blocks():
+        block.compile(dynamic=False)
 
 
 def initialise(module: nn.Module) -> None:
@@ -213,18 +224,6 @@ def relative_position_index(window: Pair, table_window: Pair, device: torch.devi
     offset_w = right[:, None] - right[None, :] + table_window[1] - 1  # (window_w, window_w)
     index = offset_h[:, None, :, None] * (2 * table_window[1] - 1) + offset_w[None, :, None, :]
     return index.reshape(window[0] * window[1], window[0] * window[1])
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, D) -> (B, h, w, D)."""
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
 
 class DropPath(nn.Module):

@@ -57,7 +57,7 @@ def commit(staging: Path, step: int) -> Path:
     for path in [*(p for p in staging.rglob("*") if p.is_dir()), staging]:
         _flush(path)
     final = staging.parent / _name(step)
-    if final.exists():  # a replayed step: until the new one stands, the old one must be recoverable
+    if final.exists():  # a step that was done again, after a fall-back to an earlier one
         final.rename(final.with_name(f".trash_{final.name}"))
     staging.rename(final)
     _flush(final.parent)

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,6 +34,7 @@ def load_config(
     default_config: Path,
     prog: str,
     description: str,
+    check: Callable[[Config], None] = lambda config: None,
 ) -> Config:
     """A YAML file with the command line over it -> `cls`. Answers `--help` and `--print-config` and leaves.
 
@@ -41,6 +42,7 @@ def load_config(
         cls: a dataclass whose fields are dataclasses (the sections) of plain values.
         arguments: the command line without the program; None takes that of the process.
         default_config: the YAML file without `--config`.
+        check: raises where settings cannot go together.
 
     Raises:
         UserError: a file that cannot be read, an unknown key or flag (with the nearest one), a wrong type.
@@ -56,6 +58,7 @@ def load_config(
     flags = _whole_flags(flags, dict(_leaf_types(cls)))
     text = _HELP.format(description=description, default=default_config, file=chosen.config)
     config = _override(cls, defaults, flags, prog=prog, description=text)
+    check(config)
     if chosen.print_config:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")

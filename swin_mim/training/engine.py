@@ -1,26 +1,17 @@
 """The one training loop. It knows that a batch has a loss, and nothing else about what is trained."""
 
-import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-)
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from swin_mim.data.loader import Batch
@@ -62,58 +53,6 @@ Evaluation = tuple[int, Callable[[int], dict[str, float]]]
 """(every, function of the step that returns metrics)"""
 
 
-def world_size() -> int:
-    """Processes of this launch, known before any of them is connected."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def warmup_steps(duration: str, steps: int, total_steps: int) -> int:
-    """The warm-up in steps, once it is sure to end before the run."""
-    if steps >= total_steps:
-        raise UserError(
-            f"optim.warmup {duration!r} is {steps} steps and the run has {total_steps}: the warm-up must be shorter"
-        )
-    return steps
-
-
-def start_accelerator(
-    folder: Path, *, precision: str, accumulation: int, micro_batch: int, clip_norm: float, trackers: Sequence[str]
-) -> Accelerator:
-    """Connect the processes and choose device and precision.
-
-    Args:
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 on a GPU that has it, fp32 elsewhere.
-
-    Raises:
-        UserError: a precision that the device lacks, or a tracker that is not installed.
-    """
-    cuda = torch.cuda.is_available()
-    if precision == "auto":
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and not cuda:
-        raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
-    _check_trackers(trackers)
-    folder.mkdir(parents=True, exist_ok=True)
-    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if not cuda and world_size() > 1:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    accelerator = Accelerator(
-        gradient_accumulation_steps=accumulation,
-        mixed_precision="no" if precision == "fp32" else precision,
-        log_with=list(trackers) or None,
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
-        kwargs_handlers=handlers,
-        step_scheduler_with_optimizer=False,
-    )
-    accelerator.init_trackers(folder.name)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # accelerate reads these off a prepared loader, and there is none: the order of samples is ours
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = micro_batch
-        settings["gradient_clipping"] = clip_norm
-    return accelerator
-
-
 def fit(
     accelerator: Accelerator,
     model: Any,
@@ -153,12 +92,13 @@ def fit(
                     trainer.read_reports()
                     log.metrics(state.step, evaluation(state.step))
                     trainer.interval.restart_clock()
-            stopping = trainer.stop_agreed or plan.ends_early_at(state.step)
+            stopping = trainer.stop_agreed or (new and plan.ends_early_at(state.step))
             if new and (stopping or due(state.step, plan.save_every, plan.total_steps)):
                 trainer.read_reports()
                 save(trainer.snapshot())
                 trainer.interval.restart_clock()
             if stopping or state.step >= plan.total_steps:
+                log.close()
                 return state.step >= plan.total_steps
             trainer.step(learning_rate(state.step), stop)
             log.advance()
@@ -184,8 +124,8 @@ class _Trainer:
         self.stop_agreed = False
         self.interval = Interval(accelerator.device, state.sums)
         self._batches, self._loss_of = batches, loss_of
-        self._reports: deque[Tensor] = deque()
-        # Reading a report waits for the device; one step later it is there already.
+        self._reports: deque[_Report] = deque()
+        # Reading a report waits until the device has computed it; one step later it has.
         self._lag = 0 if accelerator.device.type == "cpu" else 1
 
     def step(self, rate: float, stop: StopSignal) -> None:
@@ -202,13 +142,12 @@ class _Trainer:
                 loss = self._loss_of(batch)
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
-        norm, finite = self._update()
-        mean = torch.stack(losses).mean()
-        counts = torch.tensor([stop.received, broken], dtype=torch.float32, device=mean.device)
-        own = torch.cat([torch.stack([mean.float() / self.accelerator.num_processes, finite]), counts])
-        report = self.accelerator.reduce(own, "sum")
-        self.interval.add(report[0], norm)
-        self._reports.append(report)
+        mean = torch.stack(losses).mean().float() / self.accelerator.num_processes
+        counts = [torch.full_like(mean, count) for count in (float(stop.received), float(broken))]
+        shared = self.accelerator.reduce(torch.stack([mean, *counts]), "sum")
+        norm, finite = self._update(shared[0])
+        self.interval.add(shared[0], norm)
+        self._reports.append(_Report(torch.cat([shared, finite[None]])))
         self.state.step += 1
         self.state.samples_seen += self.plan.global_batch
         self.read_reports(self._lag)
@@ -216,16 +155,15 @@ class _Trainer:
     def read_reports(self, behind: int = 0) -> None:
         """Act on what all processes reported, up to the step `behind` the last one."""
         while len(self._reports) > behind:
-            loss, finite, stop, broken = self._reports.popleft().tolist()
+            loss, stop, broken, good = self._reports.popleft().read()
             state = self.state
             self.stop_agreed |= stop > 0
             state.broken += int(broken)
-            good = finite == self.accelerator.num_processes
             state.skipped += not good
             state.skipped_in_a_row = 0 if good else state.skipped_in_a_row + 1
             if not good:
                 _LOG.warning("step %d: loss %s or its gradient is not finite: update skipped", state.step, loss)
-            _check_finite(state, scaled=self.accelerator.scaler is not None)
+            _check_finite(state, scaled=self.accelerator.mixed_precision == "fp16")
             _check_broken(state, self.plan)
 
     def snapshot(self) -> RunState:
@@ -239,19 +177,36 @@ class _Trainer:
         self.interval.waited(time.perf_counter() - start)
         return batch
 
-    def _update(self) -> tuple[Tensor, Tensor]:
-        """Clip, and update unless the gradient is not finite -> its norm, and 1.0 if it is finite."""
+    def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip, and update unless loss or gradient is not finite -> the gradient's norm, and 1.0 if both are finite."""
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
         norm = torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)
-        finite = norm.isfinite()
+        finite = norm.isfinite() & loss.isfinite()
         if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
-            # The fused optimizer leaves weights and moments alone where this is not 0. A gradient of one process
-            # is that of all, so all decide alike; DeepSpeed and the loss scaler have rules of their own.
+            # The fused optimizer leaves weights and moments alone where this is not 0. Loss and gradient are those
+            # of all processes, so all decide alike; DeepSpeed and the loss scaler have rules of their own.
             self.optimizer.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, finite.float()
+
+
+class _Report:
+    """A few numbers of one step on their way from the device; a GPU goes on working while they are copied."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._arrived = numbers, None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
 
 
 def _seed_forward(seed: int, position: int) -> None:
@@ -300,35 +255,3 @@ def _log_interval(log: RunLog, trainer: _Trainer, rate: float) -> None:
         f"lr {rate:.2e}  grad norm {norm:.3f}  {values['images_per_second']:.0f} images/s  "
         f"data wait {values['data_wait']:.0%}  {values['memory_gb']:.2f} GB  eta {duration_text(left)}"
     )
-
-
-def _check_trackers(wanted: Sequence[str]) -> None:
-    # accelerate leaves out a tracker whose package is missing, with no more than a warning
-    missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise UserError(f"log.trackers names {names}, not installed here: pip install {names}, or leave it out")
-
-
-class BrokenImages:
-    """The list of images that could not be read, in the run's folder: one line each, however often it is met."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._known = {json.loads(line)["name"] for line in lines if line.endswith("}")}  # a kill may tear the last
-
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; what they report is written down."""
-        for batch in batches:
-            for name, reason in batch.broken:
-                self._add(name, reason)
-            yield batch
-
-    def _add(self, name: str, reason: str) -> None:
-        if name in self._known:
-            return
-        self._known.add(name)
-        _LOG.warning("cannot read %s (%s): another image takes its place", name, reason)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"name": name, "reason": reason}) + "\n")

@@ -1,5 +1,6 @@
-"""The folder of a run: whose it is, and how it stands."""
+"""The folder of a run: whose it is, how it stands, and which images it could not read."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +8,17 @@ from pathlib import Path
 
 import yaml
 
+from swin_mim.data.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.training import checkpoint
 from swin_mim.training.config import PretrainConfig, from_mapping, frozen_differences, to_yaml
+from swin_mim.training.json_lines import append_line, whole_lines
 from swin_mim.training.run_state import RunState
 
 CONFIG = "config.yaml"
 STATUS = "run_status.json"
+
+_LOG = logging.getLogger(__name__)
 
 
 def claim(folder: Path, config: PretrainConfig, *, main: bool = True) -> None:
@@ -55,3 +60,25 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
         write("failed")
         raise
     write("finished" if state.step >= total_steps else "stopped")
+
+
+class BrokenImages:
+    """The list of images that could not be read, in the run's folder; a process names each but once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = {entry["name"] for entry in whole_lines(path)}
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what they report is written down."""
+        for batch in batches:
+            for name, reason in batch.broken:
+                self._add(name, reason)
+            yield batch
+
+    def _add(self, name: str, reason: str) -> None:
+        if name in self._known:
+            return
+        self._known.add(name)
+        _LOG.warning("cannot read %s (%s): another image takes its place", name, reason)
+        append_line(self._path, {"name": name, "reason": reason})

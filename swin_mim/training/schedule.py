@@ -70,6 +70,19 @@ def scaled(rate: float, global_batch: int) -> float:
     return rate * global_batch / 512
 
 
+def checked_warmup(duration: str, steps: int, total_steps: int) -> int:
+    """The warm-up in steps, once it is sure to end before the run.
+
+    Raises:
+        UserError: it does not.
+    """
+    if steps >= total_steps:
+        raise UserError(
+            f"optim.warmup {duration!r} is {steps} steps and the run has {total_steps}: the warm-up must be shorter"
+        )
+    return steps
+
+
 def due(step: int, every: int, total_steps: int) -> bool:
     """Whether something periodic happens after `step` steps: every `every` and after the last; 0 = never."""
     return every > 0 and step > 0 and (step % every == 0 or step == total_steps)

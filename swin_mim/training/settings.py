@@ -44,7 +44,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.67, 1.0)
     """Least and greatest part of the image's area that a random crop takes."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Least and greatest width / height of a random crop."""
+    """Least and greatest width / height of a random crop, relative to those of model.image_size."""
     max_broken: float = 0.01
     """Part of the images that may be undecodable before the run stops."""
 
@@ -70,7 +70,7 @@ class ModelConfig:
     num_heads: tuple[int, ...] | None = None
     """Attention heads of each stage; None takes the named size's."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; earlier blocks have linearly less."""
+    """Stochastic depth of the last block; earlier blocks have linearly less. Drawn for each micro batch."""
     target: Literal["pixels", "normalized"] = "pixels"
     """What is predicted: the pixels, or pixels normalised by the window of 47 around each."""
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from swin_mim.training.json_lines import append_line, whole_lines
+
 _LOG = logging.getLogger("swin_mim")
 
 
@@ -31,7 +33,7 @@ class RunLog:
         self._bar: tqdm | None = None
         if not self._main:
             return
-        _keep_metrics_until(self._path, step if step else -1)  # a run from the start keeps nothing
+        _keep_metrics_until(self._path, step)
         if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -41,8 +43,7 @@ class RunLog:
             return
         self._accelerator.log(values, step=step)
         if self._main:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            append_line(self._path, {"step": step, **values})
 
     def advance(self) -> None:
         """One step is done."""
@@ -149,9 +150,7 @@ def duration_text(seconds: float) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """All whole lines of a run's metrics.jsonl, in their order."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []  # a run that logs nothing has none
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return whole_lines(folder / "metrics.jsonl")
 
 
 def summary(folder: Path) -> str:

@@ -379,3 +379,12 @@ def test_subset_keeps_its_order() -> None:
     assert reds(subset) == [4, 2, 8]
     assert subset.fingerprint != Subset(Numbers(9), [4, 8, 2]).fingerprint
     assert subset.fingerprint != Subset(Numbers(10), [4, 2, 8]).fingerprint
+
+
+def test_images_beside_tables_are_not_guessed_about(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "logo.png")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"holds 1 images and 1 tables such as train\.parquet"):
+        open_source(str(tmp_path))
+    (tmp_path / "train.parquet").rename(tmp_path / "metadata.parquet")
+    assert len(open_source(str(tmp_path))) == 1

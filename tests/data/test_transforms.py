@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from swin_mim.data import transforms
+from swin_mim.data.sampling import sample_generator
 from swin_mim.data.transforms import (
     EvaluationTransform,
     PretrainTransform,
@@ -129,3 +131,24 @@ def test_denormalize_is_the_inverse() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert torch.equal(denormalize(normalize(images, mean, std), mean, std), images)
     assert denormalize(torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2), (0.5,), (0.5,)).flatten().tolist() == [0, 255]
+
+
+def test_crops_have_the_aspect_of_a_size_that_is_not_square() -> None:
+    """5:1 images for a 5:1 model: nearly all of an image is in reach, and no crop is squeezed to another aspect."""
+    image = Image.new("RGB", (500, 100))
+    boxes = []
+
+    def keep(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+        boxes.append(box)
+        return image
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "_resize", keep)
+        for position in range(200):
+            PretrainTransform((32, 160))(image, sample_generator(0, position))
+    shares = [(right - left) * (bottom - top) / 50_000 for left, top, right, bottom in boxes]
+    ratios = [(right - left) / (bottom - top) / 5 for left, top, right, bottom in boxes]
+    assert min(shares) > 0.65
+    assert min(ratios) > 0.74
+    assert max(ratios) < 1.35
+    assert len(set(boxes)) > 150

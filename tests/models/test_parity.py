@@ -20,7 +20,13 @@ TIMM = [
     ("swin_tiny", 192, 12),
     ("swin_tiny", 96, 6),
 ]
-TORCHVISION = [("swin_tiny", 224, 7), ("swin_base", 192, 6), ("swin_tiny", 200, 6)]
+TORCHVISION = [
+    ("swin_tiny", 224, 7),
+    ("swin_tiny", 192, 6),
+    ("swin_base", 224, 7),
+    ("swin_base", 192, 6),
+    ("swin_tiny", 200, 6),
+]
 
 
 def config_and_images(name, size, window, batch=1):

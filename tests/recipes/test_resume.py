@@ -24,8 +24,9 @@ def assert_same_run(recipe, one, other):
 def test_continued_equals_uninterrupted(k, recipe, whole_run):
     """An epoch is 2.5 steps: 4 is in the middle of one, 1 is before the first checkpoint that was due."""
     name = f"stopped_{k}"
-    assert "the same command continues the run" in recipe.run(name, "--train.stop_after", f"{k} steps")
-    assert f"resumed at step {k}" in recipe.run(name)
+    command = (name, "--train.stop_after", f"{k} steps")
+    assert "the same command continues the run" in recipe.run(*command)
+    assert f"resumed at step {k}" in recipe.run(*command)
     assert_same_run(recipe, whole_run, name)
 
 

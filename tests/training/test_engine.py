@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from swin_mim.data.loader import Batch
-from swin_mim.training.engine import BrokenImages, Plan, fit, warmup_steps
+from swin_mim.training.engine import Plan, fit
+from swin_mim.training.run_folder import BrokenImages
 from swin_mim.training.run_state import RunState
 from swin_mim.training.tracking import RunLog
 
@@ -32,7 +33,7 @@ def plan(**changes):
 class Run:
     """Fits y = w x to given pairs; keeps what the loop did."""
 
-    def __init__(self, folder, plan, batches, *, state=None, rate=lambda step: 0.1):
+    def __init__(self, folder, plan, batches, *, state=None, rate=lambda step: 0.1, spoil=None):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
         self.model = torch.nn.Linear(3, 1, bias=False)
         torch.nn.init.constant_(self.model.weight, 0.5)
@@ -44,7 +45,8 @@ class Run:
 
         def loss_of(batch):
             self.weights.append(self.model.weight.detach().clone())
-            return prepared(batch.images).square().mean()
+            loss = prepared(batch.images).square().mean()
+            return spoil(loss, batch) if spoil else loss
 
         self.finished = fit(
             self.accelerator, prepared, self.optimizer, plan=plan, state=self.state, batches=iter(batches),
@@ -100,7 +102,26 @@ def test_stop_after_saves_and_leaves(tmp_path):
     run = Run(tmp_path, plan(stop_after=1), batches(2))
     assert not run.finished
     assert run.events == ["save 1"]
+    again = Run(tmp_path, plan(stop_after=1), batches(10), state=RunState(step=1, samples_seen=4))
+    assert again.finished, "the same command does not continue the run"
     assert run.state.sums["steps"] == 1  # the interval of the log is not over: its sums belong to the state
+
+
+class FiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, bad):
+        return loss * torch.nan if bad else loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.ones(()), None
+
+
+def test_a_non_finite_loss_with_a_finite_gradient_changes_nothing_either(tmp_path):
+    """The gradient of |x| is 0 where x is NaN."""
+    run = Run(tmp_path, plan(), batches(12), spoil=lambda loss, batch: FiniteGradient.apply(loss, batch.start == 8))
+    assert torch.equal(run.weights[6], run.weights[4])
+    assert run.state.skipped == 1
 
 
 @pytest.mark.parametrize("poison", [4, 5])
@@ -111,6 +132,7 @@ def test_a_non_finite_step_changes_nothing(poison, tmp_path, caplog):
     assert not torch.equal(run.weights[4], run.weights[2])
     assert run.model.weight.isfinite().all()
     assert (run.state.skipped, run.state.skipped_in_a_row) == (1, 0)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert run.optimizer.optimizer.state[run.model.weight]["step"] == 5
     assert run.finished
 
@@ -139,7 +161,9 @@ def test_broken_images_are_listed_once(tmp_path):
     assert json.loads(path.read_text()) == {"name": "name", "reason": "reason"}
 
 
-def test_the_warm_up_ends_before_the_run():
-    assert warmup_steps("5 steps", 5, 6) == 5
-    with pytest.raises(ValueError, match=r"optim.warmup '6 steps' is 6 steps and the run has 6"):
-        warmup_steps("6 steps", 6, 6)
+def test_a_torn_list_of_broken_images_is_continued(tmp_path):
+    path = tmp_path / "broken_images.jsonl"
+    path.write_text('{"name": "a", "reason": "b"}\n{"name": "c", "rea')
+    for _ in range(2):
+        list(BrokenImages(path).watch(batches(1, broken=1)))
+    assert path.read_text().splitlines()[2:] == ['{"name": "name", "reason": "reason"}']

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swin_mim.errors import UserError
-from swin_mim.training.schedule import due, learning_rate, scaled, to_steps
+from swin_mim.training.schedule import checked_warmup, due, learning_rate, scaled, to_steps
 
 IMAGENET, BATCH = 1_281_167, 2048
 
@@ -174,3 +174,9 @@ def test_due_every_so_often_and_at_the_end(total: int, every: int) -> None:
 @given(st.integers(0, 300), st.integers(-5, 0))
 def test_nothing_is_due_every_zero_steps(total: int, every: int) -> None:
     assert not any(due(step, every, total) for step in range(total + 1))
+
+
+def test_the_warm_up_ends_before_the_run() -> None:
+    assert checked_warmup("5 steps", 5, 6) == 5
+    with pytest.raises(UserError, match=r"optim.warmup '6 steps' is 6 steps and the run has 6"):
+        checked_warmup("6 steps", 6, 6)

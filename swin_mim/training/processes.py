@@ -1,0 +1,77 @@
+"""The processes of a run: their number, their device and precision, their trackers."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
+
+from swin_mim.errors import UserError
+
+
+def world_size() -> int:
+    """Processes of this launch, known before any of them is connected."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_accelerator(
+    folder: Path, *, precision: str, accumulation: int, micro_batch: int, clip_norm: float, trackers: Sequence[str]
+) -> Accelerator:
+    """Connect the processes and choose device and precision.
+
+    Args:
+        folder: the run's folder; made if it is missing.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 on a GPU that has it, fp32 elsewhere.
+        trackers: names that accelerate knows, to be started by `start_trackers`.
+
+    Raises:
+        UserError: a precision that the device lacks, or a tracker that is not installed.
+    """
+    cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if precision == "auto":
+        # without "emulation": older GPUs take bf16 and are slow at it
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision == "fp16" and not cuda:
+        raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
+    _check_trackers(trackers)
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if not cuda and world_size() > 1:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accelerator = Accelerator(
+        gradient_accumulation_steps=accumulation,
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+        kwargs_handlers=handlers,
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # accelerate reads these off a prepared loader, and there is none: the order of samples is ours
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = micro_batch
+        settings["gradient_clipping"] = clip_norm
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, name: str, *, step: int) -> None:
+    """Start the trackers; what TensorBoard has of steps after `step`, from a run that was cut off, it forgets."""
+    accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {})
+
+
+def _check_trackers(wanted: Sequence[str]) -> None:
+    # accelerate leaves out a tracker whose package is missing, with no more than a warning
+    missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise UserError(f"log.trackers names {names}, not installed here: pip install {names}, or leave it out")
