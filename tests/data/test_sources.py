@@ -144,9 +144,10 @@ def test_broken_and_vanished_files_are_broken_images(tmp_path: Path) -> None:
         source.image(1)
 
 
-def test_images_win_over_tables_and_metadata(tmp_path: Path, table: datasets.Dataset) -> None:
+def test_metadata_of_an_image_folder_is_not_looked_at(tmp_path: Path, table: datasets.Dataset) -> None:
     write(tmp_path / "train" / "a.png", 3)
-    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    table.to_parquet(tmp_path / "train" / "metadata.parquet")
+    (tmp_path / "train" / "metadata.jsonl").write_text("{}")
     assert isinstance(open_source(str(tmp_path)), FolderSource)
 
 
