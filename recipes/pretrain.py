@@ -43,7 +43,7 @@ def main(config: PretrainConfig) -> int:
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
     folder, world = Path(run.root) / run.name, processes.world_size()
-    accumulated = accumulation(train, world)
+    accumulated, threads = accumulation(train, world), processes.set_threads(train.threads)
     accelerator = processes.start_accelerator(
         folder,
         precision=train.precision,
@@ -176,7 +176,7 @@ def main(config: PretrainConfig) -> int:
         f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
         f"{plan.total_steps} steps of {train.global_batch} = {world} x {train.micro_batch} x {accumulated}; "
-        f"{device.type}, {accelerator.mixed_precision}, attention {resolve_backend(train.attention, device)}; "
+        f"{device.type}, {threads} threads, {accelerator.mixed_precision}, attention {resolve_backend(train.attention, device)}; "
         f"{'resumed at step ' + str(state.step) if newest else 'new'} in {folder}"
     )
     with run_folder.reported(folder, state, plan.total_steps, main=is_main):

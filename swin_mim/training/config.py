@@ -170,6 +170,7 @@ def _training_rules(optim: OptimConfig, train: TrainConfig, log: LogConfig, save
     yield "optim.milestones", bool(optim.milestones) == stepped, rule
     for name in ("global_batch", "micro_batch"):
         yield f"train.{name}", getattr(train, name) > 0, "must be positive: the smallest is 1"
+    yield "train.threads", train.threads >= 0, "must not be negative: use 0 to share out the cores"
     yield "log.pictures", log.pictures >= 0, "must not be negative: use 0 for none"
     yield "save.keep", save.keep >= 2, "must be at least 2: the last one may be being written"
 

@@ -24,6 +24,17 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def set_threads(threads: int) -> int:
+    """Let torch use this many CPU threads, or with 0 this process's share of the cores -> how many that is.
+
+    The launchers set OMP_NUM_THREADS to 1 on their own, which leaves all cores but one idle.
+    """
+    if not threads:
+        threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return threads
+
+
 def start_accelerator(
     folder: Path, *, precision: str, accumulation: int, micro_batch: int, clip_norm: float, trackers: Sequence[str]
 ) -> Accelerator:

@@ -127,6 +127,8 @@ class TrainConfig:
     """Arithmetic of forward and backward; auto is bf16 on devices that have it, else fp32."""
     attention: Literal["auto", "reference", "sdpa"] = "auto"
     """Implementation of the window attention."""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores out among the processes of this machine."""
     compile: bool = False
     """Compile the model with torch.compile."""
     activation_checkpointing: bool = False
@@ -188,6 +190,7 @@ FREE = frozenset(
         "train.micro_batch",
         "train.attention",
         "train.compile",
+        "train.threads",
         "train.activation_checkpointing",
         "train.stop_after",
         "log.every",

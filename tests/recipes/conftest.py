@@ -26,7 +26,7 @@ TINY = {
     },
     "mask": {"unit": 8},
     "optim": {"base_lr": 0.1, "warmup": "2 steps"},
-    "train": {"duration": "10 steps", "global_batch": 16, "micro_batch": 16, "precision": "fp32"},
+    "train": {"duration": "10 steps", "global_batch": 16, "micro_batch": 16, "precision": "fp32", "threads": 1},
     "log": {"every": "1 step", "evaluate_every": "5 steps", "pictures_every": "0 steps", "trackers": []},
     "save": {"every": "5 steps"},
 }

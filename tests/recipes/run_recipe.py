@@ -11,7 +11,13 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["swin_mim.training.engine", "swin_mim.evaluation.heldout", "swin_mim.data.blue_marble", "matplotlib.pyplot"]
+    [
+        "swin_mim.training.engine",
+        "swin_mim.training.processes",
+        "swin_mim.evaluation.heldout",
+        "swin_mim.data.blue_marble",
+        "matplotlib.pyplot",
+    ]
 )
 
 

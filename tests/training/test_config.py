@@ -28,13 +28,13 @@ from swin_mim.training.config import (
 )
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
-DEMO = CONFIGS / "demo.yaml"
+BASE = Path(__file__).with_name("base.yaml")
 NAME = "run: {name: a}\n"
 SECTIONS = ["run", "data", "model", "mask", "optim", "train", "log", "save"]
 
 
 def load(*arguments: str) -> PretrainConfig:
-    return load_config(PretrainConfig, arguments, default_config=DEMO, prog="pretrain.py", description="Pretrain.")
+    return load_config(PretrainConfig, arguments, default_config=BASE, prog="pretrain.py", description="Pretrain.")
 
 
 def written(folder: Path, text: str) -> str:
@@ -70,7 +70,7 @@ def test_shipped_configs_load_pass_and_survive_a_round_trip(path: Path) -> None:
     assert from_mapping(PretrainConfig, yaml.safe_load(to_yaml(config)), "text") == config
     assert path.read_text().startswith("# ")
     assert "# Published: " in path.read_text()
-    if path != DEMO:
+    if path != BASE:
         assert f"--config recipes/configs/{path.name}" in path.read_text()
 
 
@@ -275,7 +275,7 @@ def test_bad_flags_are_one_line(flags: list[str], message: str | None, capsys: p
 def test_bad_flags_are_one_line_on_any_terminal(encoding: str, columns: str) -> None:
     code = (
         "from pathlib import Path; from swin_mim.training.config import *\n"
-        f"try: load_config(PretrainConfig, ['--train.precision', 'fp8'], default_config=Path({str(DEMO)!r}), "
+        f"try: load_config(PretrainConfig, ['--train.precision', 'fp8'], default_config=Path({str(BASE)!r}), "
         "prog='', description='')\nexcept ValueError as error: print(error)"
     )
     env = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": columns, "FORCE_COLOR": "1"}
@@ -310,7 +310,7 @@ def test_help_shows_each_section_and_the_values_of_the_file(tmp_path: Path, caps
     assert not left.value.code
     shown = capsys.readouterr().out
     words = " ".join(shown.replace("│", " ").split())
-    assert f"--config FILE.yaml chooses the file (default: {DEMO})" in words
+    assert f"--config FILE.yaml chooses the file (default: {BASE})" in words
     assert f"those of {path}" in words
     assert "--print-config" in words
     assert "as one; a multiple of model.patch_size. (default: 48)" in words
@@ -335,7 +335,7 @@ def test_configuration_loads_no_torch() -> None:
     heavy = {"torch", "accelerate", "datasets", "numpy", "PIL", "timm"}
     code = (
         "import sys; from pathlib import Path; from swin_mim.training.config import *\n"
-        f"config = load_config(PretrainConfig, [], default_config=Path({str(DEMO)!r}), prog='', description='')\n"
+        f"config = load_config(PretrainConfig, [], default_config=Path({str(BASE)!r}), prog='', description='')\n"
         f"check(config); print(sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
