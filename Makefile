@@ -9,8 +9,7 @@ READY = $(if $(VENV),$(VENV)/.ready-$(1))
 .PHONY: demo test test-slow check format clean
 
 demo: $(call READY,demo)
-	$(PYTHON) -m accelerate.commands.launch --num_processes 1 --num_machines 1 \
-		--mixed_precision no --dynamo_backend no recipes/pretrain.py
+	$(PYTHON) recipes/pretrain.py
 
 test: $(call READY,$(EXTRAS))
 	$(PYTHON) -m pytest

@@ -1,6 +1,6 @@
 """Pretrain a Swin Transformer with SimMIM.
 
-    accelerate launch recipes/pretrain.py                                    # the demo: satellite tiles, any machine
+    python recipes/pretrain.py                                               # the demo: satellite tiles, any machine
     accelerate launch recipes/pretrain.py --config recipes/configs/simmim_swin_base_192_100ep.yaml --data.source DIR
 
 The same command again continues the run. `--help` lists every setting.
@@ -176,7 +176,8 @@ def main(config: PretrainConfig) -> int:
         f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
         f"{plan.total_steps} steps of {train.global_batch} = {world} x {train.micro_batch} x {accumulated}; "
-        f"{device.type}, {threads} threads, {accelerator.mixed_precision}, attention {resolve_backend(train.attention, device)}; "
+        f"{device.type}, {threads} threads, precision {accelerator.mixed_precision}, "
+        f"attention {resolve_backend(train.attention, device)}; "
         f"{'resumed at step ' + str(state.step) if newest else 'new'} in {folder}"
     )
     with run_folder.reported(folder, state, plan.total_steps, main=is_main):
