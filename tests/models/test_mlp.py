@@ -24,14 +24,14 @@ def test_chunks_change_nothing_but_the_order_of_sums(tokens):
 
 
 def test_where_chunks_are_used():
-    large = torch.randn(2, 32, 32, 48)
-    assert Mlp(48, 96, 0.0)._chunked(large)
-    assert Mlp(48, 96, 0.1).eval()._chunked(large)
-    assert not Mlp(48, 96, 0.1)._chunked(large), "dropout would be left out"
-    assert not Mlp(48, 96, 0.0)._chunked(large[:, :16]), "fits the cache as it is"
-    assert not Mlp(192, 384, 0.0)._chunked(torch.randn(2, 32, 32, 192))
-    assert not Mlp(48, 96, 0.0)._chunked(large.double())
+    large = torch.randn(2, 160, 160, 48)  # a hidden layer of 20 MB
+    assert Mlp(48, 192, 0.0)._chunked(large)
+    assert Mlp(48, 192, 0.1).eval()._chunked(large)
+    assert not Mlp(48, 192, 0.1)._chunked(large), "dropout would be left out"
+    assert not Mlp(48, 192, 0.0)._chunked(large[:1]), "fits the cache as it is"
+    assert not Mlp(192, 384, 0.0)._chunked(torch.randn(2, 160, 160, 192))
+    assert not Mlp(48, 192, 0.0)._chunked(large.double())
     with torch.no_grad():
-        assert not Mlp(48, 96, 0.0)._chunked(large)
+        assert not Mlp(48, 192, 0.0)._chunked(large)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not Mlp(48, 96, 0.0)._chunked(large)
+        assert not Mlp(48, 192, 0.0)._chunked(large)
