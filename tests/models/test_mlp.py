@@ -28,7 +28,7 @@ def test_where_chunks_are_used():
     assert Mlp(48, 192, 0.0)._chunked(large)
     assert Mlp(48, 192, 0.1).eval()._chunked(large)
     assert not Mlp(48, 192, 0.1)._chunked(large), "dropout would be left out"
-    assert not Mlp(48, 192, 0.0)._chunked(large[:1]), "fits the cache as it is"
+    assert not Mlp(48, 192, 0.0)._chunked(large[:, :64]), "fits the cache as it is"
     assert not Mlp(192, 384, 0.0)._chunked(torch.randn(2, 160, 160, 192))
     assert not Mlp(48, 192, 0.0)._chunked(large.double())
     with torch.no_grad():
