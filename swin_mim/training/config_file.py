@@ -279,4 +279,4 @@ _Dumper.add_representer(
 
 def to_yaml(config: Any) -> str:
     """Every setting as YAML; `from_mapping` of it gives an equal config."""
-    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=110)

@@ -10,8 +10,11 @@ import pytest
 from swin_mim.training.stop_signal import StopSignal
 
 CHILD = """
-import sys
+import signal, sys
 from swin_mim.training.stop_signal import StopSignal
+
+# a process that a script starts in the background ignores SIGINT from its birth
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 with StopSignal() as stop:
     for line in sys.stdin:
