@@ -11,7 +11,6 @@ import torch
 
 from swin_mim import SwinConfig
 
-
 # A slow machine is no failure; what CI says of one commit must not change from run to run.
 hypothesis.settings.register_profile("swin_mim", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("swin_mim")
