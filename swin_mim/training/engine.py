@@ -162,7 +162,8 @@ class _Trainer:
             state.skipped += not good
             state.skipped_in_a_row = 0 if good else state.skipped_in_a_row + 1
             if not good:
-                _LOG.warning("step %d: loss %s or its gradient is not finite: update skipped", state.step, loss)
+                step = state.step - len(self._reports)  # reports of later steps may be on their way
+                _LOG.warning("step %d: loss %s or its gradient is not finite: update skipped", step, loss)
             _check_finite(state, scaled=self.accelerator.mixed_precision == "fp16")
             _check_broken(state, self.plan)
 
