@@ -1,6 +1,9 @@
 """Shared by all tests: a quiet, offline, deterministic torch."""
 
 import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -8,6 +11,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import hypothesis
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 
 from swin_mim import SwinConfig
 
@@ -25,3 +29,28 @@ def _seed() -> None:
 def tiny() -> SwinConfig:
     """Four stages of which two have shifted windows: 64 px, windows of 4, grids 16, 8, 4, 2."""
     return SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
+
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server: LoopbackHub) -> LoopbackHub:
+    """The one server, with a user who has nothing yet, no requests on record and no faults to come."""
+    hub_server.user = f"ada{next(_numbers)}"
+    hub_server.requests.clear()
+    hub_server.fail_after(0)
+    hub_server.down, hub_server.before_commit, hub_server.xet = False, None, None
+    return hub_server
+
+
+@pytest.fixture
+def client_environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
+    """Variables of a process of its own, whose client talks to `hub` and keeps its cache in `tmp_path`."""
+    return hub.environment(tmp_path / "hf_home")
