@@ -1,12 +1,18 @@
 """An image classifier on top of a Swin."""
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor, nn
 
+from swin_mim.errors import UserError
+from swin_mim.hub.config_json import Description
+from swin_mim.models.pretrained import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig, initialise
 from swin_mim.models.window_attention import Backend
 
 
-class SwinClassifier(nn.Module):
+class SwinClassifier(Pretrained):
     """Swin, mean over the last grid, one linear layer. The head's key is timm's `head.fc`.
 
     Args:
@@ -14,6 +20,10 @@ class SwinClassifier(nn.Module):
         num_classes: outputs of the head.
         attention, activation_checkpointing: as in `Swin`.
     """
+
+    kind = "SwinClassifier"
+    _head = ("head.fc.weight", "head.fc.bias")
+    _way_out = "num_classes=N draws a new head of N classes"
 
     def __init__(
         self,
@@ -24,6 +34,8 @@ class SwinClassifier(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}: a classifier has at least 1")
         self.encoder = Swin(config, attention=attention, activation_checkpointing=activation_checkpointing)
         self.head = nn.ModuleDict({"fc": nn.Linear(config.num_features, num_classes)})
         initialise(self.head)
@@ -31,3 +43,16 @@ class SwinClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, num_classes)."""
         return self.head["fc"](self.encoder(images).mean(dim=(1, 2)))
+
+    def description(self) -> Description:
+        """What config.json says of this model."""
+        num_classes = self.get_parameter("head.fc.bias").numel()
+        if self.labels is not None and len(self.labels) != num_classes:
+            raise UserError(
+                f"labels has {len(self.labels)} names and the head {num_classes} classes: give one name each"
+            )
+        return replace(super().description(), num_classes=num_classes)
+
+    @classmethod
+    def _arguments(cls, description: Description) -> dict[str, Any]:
+        return {"num_classes": description.num_classes}

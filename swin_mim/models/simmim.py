@@ -1,15 +1,17 @@
 """SimMIM: masked image modelling with a full encoder and a one-layer decoder (arXiv 2111.09886)."""
 
-from typing import Literal, NamedTuple
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_mim.hub.config_json import Description, Target
+from swin_mim.models.pretrained import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.window_attention import Backend
-
-Target = Literal["pixels", "normalized"]
 
 NORMALIZATION_WINDOW = 47
 """Pixels along the side of the neighbourhood that normalises a target (the SwinV2 recipe)."""
@@ -22,7 +24,7 @@ class MimOutput(NamedTuple):
     """(B, C, H, W), the prediction for every pixel, in the units of the target."""
 
 
-class SimMIM(nn.Module):
+class SimMIM(Pretrained):
     """Predict the masked pixels of an image from the others. Has a Swin, is not one.
 
     Args:
@@ -30,6 +32,10 @@ class SimMIM(nn.Module):
         target: "pixels", or "normalized": pixels less the mean and over the deviation of their neighbourhood.
         attention, activation_checkpointing: as in `Swin`.
     """
+
+    kind = "SimMIM"
+    _head = ("mask_token", "decoder.0.weight", "decoder.0.bias")
+    _way_out = "it was saved without its decoder, or never had one; new_decoder=True draws a new one"
 
     def __init__(
         self,
@@ -75,6 +81,21 @@ class SimMIM(nn.Module):
             return pixels
         mean, deviation = local_statistics(images)
         return pixels * deviation + mean
+
+    def description(self) -> Description:
+        """What config.json says of this model."""
+        return replace(super().description(), target=self.target)
+
+    @classmethod
+    def _arguments(cls, description: Description) -> dict[str, Any]:
+        return {"target": description.target}
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        mask = (
+            torch.arange(math.prod(self.encoder.config.stage_grid(0))).view(1, *self.encoder.config.stage_grid(0)) % 3
+            > 0
+        )
+        return list(self(images, mask))
 
 
 class PixelDecoder(nn.Sequential):

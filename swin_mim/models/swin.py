@@ -16,13 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_mim.errors import UserError
 from swin_mim.models.mlp import Mlp
+from swin_mim.models.pretrained import Pretrained
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
 from swin_mim.models.window_attention import Backend, Pair, window_attention, window_geometry
 
 __all__ = ["Swin", "SwinConfig", "compile_blocks", "initialise"]
 
 
-class Swin(nn.Module):
+class Swin(Pretrained):
     """The encoder: images to a grid of features.
 
     Works at any image size whose sides are multiples of the patch, square or not; a forward never changes the module.
@@ -32,6 +33,8 @@ class Swin(nn.Module):
         attention: backend of `window_attention`.
         activation_checkpointing: recompute every block in the backward pass instead of keeping its activations.
     """
+
+    kind = "Swin"
 
     def __init__(
         self, config: SwinConfig, *, attention: Backend = "auto", activation_checkpointing: bool = False

@@ -1,7 +1,6 @@
 """Our Swin and SimMIM against timm, torchvision and transformers, with the same random weights."""
 
 import json
-import re
 
 import pytest
 import timm
@@ -11,6 +10,8 @@ from safetensors.torch import save_file
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
+from swin_mim.hub.formats import key_map, to_ours
+from swin_mim.hub.pretrained import to_theirs
 
 TIMM = [
     ("swin_tiny", 224, 7),
@@ -76,20 +77,10 @@ def test_swin_equals_timm(name, size, window):
     assert_same(ours, theirs, images, lambda key: key)
 
 
-def torchvision_key(key):
-    """Our key -> torchvision's."""
-    rules = [
-        (r"^patch_embed\.proj", "features.0.0"),
-        (r"^patch_embed\.norm", "features.0.2"),
-        (r"mlp\.fc1", "mlp.0"),
-        (r"mlp\.fc2", "mlp.3"),
-        (r"^head\.fc", "head"),
-        (r"^encoder\.", ""),
-    ]
-    for pattern, replacement in reversed(rules):
-        key = re.sub(pattern, replacement, key)
-    key = re.sub(r"^layers\.(\d+)\.blocks\.", lambda m: f"features.{2 * int(m[1]) + 1}.", key)
-    return re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"features.{2 * int(m[1])}.", key)
+def under_their_names(model, format):
+    """The model's weights as that format has them on disk."""
+    description, state = model.description(), model.state_dict()
+    return to_theirs(format, description, to_ours(state, key_map(state, "checkpoint")))
 
 
 @pytest.mark.parametrize(("name", "size", "window"), TORCHVISION)
@@ -105,10 +96,10 @@ def test_classifier_equals_torchvision(name, size, window):
         stochastic_depth_prob=0.0,
         num_classes=10,
     ).eval()
-    state = {torchvision_key(key): value for key, value in ours.state_dict().items()}
-    buffers = {k: v for k, v in theirs.state_dict().items() if k.endswith("relative_position_index")}
-    theirs.load_state_dict(state | buffers)
-    assert_same(ours, theirs, images, torchvision_key)
+    state = under_their_names(ours, "torchvision")
+    theirs.load_state_dict(state)
+    names = key_map(state, "torchvision").sources
+    assert_same(ours, theirs, images, lambda key: names[key.removeprefix("encoder.")][0])
 
 
 def test_pyramid_equals_timm():
@@ -123,34 +114,6 @@ def test_pyramid_equals_timm():
         torch.testing.assert_close(ours_map, theirs_map.permute(0, 3, 1, 2), atol=1e-5, rtol=0)
 
 
-def transformers_state(model):
-    """SimMIM's weights under the names that transformers has on disk."""
-    rules = [
-        (r"^encoder\.patch_embed\.proj", "swin.embeddings.patch_embeddings.projection"),
-        (r"^encoder\.patch_embed\.norm", "swin.embeddings.norm"),
-        (r"^encoder\.norm", "swin.layernorm"),
-        (r"^mask_token", "swin.embeddings.mask_token"),
-        (r"^encoder\.layers", "swin.encoder.layers"),
-        (r"\.norm1", ".layernorm_before"),
-        (r"\.norm2", ".layernorm_after"),
-        (r"attn\.proj", "attention.output.dense"),
-        (r"mlp\.fc1", "intermediate.dense"),
-        (r"mlp\.fc2", "output.dense"),
-        (r"attn\.relative", "attention.self.relative"),
-        (r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample"),
-    ]
-    state = {}
-    for key, value in model.state_dict().items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        if "attn.qkv" in key:
-            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                state[key.replace("attn.qkv", f"attention.self.{part}")] = piece.contiguous()
-        else:
-            state[key] = value.contiguous()
-    return state
-
-
 @pytest.mark.parametrize(("size", "window"), [(192, 6), (224, 7)])
 def test_simmim_loss_equals_transformers(size, window, tmp_path):
     config, images = config_and_images("swin_tiny", size, window, batch=2)
@@ -159,7 +122,7 @@ def test_simmim_loss_equals_transformers(size, window, tmp_path):
         image_size=size, window_size=window, encoder_stride=32, architectures=["SwinForMaskedImageModeling"]
     )
     (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
-    save_file(transformers_state(ours), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(under_their_names(ours, "transformers"), tmp_path / "model.safetensors", metadata={"format": "pt"})
     theirs, report = transformers.SwinForMaskedImageModeling.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

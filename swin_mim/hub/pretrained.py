@@ -1,0 +1,275 @@
+"""A published model as files: read strictly, written whole or not at all.
+
+    model.safetensors        encoder (+ head.fc.*) under timm's names
+    mim_head.safetensors     mask_token, decoder.0.* (SimMIM only)
+    config.json              see config_json.py
+    README.md                the card
+    transformers/            the native copy for transformers, if asked for
+
+Knows no model: dict in, dict out. The models' own methods are in models/pretrained.py.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swin_mim.errors import UserError
+from swin_mim.hub import formats, network, repository
+from swin_mim.hub.config_json import (
+    Description,
+    Preprocessing,
+    describe,
+    document,
+    hints,
+    read_document,
+    transformers_documents,
+)
+from swin_mim.hub.expressible import not_expressible
+from swin_mim.hub.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+MIM_HEAD = "mim_head.safetensors"
+CARD = "README.md"
+PROCESSOR = "preprocessor_config.json"
+NATIVE = "transformers"
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a source holds, under our names, and what it is."""
+
+    description: Description
+    tensors: dict[str, Tensor]
+    """float32 on the CPU: encoder, head.fc.*, mask_token, decoder.0.*, as far as the source has them."""
+    keys: formats.KeyMap
+    """Where each came from."""
+    size_is_guessed: bool = False
+    """The image size is the smallest that the bias tables allow: nothing says it."""
+
+
+def locate(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder or file of a source: itself, the export of a run folder, or a snapshot of a Hub repository.
+
+    Raises:
+        UserError: there is no such file, folder or repository; the file is a pickle.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in PICKLES:
+        raise UserError(
+            f"{path} is a pickle, which can run anything when it is opened: convert it, which opens it safely, with "
+            f"python tools/convert.py {path} FOLDER --to swin_mim"
+        )
+    if path.is_file() or (path / WEIGHTS).is_file():
+        return path
+    if (path / "export" / WEIGHTS).is_file():
+        return path / "export"
+    if path.is_dir():
+        raise UserError(f"{path} holds no {WEIGHTS}: name a folder that does, such as a run's export or a checkpoint")
+    if not repository.is_repo_name(str(source)):
+        raise UserError(f"{source} does not exist, and is not the name of a Hub repository (user/name) either")
+    try:
+        return repository.fetch(
+            str(source),
+            [CONFIG, WEIGHTS],
+            optional=[MIM_HEAD, PROCESSOR],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    except UserError as error:
+        raise UserError(f"there is no file or folder {source}, and as a repository: {error}") from None
+
+
+def read(path: Path) -> Weights:
+    """A folder (ours, a checkpoint's, timm's, transformers') or one .safetensors file, of any format we know.
+
+    Names, shapes and config are checked before a weight is read.
+
+    Raises:
+        UserError: one line that names the file and the key.
+    """
+    files = [path] if path.is_file() else [path / WEIGHTS, *([path / MIM_HEAD] if (path / MIM_HEAD).is_file() else [])]
+    headers = {file: read_header(file) for file in files}
+    header = {name: info for part in headers.values() for name, info in part.items()}
+    if len(header) < sum(map(len, headers.values())):
+        twice = sorted(set(headers[files[0]]) & set(headers[files[1]]))
+        raise UserError(f"{path}: {network.some(twice)} in both {WEIGHTS} and {MIM_HEAD}")
+
+    def load() -> dict[str, Tensor]:
+        return {name: tensor for file, part in headers.items() for name, tensor in load_tensors(file, part).items()}
+
+    return interpret(header, load, path if path.is_dir() else None, str(path))
+
+
+def interpret(
+    header: Mapping[str, TensorInfo],
+    load: Callable[[], Mapping[str, Tensor]],
+    folder: Path | None,
+    where: str,
+    *,
+    known: Mapping[str, Any] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Weights:
+    """Tensors of any format we know: names and shapes first, then the values.
+
+    Args:
+        header: of what `load` will return.
+        folder: holds their config.json, ours or another library's, if there is one.
+        where: file or folder, for messages.
+        known: what is known of foreign weights besides: see `config_json.hints`.
+        image_size: what foreign weights were made for, where nothing says it.
+    """
+    try:
+        config, processor = (_document(folder, name) for name in (CONFIG, PROCESSOR))
+        keys = formats.key_map(header)
+        shapes = formats.our_shapes({name: info.shape for name, info in header.items()}, keys)
+        said = dict(known or {})
+        if config is not None and "swin_mim" in config:
+            description = describe(config, CONFIG)
+            said["image_size"] = description.config.image_size
+            parts = description.config, description.kind, description.num_classes
+            network.check_shapes(shapes, *parts, by=CONFIG)
+        else:
+            said = hints(config or {}, CONFIG, processor=processor) | said
+            description = guess(shapes, {"image_size": image_size, **said} if image_size else said)
+        if image_size is not None and said.get("image_size", image_size) != image_size:
+            raise UserError(f"is for images of {said['image_size']}, as it says itself, not of {image_size}")
+        tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(load(), keys).items()}
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
+    check_finite(tensors, where)
+    return Weights(description, tensors, keys, size_is_guessed=image_size is None and "image_size" not in said)
+
+
+def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
+    """What foreign weights are, from their shapes (under our names) and from what stands beside them."""
+    sizes = {key: hints[key] for key in ("image_size", "window_size") if key in hints}
+    config, kind, classes = network.network_of(shapes, **sizes)
+    plain = Preprocessing() if config.in_channels == 3 else Preprocessing.unknown(config.in_channels)
+    mean, std = (tuple(hints.get(key, getattr(plain, key))) for key in ("mean", "std"))
+    labels = hints.get("labels")
+    return Description(
+        kind,
+        config,
+        target=hints.get("target", "pixels"),
+        num_classes=classes,
+        labels=tuple(labels) if labels and len(labels) == classes else None,
+        preprocessing=Preprocessing(mean, std, plain.channels),
+    )
+
+
+def write(folder: Path, description: Description, tensors: Mapping[str, Tensor], *, transformers: bool = False) -> None:
+    """All files of a published model but the card, into an existing folder.
+
+    Args:
+        tensors: under our names.
+        transformers: write the native copy too.
+
+    Raises:
+        UserError: a native copy is wanted of a network that transformers cannot build; a weight is not finite.
+    """
+    head = {name: tensor for name, tensor in tensors.items() if is_mim_head(name)}
+    write_safetensors({name: tensor for name, tensor in tensors.items() if name not in head}, folder / WEIGHTS)
+    if head:
+        write_safetensors(head, folder / MIM_HEAD)
+    write_document(folder / CONFIG, document(description))
+    if transformers:
+        (folder / NATIVE).mkdir()
+        write_transformers(folder / NATIVE, description, tensors)
+
+
+def write_transformers(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
+    """model.safetensors, config.json and preprocessor_config.json as transformers' own classes read them."""
+    write_safetensors(to_theirs("transformers", description, tensors), folder / WEIGHTS)
+    for name, content in transformers_documents(description).items():
+        write_document(folder / name, content)
+
+
+def to_theirs(format: formats.Format, description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the names of another library.
+
+    Raises:
+        UserError: that library cannot build this network.
+    """
+    reason = not_expressible(format, description)
+    if reason:
+        raise UserError(reason)
+    config = description.config
+    stages = range(config.num_stages)
+    windows, grids = [config.stage_window(stage) for stage in stages], [config.stage_grid(stage) for stage in stages]
+    return formats.to_theirs(tensors, format, windows=windows, grids=grids, kind=description.kind)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A staging folder that becomes `folder` when the block ends well; before, nobody sees a thing.
+
+    Raises:
+        UserError: there is something else than a published model of ours.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
+        raise UserError(f"{folder} holds something else than a published model: name a new or empty folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a new or empty folder")
+    target = folder.resolve()
+    staging, old = (target.with_name(f".{target.name}.{role}.{os.getpid()}") for role in ("staging", "old"))
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if target.exists():
+            target.rename(old)
+        try:
+            staging.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        for leftover in (staging, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_document(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_mim_head(name: str) -> bool:
+    """Whether a tensor is only there for masked image modelling."""
+    return name == "mask_token" or name.startswith("decoder.")
+
+
+def _document(folder: Path | None, name: str) -> dict[str, Any] | None:
+    return read_document(folder / name) if folder is not None and (folder / name).is_file() else None
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a model that we saved."""
+    return (folder / CONFIG).is_file() and "swin_mim" in read_document(folder / CONFIG)
+
+
+def _as_float32(tensor: Tensor, name: str) -> Tensor:
+    if not tensor.is_floating_point():
+        raise UserError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: weights are floating-point numbers")
+    return tensor.to(torch.float32)

@@ -1,0 +1,259 @@
+"""Saving, publishing and loading: what the three models have in common."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from swin_mim.errors import UserError
+from swin_mim.hub import pretrained, repository
+from swin_mim.hub.about import About, card_facts
+from swin_mim.hub.adapt import Method, adapt
+from swin_mim.hub.card import card
+from swin_mim.hub.config_json import Description, Kind, Preprocessing
+from swin_mim.hub.expressible import not_expressible
+from swin_mim.models.swin_config import SwinConfig, as_pair
+
+__all__ = ["About", "Preprocessing", "Pretrained"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Pretrained(nn.Module):
+    """A model that can be saved, published and loaded. Abstract: Swin, SimMIM and SwinClassifier are such."""
+
+    kind: ClassVar[Kind]
+    _head: ClassVar[tuple[str, ...]] = ()
+    """Published names of what it has besides the encoder."""
+    _way_out: ClassVar[str] = ""
+    """What to do about a source that lacks them."""
+    preprocessing: Preprocessing = Preprocessing()
+    """How images become its input; saved with it. ImageNet's means and deviations unless somebody says otherwise."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, of a classifier."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        config: SwinConfig | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+        bias_tables: Method = "bicubic",
+        channels: int | Sequence[str] | None = None,
+        drop_rate: float | None = None,
+        drop_path_rate: float | None = None,
+        new_decoder: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a published model, in evaluation mode and on the CPU. Safetensors only; every name and shape must fit.
+
+        Args:
+            source: a folder (an export, a run, a checkpoint), a .safetensors file, or a Hub repository "user/name".
+                Files of timm, torchvision, transformers and microsoft are recognised by their keys.
+            config: the network that is wanted: its image size, window and rates replace the source's, all the rest must
+                be the same.
+            image_size, window_size: another geometry; the bias tables are resized to it.
+            bias_tables: how: "bicubic" as Swin's own code does, "geometric" as SimMIM's code does.
+            channels: other input channels. By name, as ["red", "green", "blue", "nir"]: those that the source has keep
+                their weights, new ones get the mean. A number: every channel gets the mean.
+            drop_rate, drop_path_rate: of the new model; None keeps the source's.
+            new_decoder: for SimMIM from a source without one: draw mask token and decoder anew.
+            revision, token, cache_dir, local_files_only: as everywhere in the ecosystem.
+            options: further arguments of the class: attention, activation_checkpointing, target, num_classes. Another
+                num_classes than the source's means a new head, drawn at random; this is logged.
+
+        Raises:
+            UserError (a ValueError): the source cannot be read safely or is no such model; one line that names the
+                file and the key. Nothing is left half-loaded.
+        """
+        path = pretrained.locate(
+            source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        weights = pretrained.read(path)
+        fields: dict[str, Any] = {"image_size": image_size, "window_size": window_size}
+        fields |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+        if config is not None:
+            fields = {field: getattr(config, field) if value is None else value for field, value in fields.items()}
+        description, tensors, changes = adapt(
+            weights.description,
+            weights.tensors,
+            {field: value for field, value in fields.items() if value is not None},
+            bias_tables=bias_tables,
+            channels=channels,
+        )
+        for change in changes:
+            _LOG.info("%s: %s", source, change)
+        if config is not None:
+            _check_same(config, description.config, str(source))
+        return cls._assemble(description, tensors, str(source), new_decoder=new_decoder, **options)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, about: About | None = None, transformers: bool = False
+    ) -> Path:
+        """Write the model as a folder that swin_mim, timm and transformers load; it is there whole or not at all.
+
+        What was written is loaded again, and must give the same output to the last bit, before it gets its name.
+
+        Args:
+            folder: new, empty, or a model published before, which is replaced.
+            about: what the card is to say besides what the model itself knows.
+            transformers: add a subfolder `transformers/` for its native Swin classes.
+
+        Returns:
+            the folder.
+
+        Raises:
+            UserError: the folder holds something else, a weight is not finite, or (with `transformers`) transformers
+                cannot build this network.
+        """
+        target, about = Path(folder), about or About()
+        description, tensors = self.description(), self._tensors()
+        caution = not_expressible("timm", description)
+        if caution:
+            _LOG.warning("%s: %s", target, caution)
+        with pretrained.replacing(target) as staging:
+            pretrained.write(staging, description, tensors, transformers=transformers)
+            for picture in about.pictures:
+                shutil.copyfile(picture.file, staging / picture.name)
+            facts = card_facts(description, about, folder=target.resolve().name, tensors=tensors, native=transformers)
+            (staging / pretrained.CARD).write_text(card(facts), encoding="utf-8")
+            self._verify(staging, description, tensors)
+        return target
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        about: About | None = None,
+        transformers: bool = False,
+    ) -> str:
+        """Publish as one commit of a Hub repository, which is made if there is none -> the commit's address.
+
+        Args:
+            repo: "user/name".
+            private: of a new repository.
+            token, revision: as everywhere in the ecosystem.
+            message: of the commit.
+            about, transformers: as in `save_pretrained`.
+
+        Raises:
+            UserError: the push failed; says why, where the saved model is kept and how to try again.
+        """
+        if not repository.is_valid_name(repo):
+            raise UserError(f"{repo!r} is not the name of a Hub repository: expected user/name")
+        scratch = Path(tempfile.mkdtemp(prefix="swin_mim_"))
+        folder = scratch / repo.partition("/")[2]
+        try:
+            self.save_pretrained(folder, about=replace(about or About(), repo=repo), transformers=transformers)
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
+        message = message or f"Upload {self.kind}"
+        address = repository.push(folder, repo, private=private, message=message, token=token, revision=revision)
+        shutil.rmtree(scratch)  # only now: what could not be pushed is kept
+        return address
+
+    def description(self) -> Description:
+        """What config.json says of this model."""
+        config = self._config()
+        for field, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
+            if len(values) != config.in_channels:
+                raise UserError(
+                    f"preprocessing.{field} has {len(values)} values and the model {config.in_channels} channels: "
+                    "set model.preprocessing = Preprocessing(mean, std, channels)"
+                )
+        return Description(self.kind, config, labels=self.labels, preprocessing=self.preprocessing)
+
+    @classmethod
+    def _assemble(
+        cls, description: Description, tensors: dict[str, Tensor], where: str, *, new_decoder: bool, **options: Any
+    ) -> Self:
+        """A model of this class with these weights; what they lack is drawn anew where that was asked for."""
+        lacking = [name for name in cls._head if name not in tensors]
+        if lacking and not (new_decoder or "num_classes" in options):
+            raise UserError(f"{where} has no {', '.join(lacking)}: {cls._way_out}")
+        arguments = cls._arguments(description) | options
+        with torch.device("meta"):
+            model = cls(description.config, **arguments)
+        names = {key: cls._our_name(key) for key in model.state_dict()}
+        drawn = {
+            key: value for key, value in model.state_dict().items() if _other(tensors, names[key], value, cls._head)
+        }
+        if drawn:
+            model = cls(description.config, **arguments)
+            drawn = {key: model.state_dict()[key] for key in drawn}
+            _LOG.warning("%s: %s new, drawn at random: train before use", where, ", ".join(names[key] for key in drawn))
+        unused = sorted(tensors.keys() - names.values())
+        if unused:
+            _LOG.info("%s: a %s has no use for %s", where, cls.kind, ", ".join(unused))
+        model.load_state_dict(
+            {key: tensors[name] for key, name in names.items() if key not in drawn} | drawn, assign=True
+        )
+        model.preprocessing = description.preprocessing
+        model.labels = description.labels if cls.kind == "SwinClassifier" and not drawn else None
+        return model.eval()
+
+    @classmethod
+    def _arguments(cls, description: Description) -> dict[str, Any]:
+        """Arguments of the class, besides the config, that a description decides."""
+        return {}
+
+    @classmethod
+    def _our_name(cls, key: str) -> str:
+        """Key of the state dict -> name in a published file."""
+        return key.removeprefix("encoder.")
+
+    def _config(self) -> SwinConfig:
+        config = getattr(self, "encoder", self).config
+        assert isinstance(config, SwinConfig)
+        return config
+
+    def _tensors(self) -> dict[str, Tensor]:
+        state = self.state_dict()
+        return {self._our_name(key): value.detach().to("cpu", torch.float32, copy=True) for key, value in state.items()}
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        """All that a forward returns."""
+        return [self(images)]
+
+    def _verify(self, folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
+        original = self._assemble(description, tensors, "", new_decoder=False)
+        loaded = type(self).from_pretrained(folder)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(
+            1, description.config.in_channels, *as_pair(description.config.image_size), generator=generator
+        )
+        with torch.no_grad():
+            pairs = zip(original._outputs(images), loaded._outputs(images), strict=True)
+            same = loaded.description() == description and all(torch.equal(a, b) for a, b in pairs)
+        if not same:
+            raise UserError(f"what was written to {folder} is not what is in memory: the disk may be failing")
+
+
+def _check_same(wanted: SwinConfig, found: SwinConfig, where: str) -> None:
+    for field in ("patch_size", "in_channels", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias"):
+        theirs, ours = getattr(found, field), getattr(wanted, field)
+        if theirs != ours:
+            raise UserError(f"{where} has {field} {theirs} and the model wanted {ours}: its weights do not fit")
+
+
+def _other(tensors: dict[str, Tensor], name: str, value: Tensor, head: Sequence[str]) -> bool:
+    """Whether a part of the head has to be drawn: the source lacks it, or has another size of it."""
+    return name in head and (name not in tensors or tensors[name].shape != value.shape)

@@ -1,0 +1,65 @@
+"""Push the folder of a model to the Hugging Face Hub, as one commit.
+
+    python tools/push.py runs/demo/export user/name
+
+FOLDER is what `save_pretrained` wrote, or a run whose export is meant. It is loaded first, and not pushed if anything
+in it is missing, damaged or too much. A new repository is private. Log in with `hf auth login`, or set HF_TOKEN.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from swin_mim.errors import UserError, one_line_errors
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="push.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="of a published model, or of a run")
+    add("repo", metavar="REPO", help="user/name")
+    add("--public", action="store_true", help="make a new repository public, or agree that an existing one is")
+    add("--revision", metavar="R", help="a branch that exists, in place of the default one")
+    add("--message", metavar="M", help="of the commit")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    with one_line_errors():
+        options = parse(arguments)
+        if not options.folder.is_dir():
+            raise UserError(f"{options.folder} is not a folder: name the one that save_pretrained wrote")
+        from swin_mim.hub import pretrained, repository
+
+        if not repository.is_repo_name(options.repo):
+            raise UserError(f"{options.repo!r} is not the name of a Hub repository: expected user/name")
+        folder = pretrained.locate(options.folder)
+        weights = pretrained.read(folder)
+        if weights.keys.format not in ("swin_mim", "timm"):
+            raise UserError(
+                f"{folder} has the names of {weights.keys.format}: write a folder to push with "
+                f"python tools/convert.py {folder} NEW --to swin_mim"
+            )
+        print(
+            repository.push(
+                folder,
+                options.repo,
+                private=not options.public,
+                message=options.message or f"Upload {weights.description.kind}",
+                revision=options.revision,
+            )
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
