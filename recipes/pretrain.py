@@ -9,6 +9,7 @@ The same command again continues the run. `--help` lists every setting.
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from swin_mim.errors import one_line_errors
 from swin_mim.training.config import PretrainConfig, accumulation, check, load_config, swin_config
@@ -16,6 +17,8 @@ from swin_mim.training.config import PretrainConfig, accumulation, check, load_c
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 EVALUATION_SEED = 0
 """Of the masks on held-out images: the same in every run, so that losses can be compared."""
+CHANNELS = ("red", "green", "blue")
+"""What images are read as."""
 STOPPED = 75
 """Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL)."""
 
@@ -31,17 +34,20 @@ def main(config: PretrainConfig) -> int:
     from swin_mim.data.sources import open_source, split_heldout
     from swin_mim.data.transforms import EvaluationTransform, PretrainTransform, denormalize, normalize
     from swin_mim.evaluation.heldout import HeldOut
+    from swin_mim.hub import config_json, export, repository
     from swin_mim.masking import block_mask
+    from swin_mim.models.pretrained import Preprocessing
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import compile_blocks
     from swin_mim.models.window_attention import resolve_backend
-    from swin_mim.training import engine, processes, run_folder
+    from swin_mim.training import checkpoint, engine, processes, run_folder
     from swin_mim.training.optim import adamw
     from swin_mim.training.run_state import Checkpoints, RunState
     from swin_mim.training.schedule import checked_warmup, learning_rate, scaled, to_steps
-    from swin_mim.training.tracking import RunLog, plot_losses, start_log, summary
+    from swin_mim.training.tracking import RunLog, start_log, summary
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
+    hub = config.hub
     folder, world = Path(run.root) / run.name, processes.world_size()
     accumulated, threads = accumulation(train, world), processes.set_threads(train.threads)
     accelerator = processes.start_accelerator(
@@ -55,6 +61,8 @@ def main(config: PretrainConfig) -> int:
     device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
     say = start_log(folder, main=is_main)
     run_folder.claim(folder, config, main=is_main)
+    if hub.repo and is_main:
+        repository.check_write_access(hub.repo, private=hub.private)
 
     # Images: those to train on, and those held out to measure on.
     if data.source == "blue_marble":
@@ -79,12 +87,14 @@ def main(config: PretrainConfig) -> int:
     # Model, optimizer and learning rate.
     torch.manual_seed(run.seed)
     swin = swin_config(mim)
-    model = SimMIM(
-        swin,
-        target=mim.target,
-        attention=train.attention,
-        activation_checkpointing=train.activation_checkpointing,
-    )
+    options: dict[str, Any] = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
+    if mim.pretrained and not checkpoint.steps_on_disk(folder / "checkpoints"):
+        model = SimMIM.from_pretrained(
+            mim.pretrained, config=swin, new_decoder=True, target=mim.target, **options
+        ).train()
+    else:
+        model = SimMIM(swin, target=mim.target, **options)
+    model.preprocessing = Preprocessing(data.mean, data.std, CHANNELS if swin.in_channels == len(CHANNELS) else None)
     if train.compile:
         compile_blocks(model.encoder)
     prepared, optimizer = accelerator.prepare(
@@ -104,7 +114,8 @@ def main(config: PretrainConfig) -> int:
 
     # Where the run starts:
     # 1. from its own newest whole checkpoint
-    # 2. from new weights
+    # 2. from pretrained weights, which were loaded above: DeepSpeed copies them in `prepare`
+    # 3. from new weights
     checkpoints = Checkpoints(
         folder / "checkpoints",
         accelerator,
@@ -113,6 +124,7 @@ def main(config: PretrainConfig) -> int:
         optimizer,
         keep=config.save.keep,
         facts={"images": training.fingerprint, "seed": run.seed, "global_batch": train.global_batch},
+        documents={"config.json": config_json.document(model.description())},
     )
     newest = checkpoints.newest()
     state = checkpoints.restore(newest) if newest else RunState()
@@ -176,10 +188,34 @@ def main(config: PretrainConfig) -> int:
         f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
         f"{plan.total_steps} steps of {train.global_batch} = {world} x {train.micro_batch} x {accumulated}; "
-        f"{device.type}, {threads} threads, precision {accelerator.mixed_precision}, "
+        f"{device.type}, {threads} threads, precision {processes.precision_text(accelerator)}, "
         f"attention {resolve_backend(train.attention, device)}; "
-        f"{'resumed at step ' + str(state.step) if newest else 'new'} in {folder}"
+        f"{'resumed at step ' + str(state.step) if newest else 'from ' + (mim.pretrained or 'new weights')} in {folder}"
     )
+
+    # What it publishes: export/ of its folder, whole at any time, and the same on the Hub.
+    publisher = export.Publisher(folder / "export", hub.repo, private=hub.private) if hub.repo and is_main else None
+
+    def write_export() -> None:
+        about = export.about_run(
+            folder,
+            config,
+            state,
+            images=len(training),
+            heldout=len(heldout),
+            devices=export.devices_text(device, world),
+            precision=processes.precision_text(accelerator),
+        )
+        model.save_pretrained(folder / "export", about=about, transformers=hub.transformers)
+
+    def save(state: RunState) -> None:
+        checkpoints.save(state)
+        count = state.step // plan.save_every if plan.save_every else 0
+        if publisher and hub.every and count % hub.every == 0 and state.step < plan.total_steps:
+            publisher.settle()
+            write_export()
+            publisher.start(f"{run.name}, step {state.step} of {plan.total_steps}")
+
     with run_folder.reported(folder, state, plan.total_steps, main=is_main):
         if not len(heldout):
             say("no image is held out (a source of under 10, or data.heldout 0): nothing will be evaluated")
@@ -196,7 +232,7 @@ def main(config: PretrainConfig) -> int:
             loss_of=loss_of,
             learning_rate=rate,
             evaluations=evaluations,
-            save=checkpoints.save,
+            save=save,
             log=run_log,
         )
     if not finished:
@@ -204,8 +240,10 @@ def main(config: PretrainConfig) -> int:
             f"stopped at step {state.step} of {plan.total_steps}, with a checkpoint: the same command continues the run"
         )
     elif is_main:
-        plot_losses(folder)
-        say("\n".join(part for part in (summary(folder), f"finished; see {folder}: samples/, plots/loss.png") if part))
+        write_export()
+        say("\n".join(part for part in (summary(folder), f"finished; see {folder}: export/, samples/, plots/") if part))
+        if publisher:
+            say(f"published: {publisher.finish(f'{run.name}, {plan.total_steps} steps')}")
     accelerator.end_training()
     return 0 if finished or plan.ends_early_at(state.step) else STOPPED
 

@@ -7,6 +7,7 @@ No pickle, except in DeepSpeed's own files.
     step_0000001000/
         MANIFEST.json           step, size and SHA-256 of every file, and a digest of itself
         trainer.json            counters and settings of the run
+        config.json             the network, so that `from_pretrained` loads the folder
         model.safetensors
         optimizer.safetensors   <moment>/<parameter>; with DeepSpeed a folder of its own instead
 """

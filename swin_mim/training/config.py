@@ -5,6 +5,7 @@ line in `config_file.py`; none of them needs torch, so that `--help` is quick.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -16,6 +17,7 @@ from swin_mim.training.schedule import to_steps
 from swin_mim.training.settings import (
     FREE,
     DataConfig,
+    HubConfig,
     LogConfig,
     MaskConfig,
     ModelConfig,
@@ -29,6 +31,7 @@ from swin_mim.training.settings import (
 __all__ = [
     "FREE",
     "DataConfig",
+    "HubConfig",
     "LogConfig",
     "MaskConfig",
     "ModelConfig",
@@ -120,7 +123,11 @@ def check(config: PretrainConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{key} {value} must be finite")
-    rules = (_run_rules(config.run, config.data), _model_rules(config.model, config.mask, config.data))
+    rules = (
+        _run_rules(config.run, config.data),
+        _model_rules(config.model, config.mask, config.data),
+        _hub_rules(config.hub),
+    )
     for key, legal, rule in chain(*rules, _training_rules(config.optim, config.train, config.log, config.save)):
         if not legal:
             raise UserError(f"{key} {values[key]!r} {rule}")
@@ -131,6 +138,15 @@ def check(config: PretrainConfig) -> None:
 
 Rules = Iterator[tuple[str, bool, str]]
 """(key, whether its value is legal, what would be)"""
+
+
+def _hub_rules(hub: HubConfig) -> Rules:
+    named = hub.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", hub.repo) is not None
+    yield "hub.repo", named, "must be user/name, a repository of the Hugging Face Hub"
+    licensed = hub.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", hub.license) is not None
+    yield "hub.license", licensed, "must be an identifier of the Hub, such as apache-2.0, mit, cc-by-4.0 or other"
+    yield "hub.every", hub.every >= 0, "must not be negative: use 0 to push at the end only"
+    yield "hub.every", not hub.every or hub.repo is not None, "pushes nowhere: name a repository with hub.repo"
 
 
 def _run_rules(run: RunConfig, data: DataConfig) -> Rules:

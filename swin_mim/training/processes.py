@@ -75,6 +75,11 @@ def start_accelerator(
     return accelerator
 
 
+def precision_text(accelerator: Accelerator) -> str:
+    """ "fp32", "bf16" or "fp16"."""
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
 def start_trackers(accelerator: Accelerator, name: str, *, step: int) -> None:
     """Start the trackers; what TensorBoard has of steps after `step`, from a run that was cut off, it forgets."""
     accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {})

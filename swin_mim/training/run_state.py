@@ -46,6 +46,7 @@ class Checkpoints:
         model, prepared, optimizer: the bare model, and what accelerate's `prepare` made of it and its optimizer.
         keep: how many of the newest stay.
         facts: what must be the same in a resumed run: values of JSON, such as the fingerprint of the data.
+        documents: JSON files to put into every checkpoint, by name, such as the config.json that makes it loadable.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Checkpoints:
     optimizer: Any
     keep: int
     facts: dict[str, Any] = field(default_factory=dict)
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def save(self, state: RunState) -> None:
         """Write a checkpoint; all processes call it together."""
@@ -69,7 +71,8 @@ class Checkpoints:
             checkpoint.save_model(self.model.state_dict(), staging / "model.safetensors")
             if not self._deepspeed:
                 checkpoint.save_optimizer(self.optimizer.optimizer, self.model, staging / "optimizer.safetensors")
-            checkpoint.write_json(staging / "trainer.json", self._trainer(state))
+            for name, content in {"trainer.json": self._trainer(state), **self.documents}.items():
+                checkpoint.write_json(staging / name, content)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             checkpoint.commit(staging, state.step)

@@ -73,6 +73,9 @@ class ModelConfig:
     """Stochastic depth of the last block; earlier blocks have linearly less. Drawn for each micro batch."""
     target: Literal["pixels", "normalized"] = "pixels"
     """What is predicted: the pixels, or pixels normalised by the window of 47 around each."""
+    pretrained: str | None = None
+    """Weights to start from: a folder, a .safetensors file or a repository "user/name" on the Hub. Bias tables are
+    resized to this model's windows; a decoder that is not there is drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,22 @@ class SaveConfig:
 
 
 @dataclass(frozen=True)
+class HubConfig:
+    """Publishing on the Hugging Face Hub. Every run that ends well leaves the same files in export/ of its folder."""
+
+    repo: str | None = None
+    """Repository "user/name" to push to at the end; that it can be written is checked before anything else."""
+    private: bool = True
+    """Make a new repository private."""
+    every: int = 0
+    """Push after every so many checkpoints too; 0 pushes at the end only."""
+    transformers: bool = False
+    """Add a copy for transformers' own Swin classes, in a subfolder."""
+    license: str | None = None
+    """License of the weights for the card, such as apache-2.0 or cc-by-4.0."""
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Pretrain a Swin Transformer on images without labels."""
 
@@ -175,6 +194,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     log: LogConfig = field(default_factory=LogConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 FREE = frozenset(
@@ -200,6 +220,11 @@ FREE = frozenset(
         "log.pictures",
         "save.every",
         "save.keep",
+        "hub.repo",
+        "hub.private",
+        "hub.every",
+        "hub.transformers",
+        "hub.license",
     }
 )
 """Settings that may change when a run is resumed; every other one decides what the run computes."""

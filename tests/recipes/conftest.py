@@ -62,9 +62,9 @@ class Recipe:
         assert code == expect, output
         return output
 
-    def start(self, name: str, *flags: str) -> subprocess.Popen[str]:
+    def start(self, name: str, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start from nothing, as from a terminal."""
-        return self._start([sys.executable, str(RECIPE), *self.arguments(name, flags)], {})
+        return self._start([sys.executable, str(RECIPE), *self.arguments(name, flags)], environment or {})
 
     def launch(self, name: str, *flags: str, zero: int = 0) -> str:
         """Run as two processes of torchrun, with DeepSpeed if `zero` is its stage; the output."""

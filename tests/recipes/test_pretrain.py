@@ -5,6 +5,8 @@ import random
 
 import numpy as np
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -74,11 +76,41 @@ def test_too_many_broken_images_stop_the_run(recipe, tmp_path):
 def test_the_checkpoint_is_a_plain_model(recipe, whole_run):
     checkpoint = recipe.path(whole_run) / "checkpoints" / "step_0000000010"
     assert sorted(p.name for p in checkpoint.iterdir()) == [
-        "MANIFEST.json", "model.safetensors", "optimizer.safetensors", "trainer.json",
+        "MANIFEST.json", "config.json", "model.safetensors", "optimizer.safetensors", "trainer.json",
     ]  # fmt: skip
     SimMIM(CONFIG).load_state_dict(load_file(checkpoint / "model.safetensors"))
+    loaded = SimMIM.from_pretrained(checkpoint)
+    assert loaded.encoder.config == CONFIG
     kept = sorted(p.name for p in checkpoint.parent.iterdir())
     assert kept == ["step_0000000005", "step_0000000010"]
+
+
+def test_a_run_leaves_an_export(recipe, whole_run):
+    """Loaded by its run's folder: the weights of the last checkpoint, and a card of what was measured."""
+    folder = recipe.path(whole_run)
+    exported, last = SimMIM.from_pretrained(folder), SimMIM.from_pretrained(folder / "checkpoints/step_0000000010")
+    assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), last.parameters(), strict=True))
+    card = ModelCard.load(folder / "export" / "README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == pytest.approx(recipe.metrics(whole_run)[-1]["heldout_loss"], abs=1e-6)
+    assert str(recipe.folder) not in card.content
+    assert {path.name for path in (folder / "export").iterdir()} == {
+        "README.md", "config.json", "loss.png", "mim_head.safetensors", "model.safetensors",
+    }  # fmt: skip
+
+
+def test_a_run_from_pretrained_weights(recipe, whole_run):
+    """Starts where the other run ended; continued, it goes on from its own checkpoint."""
+    source = str(recipe.path(whole_run) / "export")
+    flags = ["--model.pretrained", source, "--optim.base_lr", "1e-9", "--optim.warmup_lr", "1e-9"]
+    output = recipe.run("continued", *flags, "--train.stop_after", "5 steps")
+    assert f"from {source}" in output
+    before = next(row["heldout_loss"] for row in reversed(recipe.metrics(whole_run)) if "heldout_loss" in row)
+    losses = [row["heldout_loss"] for row in recipe.metrics("continued") if "heldout_loss" in row]
+    assert losses == [pytest.approx(before, abs=1e-5)]
+    assert "resumed at step 5" in recipe.run("continued", *flags)
+    output = recipe.run("unfit", "--model.pretrained", source, "--model.embed_dim", "32", expect=2)
+    assert "has embed_dim 16 and the model wanted 32" in output
 
 
 def test_other_arithmetic(recipe, whole_run):
@@ -120,6 +152,9 @@ def test_zero_in_bf16(recipe, whole_run):
     (["--train.precision", "fp16"], "fp16 needs a GPU"),
     (["--log.trackers", "aim"], "pip install aim"),
     (["--optim.warmup", "10 steps"], "the warm-up must be shorter"),
+    (["--hub.repo", "no repository"], "must be user/name"),
+    (["--hub.every", "2"], "name a repository with hub.repo"),
+    (["--model.pretrained", "/nowhere/at/all"], "does not exist"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_2(flags, text, recipe):
     output = recipe.run("mistake", *flags, expect=2).strip()

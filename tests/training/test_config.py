@@ -30,7 +30,7 @@ from swin_mim.training.config import (
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 BASE = Path(__file__).with_name("base.yaml")
 NAME = "run: {name: a}\n"
-SECTIONS = ["run", "data", "model", "mask", "optim", "train", "log", "save"]
+SECTIONS = ["run", "data", "model", "mask", "optim", "train", "log", "save", "hub"]
 
 
 def load(*arguments: str) -> PretrainConfig:
@@ -535,7 +535,7 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 53
+    assert len(keys) == len(set(keys)) == 59
     assert set(keys) >= FREE
     for key, value in leaves(DEFAULTS):
         lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))

@@ -1,0 +1,171 @@
+"""A run as a published model: what its folder tells for the card, and pushing while training goes on."""
+
+import logging
+import platform
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from swin_mim.errors import UserError
+from swin_mim.hub import repository
+from swin_mim.hub.about import About, Picture, Result, Training
+from swin_mim.hub.card import without_paths
+from swin_mim.training.config import PretrainConfig, to_yaml
+from swin_mim.training.run_state import RunState
+from swin_mim.training.schedule import scaled
+from swin_mim.training.tracking import duration_text, plot_losses, read_metrics
+
+_LOG = logging.getLogger(__name__)
+
+
+def about_run(
+    folder: Path, config: PretrainConfig, state: RunState, *, images: int, heldout: int, devices: str, precision: str
+) -> About:
+    """What a pretraining run tells of itself: only what was measured, and the settings as they were.
+
+    Args:
+        folder: of the run.
+        state: where it stands.
+        images, heldout: how many there were to train and to measure on.
+        devices: on what it ran, as "8 x NVIDIA H100".
+        precision: of its arithmetic, as "bf16".
+    """
+    source, base = config.data.source, config.model.pretrained
+    caption = "Held-out images: the image, what the model sees of it, its prediction, the holes filled with that."
+    drawn = sorted((folder / "samples").glob("step_*.png"))[-1:]
+    pictures = [Picture(file, "reconstructions.png", caption) for file in drawn]
+    caption = "Loss over the steps. The held-out images have the same masks each time."
+    pictures.append(Picture(plot_losses(folder), "loss.png", caption))
+    return About(
+        name=config.hub.repo or config.run.name,
+        repo=config.hub.repo,
+        license=config.hub.license,
+        base_model=base if base and _is_hub_name(base) else None,
+        datasets=(source,) if source != "blue_marble" and _is_hub_name(source) else (),
+        training=Training(
+            data=_data(source, images, heldout),
+            steps=state.step,
+            images=state.samples_seen,
+            facts=_facts(folder, config, devices, precision),
+            config_yaml=without_paths(to_yaml(replace(config, hub=replace(config.hub, repo=None)))),
+            command="accelerate launch recipes/pretrain.py --config config.yaml",
+        ),
+        results=_results(folder, config, heldout),
+        pictures=tuple(pictures),
+    )
+
+
+def devices_text(device: torch.device, processes: int) -> str:
+    """ "8 x NVIDIA H100 80GB HBM3", or the processor's name."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{processes * torch.get_num_threads()} threads of {name}"
+
+
+class Publisher:
+    """Pushes the folder of a model beside the training, one push at a time.
+
+    Args:
+        folder: what is pushed; it must not change while `busy`.
+        repo, private: as in `repository.push`.
+    """
+
+    def __init__(self, folder: Path, repo: str, *, private: bool) -> None:
+        self._folder, self._repo, self._private = folder, repo, private
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._push: Future[str] | None = None
+
+    def settle(self) -> None:
+        """Wait for the push under way, if any. One that failed is only a warning: the next one holds all it had."""
+        if self._push is None:
+            return
+        try:
+            _LOG.info("pushed: %s", self._push.result())
+        except UserError as error:
+            _LOG.warning("%s", error)
+        self._push = None
+
+    def start(self, message: str) -> None:
+        """Push in the background."""
+        self.settle()
+        self._push = self._thread.submit(self._now, message)
+
+    def finish(self, message: str) -> str:
+        """Push, and wait for it -> the commit's address.
+
+        Raises:
+            UserError: the push failed.
+        """
+        self.settle()
+        return self._thread.submit(self._now, message).result()
+
+    def _now(self, message: str) -> str:
+        return repository.push(self._folder, self._repo, private=self._private, message=message)
+
+
+def _is_hub_name(source: str) -> bool:
+    return not Path(source).exists() and repository.is_repo_name(source)
+
+
+def _data(source: str, images: int, heldout: int) -> str:
+    kept = f"; {heldout} more were held out to measure on" if heldout else ""
+    if source == "blue_marble":
+        return (
+            f"{images} satellite tiles of land, cut from NASA's Blue Marble (public domain){kept}, "
+            "from other longitudes, so that none touches a training tile."
+        )
+    where = f"the data set {source}" if _is_hub_name(source) else f'a folder "{without_paths(source)}"'
+    return f"{images} unlabelled images of {where}{kept}."
+
+
+def _facts(folder: Path, config: PretrainConfig, devices: str, precision: str) -> dict[str, str]:
+    optim, train, mask = config.optim, config.train, config.mask
+    facts = {
+        "Method": f"SimMIM, target {config.model.target}",
+        "Mask": f"{mask.ratio:.0%} of squares of {mask.unit} pixels",
+        "Global batch": str(train.global_batch),
+        "Peak learning rate": f"{scaled(optim.base_lr, train.global_batch):.3g} (AdamW, {optim.schedule})",
+        "Weight decay": str(optim.weight_decay),
+        "Precision": precision,
+        "Hardware": devices,
+        "Software": f"swin_mim {version('swin-mim')}, torch {version('torch')}",
+    }
+    seconds = _seconds_of_steps(folder, train.global_batch)
+    if seconds:
+        facts["Time of the training steps"] = duration_text(seconds)
+    if config.model.pretrained:
+        facts["Started from"] = without_paths(config.model.pretrained)
+    fillings = next((row for row in read_metrics(folder) if "mean_fill_error" in row), None)
+    if fillings:
+        facts["For comparison: holes filled with the mean of the visible pixels"] = f"{fillings['mean_fill_error']:.4f}"
+        facts["For comparison: holes interpolated"] = f"{fillings['interpolation_error']:.4f}"
+    return facts
+
+
+def _seconds_of_steps(folder: Path, global_batch: int) -> float:
+    seconds, before = 0.0, 0.0
+    for row in read_metrics(folder):
+        if row.get("images_per_second"):
+            seconds += (row["step"] - before) * global_batch / row["images_per_second"]
+            before = row["step"]
+    return seconds
+
+
+def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result, ...]:
+    losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
+    if not losses:
+        return ()
+    source = without_paths(config.data.source)
+    return (
+        Result(
+            source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"
+        ),
+    )

@@ -1,0 +1,79 @@
+"""The recipe publishes on a Hub: checked before, pushed between and at the end, kept when the push fails."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from loopback_hub import Refused
+from safetensors.torch import load
+
+from swin_mim import SimMIM
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(recipe, environment, name, *flags, expect=0):
+    """One run in a process that starts from nothing, so that its client finds the Hub; the output."""
+    process = recipe.start(name, *flags, environment=environment)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == expect, output
+    return output
+
+
+def canaries(folder, *tokens):
+    """Files below a folder that hold a token."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if any(token.encode() in path.read_bytes() for token in tokens)]
+
+
+def test_a_run_is_pushed_between_and_at_its_end(recipe, hub, client_environment):
+    repo = f"{hub.user}/pushed"
+    flags = ["--hub.repo", repo, "--hub.every", "1", "--hub.license", "cc-by-4.0"]
+    output = run(recipe, client_environment, "pushed", *flags)
+    assert "published: " in output
+    assert hub.repo(repo).private
+    _, (_, middle), (_, final) = hub.commits(repo)
+    folder = recipe.path("pushed")
+    assert {name: final[name] for name in final if name != ".gitattributes"} == {
+        path.name: path.read_bytes() for path in (folder / "export").iterdir()
+    }
+    at_step_5 = SimMIM.from_pretrained(folder / "checkpoints" / "step_0000000005").encoder.state_dict()
+    assert all(torch.equal(value, at_step_5[name]) for name, value in load(middle["model.safetensors"]).items())
+    assert "license: cc-by-4.0" in final["README.md"].decode()
+    assert hub.token not in output
+    assert canaries(folder, hub.token) == []
+    assert canaries(folder / "export", str(recipe.folder)) == []
+
+
+def test_without_write_access_nothing_starts(recipe, hub, client_environment):
+    environment = client_environment | {"HF_TOKEN": hub.readonly_token}
+    output = run(recipe, environment, "refused", "--hub.repo", f"{hub.user}/refused", expect=2)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert hub.readonly_token not in output
+    assert not (recipe.path("refused") / "checkpoints").exists()
+
+
+def test_a_push_that_fails_loses_nothing(recipe, hub, client_environment):
+    """The first push is broken off and the run goes on; the last one too, and the command that is printed mends it."""
+    repo = f"{hub.user}/unlucky"
+
+    def refuse():
+        hub.before_commit = refuse
+        raise Refused(503, "not now")
+
+    hub.before_commit = refuse
+    output = run(recipe, client_environment, "unlucky", "--hub.repo", repo, "--hub.every", "1", expect=2)
+    assert len(hub.commits(repo)) == 1
+    *_, last = output.strip().splitlines()
+    assert "step     10/10" in output
+    command = shlex.split(last[last.index("python tools/push.py") :])[1:4]
+    hub.before_commit = None
+    again = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    done = subprocess.run(again, cwd=recipe.folder, env=client_environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "mim_head.safetensors", "config.json", "README.md"}
+    assert hub.token not in output + done.stdout + done.stderr
