@@ -37,8 +37,8 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "datasets": ("swin_mim/data/",),
     "huggingface_hub": ("swin_mim/hub/",),
     "deepspeed": (),
-    "timm": ("swin_mim/data/transforms.py", "swin_mim/training/", "tools/bench_peers.py"),
-    "transformers": ("tools/bench_peers.py",),
+    "timm": ("swin_mim/data/transforms.py", "swin_mim/training/", "tools/peers.py"),
+    "transformers": ("tools/peers.py",),
 }
 """Other people's package -> where it may be imported, besides the tests."""
 

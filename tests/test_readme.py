@@ -78,17 +78,46 @@ def test_launch_files_are_what_accelerate_reads():
             assert (ROOT / config.deepspeed_config["deepspeed_config_file"]).is_file()
 
 
-def test_the_python_example_runs(tmp_path):
+def python_examples():
+    return [block for language, block in BLOCKS if language == "python"]
+
+
+def test_the_python_examples_run(tmp_path, monkeypatch):
+    """All of them, in a folder that holds what README says a demo and a conversion leave."""
     import torch
-    from safetensors.torch import save_file
 
-    from swin_mim import SimMIM, SwinConfig
+    from swin_mim import SimMIM, SwinConfig, block_mask
 
-    example = next(block for language, block in BLOCKS if language == "python")
-    model = SimMIM(SwinConfig.named("swin_tiny", image_size=192, window_size=6))
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    example = re.sub(r'"runs/.*?"', repr(str(tmp_path / "model.safetensors")), example)
-    scope = {"images": torch.randn(1, 3, 192, 192)}
-    exec(example, scope)
-    assert scope["features"].shape == (1, 6, 6, 768)
-    assert len(scope["maps"]) == 4
+    monkeypatch.chdir(tmp_path)
+    config = SwinConfig(64, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4)
+    for folder in ("runs/demo/export", "weights/simmim"):
+        SimMIM(config).save_pretrained(folder)
+    scope = {"images": torch.randn(1, 3, 64, 64), "mask": block_mask(1, (16, 16), 2, 0.6, seed=0)}
+    assert len(python_examples()) == 4
+    shapes = []
+    for example in python_examples():
+        exec(example, scope)
+        shapes.append(
+            tuple(scope["classifier"](torch.randn(1, 4 if "nir" in example else 3, *SIZES[len(shapes)])).shape)
+        )
+    assert scope["features"].shape == (1, 8, 8, 32)
+    assert len(scope["maps"]) == 2
+    assert scope["loss"] > 0
+    assert shapes == [(1, 10)] * 4
+
+
+SIZES = [(64, 64), (64, 64), (64, 64), (224, 224)]
+"""Of the images that the classifier of each example takes; the third one has none of its own."""
+
+
+def test_tool_commands_parse(tmp_path, monkeypatch):
+    """Every command line of tools/ in README, up to where it would need its files."""
+    commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/(convert|push)\.py", command)]
+    assert len(commands) == 4
+    for words in commands:
+        script, *arguments = words[1:]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, text=True, capture_output=True
+        )
+        assert done.returncode == 2
+        assert re.search("does not exist|is not a folder|there is no file or folder", done.stderr), done.stderr

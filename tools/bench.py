@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, get_args
 
 import torch
-from bench_peers import BUILDERS, NotMeasured, Precision, Settings, System, Weights
+from bench_peers import BUILDERS, Precision, Settings, System, Weights
+from peers import NotBuilt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,9 +97,7 @@ def build(config: SwinConfig, settings: Settings, device: torch.device) -> tuple
     for name in settings.systems:
         try:
             system = BUILDERS[name](config, weights, settings)
-        except ModuleNotFoundError as error:
-            not_measured[name] = "not installed" if error.name == name else f"not installed: {error.name}"
-        except NotMeasured as reason:
+        except NotBuilt as reason:
             not_measured[name] = str(reason)
         else:
             system.model.to(device).train()
