@@ -32,7 +32,7 @@ HEADER_LIMIT = 16 * 10**6
 PICKLE_LIMIT = 2 * 10**6
 """Bytes of a pickle without its tensors. That of Swin-L with its optimizer is 0.1 MB."""
 TUPLE_LIMIT = 50_000
-"""Tuples in a pickle; Swin-L with its optimizer has 4607. Python hashes nested ones recursively: stack, then a crash."""
+"""Tuples in a pickle; Swin-L with its optimizer has 4607. Hashing nested ones takes stack and would crash Python."""
 CONFIG_LIMIT = 10_000
 """Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
 CONFIG_DEPTH = 20
@@ -344,8 +344,6 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
             if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
                 raise UserError(f"{path} is a zip file but not of torch.save: it must hold one data.pkl")
             with archive.open(pickles[0]) as content:
-                if pickles[0].file_size > PICKLE_LIMIT:
-                    raise UserError(_too_long(pickles[0].file_size, path))
                 _scan(content, path)
     except UserError:
         raise
@@ -407,7 +405,7 @@ def _scan(file: IO[bytes], path: Path) -> None:
     try:
         for opcode, argument, position in pickletools.genops(file):
             if (position or 0) - start > PICKLE_LIMIT:
-                raise UserError(_too_long(None, path))
+                raise UserError(f"{path} has a pickle of over {PICKLE_LIMIT} bytes: {_WEIGHTS_ONLY}")
             tuples += opcode.name.startswith("TUPLE")
             if opcode.name == "PROTO":
                 protocol = max(protocol, argument or 0)
@@ -516,10 +514,6 @@ def _refuse_other_kinds(head: bytes, path: Path) -> None:
         )
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         raise UserError(f"{path} is a web page, not weights: check the address that you fetched it from")
-
-
-def _too_long(length: int | None, path: Path) -> str:
-    return f"{path} has a pickle of {length or 'too many'} bytes, at most {PICKLE_LIMIT} are read: save weights only"
 
 
 def _shown(value: object, *, quotes: bool = True) -> str:
