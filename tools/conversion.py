@@ -244,6 +244,8 @@ def compare_source(original: Source, microsoft: str | None) -> Comparison:
     description, tensors = original.weights.description, original.weights.tensors
     if original.side.format in ("swin_mim", "checkpoint"):
         return Comparison("source", "ours", {}, "the source is ours")
+    if format == "mmpretrain":
+        return Comparison(format, "ours", {}, "its code is not at hand")
     try:
         theirs = their_state(original)
         peer = peers.build(format, description, theirs, microsoft=microsoft)

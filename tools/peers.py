@@ -166,7 +166,7 @@ def build_transformers(description: Description, weights: Weights) -> Peer:
 def build_microsoft(description: Description, weights: Weights, checkout: str | None) -> Peer:
     """Their SimMIM with its decoder, or their Swin with or without a head."""
     if checkout is None:
-        raise NotBuilt("not installed: name a checkout of github.com/microsoft/SimMIM with --microsoft")
+        raise NotBuilt("name a checkout of github.com/microsoft/SimMIM with --microsoft")
     config = description.config
     height, width = as_pair(config.image_size)
     arguments = {

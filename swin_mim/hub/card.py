@@ -482,7 +482,7 @@ def _training(facts: CardFacts) -> str:
     training = facts.training
     if training is None:
         return ""
-    rows = {"steps": f"{training.steps:,}", "images seen": f"{training.images:,}"} | training.facts
+    rows = {"Steps": f"{training.steps:,}", "Images seen": f"{training.images:,}"} | training.facts
     table = ((escaped(key), escaped(value)) for key, value in rows.items())
     parts = ["## Training", _table(("", ""), ((key, value) for key, value in table if value))]
     if training.command.strip():
