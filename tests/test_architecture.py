@@ -15,8 +15,8 @@ LONGEST = 60
 PUBLISHED = {
     f"hub.{name}"
     for name in (
-        *("about", "adapt", "card", "config_json", "expressible", "formats", "network", "pretrained"),
-        *("repository", "weights_file"),
+        *("about", "adapt", "card", "card_examples", "config_json", "expressible", "formats", "network"),
+        *("pretrained", "redaction", "repository", "weights_file"),
     )
 }
 INSIDE: dict[str, set[str]] = {

@@ -1,17 +1,44 @@
-"""What the card of a model says: what its maker tells, joined with what the model itself is."""
+"""What a card is made of: what the maker of a model tells, joined with what the model itself is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from swin_mim.hub.card import CardFacts, Result, Training
-from swin_mim.hub.config_json import Description, timm_name
-from swin_mim.models.swin_config import as_pair
+from swin_mim.hub.config_json import Description, Kind, timm_name
+from swin_mim.hub.expressible import not_expressible
+from swin_mim.models.swin_config import SwinConfig, as_pair
 
-__all__ = ["About", "Picture", "Result", "Training", "card_facts"]
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number."""
+
+    dataset: str
+    metric: str
+    """Its name: "masked L1, held-out images"."""
+    type: str
+    """Its identifier: "l1", "accuracy"."""
+    value: float
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the weights came to be: measured, never assumed."""
+
+    data: str
+    """One or two sentences in plain words: "1862 tiles of ..."."""
+    steps: int
+    images: int
+    """Images seen, each time counted."""
+    facts: dict[str, str]
+    """More rows of the table: batch, learning rate, duration, hardware, precision, versions."""
+    config_yaml: str
+    """The exact recipe."""
+    command: str
 
 
 class Picture(NamedTuple):
@@ -44,6 +71,52 @@ class About:
     pictures: tuple[Picture, ...] = ()
 
 
+class Input(TypedDict):
+    """What the model takes."""
+
+    image_size: tuple[int, int]
+    """(H, W) in pixels."""
+    channels: tuple[str, ...] | None
+    """Their names, in order; None: not known."""
+    mean: tuple[float, ...]
+    """One per channel, of pixels between 0 and 1; `std` likewise."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card can say."""
+
+    kind: Kind
+    name: str
+    """The title."""
+    repo: str | None
+    """ "user/name"; None: the snippets load a local folder."""
+    config: SwinConfig
+    parameters: int
+    """Of the encoder, and of a classifier's head."""
+    input: Input
+    timm_name: str
+    """timm's registry name, as in config.json."""
+    num_classes: int
+    labels: tuple[str, ...] | None
+    has_transformers_copy: bool
+    """Whether the folder `transformers` holds the native copy."""
+    license: str | None
+    """The Hub's identifier, such as "apache-2.0"; None: not known."""
+    base_model: str | None
+    """The Hub's name of the model that this one was fine-tuned from."""
+    datasets: tuple[str, ...]
+    """The Hub's names of the data, if it is there."""
+    training: Training | None
+    results: tuple[Result, ...]
+    pictures: tuple[tuple[str, str], ...]
+    """(file name in the repository, caption)"""
+    tags: tuple[str, ...] = ()
+    caution: str = ""
+    """Why timm's network is another one (`expressible.not_expressible`)."""
+
+
 def card_facts(
     description: Description, about: About, *, folder: str, tensors: Mapping[str, Tensor], native: bool
 ) -> CardFacts:
@@ -60,11 +133,11 @@ def card_facts(
         kind=description.kind,
         name=about.name or about.repo or folder,
         repo=about.repo,
-        architecture=asdict(config),
+        config=config,
         parameters=sum(counted),
         input={
             "image_size": as_pair(config.image_size),
-            "channels": preprocessing.channels or tuple(f"channel {i}" for i in range(config.in_channels)),
+            "channels": preprocessing.channels,
             "mean": preprocessing.mean,
             "std": preprocessing.std,
         },
@@ -79,4 +152,5 @@ def card_facts(
         training=about.training,
         results=about.results,
         pictures=tuple((picture.name, picture.caption) for picture in about.pictures),
+        caution=not_expressible("timm", description),
     )

@@ -12,7 +12,7 @@ import torch
 from swin_mim.errors import UserError
 from swin_mim.hub import repository
 from swin_mim.hub.about import About, Picture, Result, Training
-from swin_mim.hub.card import without_paths
+from swin_mim.hub.redaction import without_paths
 from swin_mim.training.config import PretrainConfig, to_yaml
 from swin_mim.training.run_state import RunState
 from swin_mim.training.schedule import scaled
