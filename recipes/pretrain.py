@@ -36,14 +36,14 @@ def main(config: PretrainConfig) -> int:
     from swin_mim.evaluation.heldout import HeldOut
     from swin_mim.hub import config_json, export, repository
     from swin_mim.masking import block_mask
-    from swin_mim.models.pretrained import Preprocessing
+    from swin_mim.models.saving import Preprocessing
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import compile_blocks
     from swin_mim.models.window_attention import resolve_backend
     from swin_mim.training import checkpoint, engine, processes, run_folder
     from swin_mim.training.optim import adamw
     from swin_mim.training.run_state import Checkpoints, RunState
-    from swin_mim.training.schedule import checked_warmup, learning_rate, scaled, to_steps
+    from swin_mim.training.schedule import checked_warmup, due, learning_rate, scaled, to_steps
     from swin_mim.training.tracking import RunLog, start_log, summary
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
@@ -61,8 +61,6 @@ def main(config: PretrainConfig) -> int:
     device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
     say = start_log(folder, main=is_main)
     run_folder.claim(folder, config, main=is_main)
-    if hub.repo and is_main:
-        repository.check_write_access(hub.repo, private=hub.private)
 
     # Images: those to train on, and those held out to measure on.
     if data.source == "blue_marble":
@@ -95,6 +93,10 @@ def main(config: PretrainConfig) -> int:
     else:
         model = SimMIM(swin, target=mim.target, **options)
     model.preprocessing = Preprocessing(data.mean, data.std, CHANNELS if swin.in_channels == len(CHANNELS) else None)
+    if is_main:
+        export.check(folder, config, model.description())
+        if hub.repo:
+            repository.check_write_access(hub.repo, private=hub.private)
     if train.compile:
         compile_blocks(model.encoder)
     prepared, optimizer = accelerator.prepare(
@@ -194,8 +196,6 @@ def main(config: PretrainConfig) -> int:
     )
 
     # What it publishes: export/ of its folder, whole at any time, and the same on the Hub.
-    publisher = export.Publisher(folder / "export", hub.repo, private=hub.private) if hub.repo and is_main else None
-
     def write_export() -> None:
         about = export.about_run(
             folder,
@@ -208,13 +208,14 @@ def main(config: PretrainConfig) -> int:
         )
         model.save_pretrained(folder / "export", about=about, transformers=hub.transformers)
 
+    publisher = None
+    if hub.repo and is_main:
+        publisher = export.Publisher(folder / "export", write_export, hub.repo, private=hub.private)
+
     def save(state: RunState) -> None:
         checkpoints.save(state)
-        count = state.step // plan.save_every if plan.save_every else 0
-        if publisher and hub.every and count % hub.every == 0 and state.step < plan.total_steps:
-            publisher.settle()
-            write_export()
-            publisher.start(f"{run.name}, step {state.step} of {plan.total_steps}")
+        if publisher and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
+            publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
 
     with run_folder.reported(folder, state, plan.total_steps, main=is_main):
         if not len(heldout):
@@ -239,11 +240,14 @@ def main(config: PretrainConfig) -> int:
         say(
             f"stopped at step {state.step} of {plan.total_steps}, with a checkpoint: the same command continues the run"
         )
+        if publisher:
+            publisher.leave()
     elif is_main:
-        write_export()
-        say("\n".join(part for part in (summary(folder), f"finished; see {folder}: export/, samples/, plots/") if part))
         if publisher:
             say(f"published: {publisher.finish(f'{run.name}, {plan.total_steps} steps')}")
+        else:
+            write_export()
+        say("\n".join(part for part in (summary(folder), f"finished; see {folder}: export/, samples/, plots/") if part))
     accelerator.end_training()
     return 0 if finished or plan.ends_early_at(state.step) else STOPPED
 

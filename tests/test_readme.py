@@ -112,12 +112,10 @@ SIZES = [(64, 64), (64, 64), (64, 64), (224, 224)]
 
 def test_tool_commands_parse(tmp_path, monkeypatch):
     """Every command line of tools/ in README, up to where it would need its files."""
-    commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/(convert|push)\.py", command)]
+    commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/convert\.py|hub\.push", command)]
     assert len(commands) == 4
     for words in commands:
-        script, *arguments = words[1:]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, text=True, capture_output=True
-        )
+        words = [str(ROOT / word) if word.startswith("tools/") else word for word in words[1:]]
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, text=True, capture_output=True)
         assert done.returncode == 2
         assert re.search("does not exist|is not a folder|there is no file or folder", done.stderr), done.stderr

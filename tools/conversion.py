@@ -19,9 +19,9 @@ from swin_mim.hub.about import About
 from swin_mim.hub.adapt import Method, adapt
 from swin_mim.hub.config_json import Description
 from swin_mim.hub.formats import Format, KeyMap, key_map, left_out
-from swin_mim.hub.pretrained import MIM_HEAD, PICKLES, WEIGHTS, Weights, is_mim_head
-from swin_mim.hub.weights_file import TensorInfo, load_pickled, load_tensors, write_safetensors
-from swin_mim.models.pretrained import Pretrained
+from swin_mim.hub.pretrained import Weights, is_mim_head
+from swin_mim.hub.weights_file import TensorInfo, is_pickled, load_pickled, load_tensors, write_safetensors
+from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import as_pair
 
 Target = Literal["timm", "transformers", "microsoft", "torchvision", "swin_mim"]
@@ -100,12 +100,12 @@ def read(source: str, image_size: Size | None) -> Source:
         image_size: what the weights were made for, if the source does not say it.
     """
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() in PICKLES:
+    if is_pickled(path):
         raw, settings = load_pickled(path)
         beside = path.parent if path.name == "pytorch_model.bin" else None
     else:
         path, settings = pretrained.locate(source), None
-        raw = load_tensors(path) if path.is_file() else load_folder(path)
+        raw = pretrained.load_files(path)
         beside = path if path.is_dir() else None
     header = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in raw.items()}
     weights = pretrained.interpret(
@@ -117,18 +117,10 @@ def read(source: str, image_size: Size | None) -> Source:
         image_size=image_size,
     )
     # The encoder or classifier in a folder of ours has timm's names; a pickle of ours does not exist.
-    ours = beside is not None and pretrained.is_ours(beside)
+    ours = beside is not None and pretrained.is_saved_model(beside)
     format = "swin_mim" if ours and weights.keys.format == "timm" else weights.keys.format
     side = side_of(source, format, weights.description, weights.tensors, size_is_guessed=weights.size_is_guessed)
     return Source(weights, raw, side)
-
-
-def load_folder(path: Path) -> Tensors:
-    tensors = load_tensors(path / WEIGHTS)
-    head = load_tensors(path / MIM_HEAD) if (path / MIM_HEAD).is_file() else {}
-    for name in sorted(tensors.keys() & head.keys()):
-        raise UserError(f"{path}: {name} is in both {WEIGHTS} and {MIM_HEAD}")
-    return tensors | head
 
 
 def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -164,12 +156,14 @@ def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Desc
         why = "as --encoder-only asks"
     else:
         unwanted = set(left_out(to, weights.tensors))
+        if weights.description.kind == "Swin":
+            unwanted |= {"mask_token"} & weights.tensors.keys()
         why = f"as {to} has no place for it"
     for name, theirs in weights.keys.sources.items():
         left += [Left(source, why) for source in theirs if name in unwanted]
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in unwanted}
     description = weights.description
-    if unwanted:
+    if unwanted and description.kind != "Swin":
         description = replace(description, kind="Swin", target="pixels", num_classes=0, labels=None)
     return description, tensors, tuple(left)
 
@@ -201,6 +195,10 @@ def appearing(dest: Path) -> Iterator[Path]:
         (staging / target.name).rename(target)
     except OSError as error:
         raise UserError(f"{dest} could not be written: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch.save's word for a full disk
+            raise
+        raise UserError(f"{dest} could not be written: the disk is full") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -231,7 +229,7 @@ def write(path: Path, to: Target, description: Description, tensors: Tensors, ab
 def written_at(path: Path, to: Target) -> Tensors:
     """The tensors that were written, read again."""
     if path.is_dir():
-        return load_folder(path)
+        return pretrained.load_files(path)
     return load_tensors(path) if path.suffix == SAFETENSORS else load_pickled(path).tensors
 
 

@@ -26,6 +26,8 @@ from typing import NoReturn
 from swin_mim.errors import UserError, one_line_errors
 from swin_mim.models.swin_config import as_pair
 
+LARGEST = 4096
+"""Pixels, tokens or channels. Outputs are compared at the full image size, which takes memory."""
 TARGETS = ("timm", "transformers", "microsoft", "torchvision", "swin_mim")
 
 
@@ -53,8 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LARGEST}")
     return int(text)
 
 
@@ -66,7 +68,12 @@ def size(sides: list[int] | None) -> int | tuple[int, int] | None:
 
 
 def channels(names: list[str] | None) -> int | list[str] | None:
-    return positive(names[0]) if names and len(names) == 1 and names[0].isdecimal() else names
+    if names is None or len(names) > 1 or not names[0].isdecimal():
+        return names
+    try:
+        return positive(names[0])
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--channels: {error}") from None
 
 
 def check(options: argparse.Namespace) -> None:
@@ -112,4 +119,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
         sys.exit(130)

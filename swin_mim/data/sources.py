@@ -182,7 +182,7 @@ def _open_hub(spec: str, config: str | None, split: str, column: str | None) -> 
     import datasets
 
     # rows of a Hub repository of image files name these files, where the client has put them
-    hub = Path(os.environ.get("HF_HUB_CACHE", datasets.config.HF_CACHE_HOME / "hub"))
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(datasets.config.HF_CACHE_HOME) / "hub")
     roots = [hub / f"datasets--{spec.replace('/', '--')}", Path(datasets.config.HF_DATASETS_CACHE) / "downloads"]
     return _open_table(spec, column, roots, lambda: datasets.load_dataset(spec, config, split=split))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ def adapt(
     Returns:
         the new description and tensors, and a line for each thing that changed.
     """
+    if bias_tables not in get_args(Method):
+        raise UserError(f"bias_tables is {bias_tables!r}: expected {' or '.join(get_args(Method))}")
     before, tensors = description.config, dict(tensors)
     said: list[str] = []
     if channels is not None and channels != before.in_channels:
@@ -149,6 +151,8 @@ def adapt_channels(
     Raises:
         UserError: a name twice, unknown source names, or another number of them than the weights have channels.
     """
+    if isinstance(target, str):
+        raise UserError(f"channels is {target!r}: expected a list of names, or a number")
     old = state[PROJECTION].shape[1]
     new = target if isinstance(target, int) else len(target)
     if new < 1:

@@ -5,16 +5,15 @@ and our own, `swin_mim`, from which everything else follows.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from swin_mim.errors import UserError
+from swin_mim.hub.formats import Kind
 from swin_mim.models.swin_config import SwinConfig, as_pair
 
-Kind = Literal["Swin", "SimMIM", "SwinClassifier"]
 Target = Literal["pixels", "normalized"]
 
 FORMAT = 1
@@ -39,6 +38,14 @@ _LARGEST = {
     "mlp_ratio": 64,
     "num_classes": 1 << 20,
 }
+_ONE_FUNCTION = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_absolute_embeddings": False}
+"""What transformers lets one choose, and we do not."""
+_TIMM_ARGUMENTS = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depths", "num_heads"),
+    *("window_size", "mlp_ratio", "qkv_bias", "drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+    *("strict_img_size", "weight_init"),
+}
+"""Arguments of timm's Swin that its tensors tell, or that decide nothing about its outputs."""
 _RATES = ("drop_rate", "drop_path_rate")
 _STAGES = 16
 
@@ -51,6 +58,14 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channels: tuple[str, ...] | None = ("red", "green", "blue")
     """What the channels are; None where nobody said."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+        if self.channels is not None:
+            object.__setattr__(self, "channels", tuple(self.channels))
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"preprocessing.std {self.std} must be positive")
 
     @classmethod
     def unknown(cls, channels: int) -> "Preprocessing":
@@ -68,6 +83,10 @@ class Description:
     num_classes: int = 0
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self) -> None:
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -135,14 +154,14 @@ def describe(document: Mapping[str, Any], where: str) -> Description:
     own = _section(document, "swin_mim", where)
     if own.get("format") != FORMAT:
         raise UserError(
-            f"{where}: swin_mim.format is {own.get('format')!r}, this version reads {FORMAT}: upgrade swin_mim"
+            f"{where}: swin_mim.format is {_short(own.get('format'))}, this version reads {FORMAT}: upgrade swin_mim"
         )
     kind: Any = own.get("model")
     target: Any = own.get("target", "pixels")
     if kind not in get_args(Kind):
-        raise UserError(f"{where}: swin_mim.model is {kind!r}: expected one of {', '.join(get_args(Kind))}")
+        raise UserError(f"{where}: swin_mim.model is {_short(kind)}: expected one of {', '.join(get_args(Kind))}")
     if target not in get_args(Target):
-        raise UserError(f"{where}: swin_mim.target is {target!r}: expected one of {', '.join(get_args(Target))}")
+        raise UserError(f"{where}: swin_mim.target is {_short(target)}: expected one of {', '.join(get_args(Target))}")
     config = _checked_config(_section(own, "config", f"{where}: swin_mim"), f"{where}: swin_mim.config")
     num_classes: Any = document.get("num_classes")
     if not _is_int(num_classes) or (kind == "SwinClassifier") != (num_classes > 0):
@@ -169,6 +188,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
     Returns:
         image_size, window_size, labels, mean and std, each only where it is given.
     """
+    _check_function(document, where)
     if document.get("model_type") == "swin":
         names = document.get("id2label")
         if isinstance(names, dict):
@@ -198,6 +218,17 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
     if not _are_texts(found.get("labels", [])):
         raise UserError(f"{where}: the names of the classes are {_short(found['labels'])}: expected texts")
     return found
+
+
+def _check_function(document: Mapping[str, Any], where: str) -> None:
+    """Refuse settings of timm and transformers with which the same weights compute something else."""
+    for key, ours in _ONE_FUNCTION.items():
+        if document.get(key, ours) != ours:
+            raise UserError(f"{where}: {key} is {_short(document[key])}, and swin_mim has {ours!r} only")
+    arguments = document.get("model_args")
+    for key in arguments if isinstance(arguments, dict) else ():
+        if key not in _TIMM_ARGUMENTS:
+            raise UserError(f"{where}: model_args has {key[:60]}, which swin_mim does not know")
 
 
 def transformers_documents(description: Description) -> dict[str, dict[str, Any]]:
@@ -285,7 +316,7 @@ def _checked_config(config: Mapping[str, Any], where: str) -> SwinConfig:
     """Types and bounds; what the values mean together is SwinConfig's to judge."""
     wanted = {field.name for field in fields(SwinConfig)}
     for key in sorted(wanted ^ config.keys()):
-        raise UserError(f"{where}.{key} is {'missing' if key in wanted else 'unknown'}")
+        raise UserError(f"{where}.{key[:60]} is {'missing' if key in wanted else 'unknown'}")
     checked = dict(config)
     for key in ("patch_size", "in_channels", "embed_dim"):
         if not _is_int(config[key]) or config[key] < 1:
@@ -297,7 +328,7 @@ def _checked_config(config: Mapping[str, Any], where: str) -> SwinConfig:
         checked[key] = _stage_numbers(config[key], key, where)
     for key in ("mlp_ratio", *_RATES):
         value = config[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if not _is_number(value) or value < 0:
             raise UserError(f"{where}.{key} is {_short(value)}: expected a number of at least 0")
         checked[key] = float(value)
     _limit("mlp_ratio", config["mlp_ratio"], where)
@@ -367,9 +398,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values
-    )
+    return isinstance(values, list) and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    """Of a size that a float has, and not NaN, which no comparison holds for."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
 def _are_texts(values: Any) -> bool:

@@ -2,16 +2,21 @@
 
 import logging
 import platform
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 import torch
 
 from swin_mim.errors import UserError
 from swin_mim.hub import repository
-from swin_mim.hub.about import About, Picture, Result, Training
+from swin_mim.hub.about import About, Picture, Result, Training, card_facts
+from swin_mim.hub.card import card
+from swin_mim.hub.config_json import Description
+from swin_mim.hub.expressible import not_expressible
+from swin_mim.hub.pretrained import check_replaceable
 from swin_mim.hub.redaction import without_paths
 from swin_mim.training.config import PretrainConfig, to_yaml
 from swin_mim.training.run_state import RunState
@@ -43,8 +48,8 @@ def about_run(
         name=config.hub.repo or config.run.name,
         repo=config.hub.repo,
         license=config.hub.license,
-        base_model=base if base and _is_hub_name(base) else None,
-        datasets=(source,) if source != "blue_marble" and _is_hub_name(source) else (),
+        base_model=base if base and repository.is_repo_name(base) else None,
+        datasets=(source,) if _is_on_hub(source) else (),
         training=Training(
             data=_data(source, images, heldout),
             steps=state.step,
@@ -56,6 +61,24 @@ def about_run(
         results=_results(folder, config, heldout),
         pictures=tuple(pictures),
     )
+
+
+def check(folder: Path, config: PretrainConfig, description: Description) -> None:
+    """Refuse now what would be refused when the run ends: the place of the export, the card, the copy.
+
+    Args:
+        folder: of the run.
+        description: of the model that will be trained.
+
+    Raises:
+        UserError: as `save_pretrained` and the card do.
+    """
+    check_replaceable(folder / "export")
+    about = About(license=config.hub.license, repo=config.hub.repo)
+    card(card_facts(description, about, folder=config.run.name, tensors={}, native=False))
+    reason = not_expressible("transformers", description) if config.hub.transformers else ""
+    if reason:
+        raise UserError(f"hub.transformers: {reason}; or leave the copy out")
 
 
 def devices_text(device: torch.device, processes: int) -> str:
@@ -71,48 +94,59 @@ def devices_text(device: torch.device, processes: int) -> str:
 
 
 class Publisher:
-    """Pushes the folder of a model beside the training, one push at a time.
+    """Pushes the export of a run, during training without holding it up.
 
     Args:
-        folder: what is pushed; it must not change while `busy`.
+        folder: the export. While a push is under way, nobody else may write to it.
+        write: writes the export anew.
         repo, private: as in `repository.push`.
     """
 
-    def __init__(self, folder: Path, repo: str, *, private: bool) -> None:
-        self._folder, self._repo, self._private = folder, repo, private
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
-        self._push: Future[str] | None = None
+    def __init__(self, folder: Path, write: Callable[[], None], repo: str, *, private: bool) -> None:
+        self._folder, self._write, self._repo, self._private = folder, write, repo, private
+        self._push: Thread | None = None
 
-    def settle(self) -> None:
-        """Wait for the push under way, if any. One that failed is only a warning: the next one holds all it had."""
-        if self._push is None:
+    def offer(self, message: str) -> None:
+        """Push in the background, unless a push is still under way. Whatever fails is a warning: training goes on."""
+        if self._push is not None and self._push.is_alive():
+            _LOG.warning("the last push to %s is still under way: %s is not pushed", self._repo, message)
             return
         try:
-            _LOG.info("pushed: %s", self._push.result())
+            self._write()
         except UserError as error:
-            _LOG.warning("%s", error)
-        self._push = None
-
-    def start(self, message: str) -> None:
-        """Push in the background."""
-        self.settle()
-        self._push = self._thread.submit(self._now, message)
+            _LOG.warning("%s is not pushed: %s", message, error)
+            return
+        self._push = Thread(target=self._quietly, args=(message,), name="push", daemon=True)
+        self._push.start()
 
     def finish(self, message: str) -> str:
-        """Push, and wait for it -> the commit's address.
+        """Wait for the push under way, write the export and push it -> the commit's address.
 
         Raises:
-            UserError: the push failed.
+            UserError: the push failed or was interrupted; the export is there.
         """
-        self.settle()
-        return self._thread.submit(self._now, message).result()
+        if self._push is not None and self._push.is_alive():
+            _LOG.info("waiting for the last push to %s", self._repo)
+            self._push.join()
+        self._write()
+        try:
+            return repository.push(self._folder, self._repo, private=self._private, message=message)
+        except KeyboardInterrupt:
+            again = repository.push_command(self._folder, self._repo, private=self._private)
+            raise UserError(f"the push to {self._repo} was interrupted; push again with: {again}") from None
 
-    def _now(self, message: str) -> str:
-        return repository.push(self._folder, self._repo, private=self._private, message=message)
+    def leave(self) -> None:
+        """Say of a push under way that it is given up: the repository stays as it was."""
+        if self._push is not None and self._push.is_alive():
+            _LOG.warning("a push to %s was under way and is given up", self._repo)
 
-
-def _is_hub_name(source: str) -> bool:
-    return not Path(source).exists() and repository.is_repo_name(source)
+    def _quietly(self, message: str) -> None:
+        try:
+            address = repository.push(self._folder, self._repo, private=self._private, message=message)
+        except UserError as error:
+            _LOG.warning("%s", error)
+        else:
+            _LOG.info("pushed %s: %s", message, address)
 
 
 def _data(source: str, images: int, heldout: int) -> str:
@@ -122,8 +156,13 @@ def _data(source: str, images: int, heldout: int) -> str:
             f"{images} satellite tiles of land, cut from NASA's Blue Marble (public domain){kept}, "
             "from other longitudes, so that none touches a training tile."
         )
-    where = f"the data set {source}" if _is_hub_name(source) else f'a folder "{without_paths(source)}"'
+    where = f"the data set {source}" if _is_on_hub(source) else f'a folder "{without_paths(source)}"'
     return f"{images} unlabelled images of {where}{kept}."
+
+
+def _is_on_hub(source: str) -> bool:
+    """Of a data source that was opened: there is no third place."""
+    return source != "blue_marble" and not Path(source).expanduser().exists()
 
 
 def _facts(folder: Path, config: PretrainConfig, devices: str, precision: str) -> dict[str, str]:

@@ -3,8 +3,11 @@
 "Our names" are those of a published model: timm's for the encoder, `head.fc`, `mask_token` and `decoder.0`.
 """
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -177,15 +180,6 @@ class KeyMap:
     """Their buffers that the geometry decides: relative_position_index and attn_mask."""
 
 
-def recognise(names: Collection[str]) -> Format:
-    """The format of a file from the names of its tensors.
-
-    Raises:
-        UserError: it is no Swin V1; says what was seen.
-    """
-    return _best_layout(names, LAYOUTS).format
-
-
 def key_map(names: Collection[str], format: Format | None = None) -> KeyMap:
     """Our names and theirs, with nothing left over.
 
@@ -207,7 +201,7 @@ def key_map(names: Collection[str], format: Format | None = None) -> KeyMap:
     ]
     if any(complaints):
         what = " and ".join(filter(None, complaints))
-        raise UserError(f"not a whole {layout.format} Swin: {what}; it is damaged or another model's file")
+        raise UserError(f"not a whole Swin of {_listed([layout])}: {what}; it is damaged or another model's file")
     return KeyMap(layout.format, sources, tuple(sorted(buffers & set(names))))
 
 
@@ -348,14 +342,13 @@ def _optional_part(name: str) -> str:
 
 def _depths(layout: Layout, names: Collection[str]) -> tuple[int, ...]:
     """Different blocks in each stage; () if no name fits. Counted, so that a hostile index costs nothing."""
-    before = layout.block.split("{block}")[0]
-    depths: list[int] = []
-    while True:
-        start = _fill(layout, before, len(depths))
-        blocks = {name.removeprefix(start).split(".")[0] for name in names if name.startswith(start)}
-        if not any(block.isdecimal() for block in blocks):
-            return tuple(depths)
-        depths.append(sum(block.isdecimal() for block in blocks))
+    odd = "{odd}" in layout.block
+    fields = {"prefix": re.escape(layout.prefix)} | dict.fromkeys(("stage", "odd", "block"), r"(\d{1,6})")
+    pattern = re.compile(layout.block.replace(".", r"\.").format(**fields))
+    found = {match.groups() for match in map(pattern.match, names) if match is not None}
+    stages = [int(stage) for stage, _ in found]
+    blocks = Counter([stage // 2 for stage in stages if stage % 2] if odd else stages)
+    return tuple(blocks[stage] for stage in takewhile(blocks.__contains__, range(len(blocks))))
 
 
 def _buffer_names(layout: Layout, depths: Sequence[int]) -> set[str]:
@@ -402,7 +395,8 @@ def _first(names: Sequence[str], what: str) -> str:
 
 
 def _listed(layouts: Sequence[Layout]) -> str:
-    return ", ".join(dict.fromkeys(layout.format for layout in layouts))
+    names = (layout.format.replace("checkpoint", "swin_mim") for layout in layouts)
+    return ", ".join(dict.fromkeys(names))
 
 
 # Data.

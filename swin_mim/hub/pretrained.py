@@ -6,7 +6,7 @@
     README.md                the card
     transformers/            the native copy for transformers, if asked for
 
-Knows no model: dict in, dict out. The models' own methods are in models/pretrained.py.
+Knows no model: dict in, dict out. The models' own methods are in models/saving.py.
 """
 
 import json
@@ -41,7 +41,11 @@ MIM_HEAD = "mim_head.safetensors"
 CARD = "README.md"
 PROCESSOR = "preprocessor_config.json"
 NATIVE = "transformers"
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+_CONVERT = (
+    "is a pickle, which can run anything when it is opened: convert it, which opens it safely, with "
+    "python tools/convert.py {} FOLDER --to swin_mim"
+)
 
 Shape = tuple[int, ...]
 
@@ -73,18 +77,16 @@ def locate(
         UserError: there is no such file, folder or repository; the file is a pickle.
     """
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() in PICKLES:
-        raise UserError(
-            f"{path} is a pickle, which can run anything when it is opened: convert it, which opens it safely, with "
-            f"python tools/convert.py {path} FOLDER --to swin_mim"
-        )
+    if path.is_file() and path.suffix.lower() in repository.PICKLES:
+        raise UserError(f"{path} {_CONVERT.format(path)}")
     if path.is_file() or (path / WEIGHTS).is_file():
         return path
     if (path / "export" / WEIGHTS).is_file():
         return path / "export"
     if path.is_dir():
-        raise UserError(f"{path} holds no {WEIGHTS}: name a folder that does, such as a run's export or a checkpoint")
-    if not repository.is_repo_name(str(source)):
+        raise UserError(_without_weights(path))
+    named = not path.is_absolute() and path.suffix.lower() not in (*repository.PICKLES, ".safetensors")
+    if not named or not repository.is_repo_name(str(source)):
         raise UserError(f"{source} does not exist, and is not the name of a Hub repository (user/name) either")
     try:
         return repository.fetch(
@@ -100,6 +102,17 @@ def locate(
         raise UserError(f"there is no file or folder {source}, and as a repository: {error}") from None
 
 
+def _without_weights(folder: Path) -> str:
+    """What to load in place of a folder that cannot be."""
+    checkpoints = sorted((folder / "checkpoints").glob("step_*"))
+    if checkpoints:
+        return f"{folder} is a run that has no export yet: continue it, or name a checkpoint such as {checkpoints[-1]}"
+    pickled = sorted(path for path in folder.iterdir() if path.suffix.lower() in repository.PICKLES)
+    if pickled:
+        return f"{folder} holds no {WEIGHTS}, but {pickled[0].name}, which {_CONVERT.format(pickled[0])}"
+    return f"{folder} holds no {WEIGHTS}: name a folder that does, such as a run's export or a checkpoint"
+
+
 def read(path: Path) -> Weights:
     """A folder (ours, a checkpoint's, timm's, transformers') or one .safetensors file, of any format we know.
 
@@ -108,17 +121,23 @@ def read(path: Path) -> Weights:
     Raises:
         UserError: one line that names the file and the key.
     """
+    headers = _headers(path)
+    header = {name: info for part in headers.values() for name, info in part.items()}
+    return interpret(header, lambda: load_files(path, headers), path if path.is_dir() else None, str(path))
+
+
+def load_files(path: Path, headers: Mapping[Path, Mapping[str, TensorInfo]] | None = None) -> dict[str, Tensor]:
+    """All tensors of a file or folder, under the names that they have there."""
+    headers = headers or _headers(path)
+    return {name: tensor for file, part in headers.items() for name, tensor in load_tensors(file, part).items()}
+
+
+def _headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
     files = [path] if path.is_file() else [path / WEIGHTS, *([path / MIM_HEAD] if (path / MIM_HEAD).is_file() else [])]
     headers = {file: read_header(file) for file in files}
-    header = {name: info for part in headers.values() for name, info in part.items()}
-    if len(header) < sum(map(len, headers.values())):
-        twice = sorted(set(headers[files[0]]) & set(headers[files[1]]))
-        raise UserError(f"{path}: {network.some(twice)} in both {WEIGHTS} and {MIM_HEAD}")
-
-    def load() -> dict[str, Tensor]:
-        return {name: tensor for file, part in headers.items() for name, tensor in load_tensors(file, part).items()}
-
-    return interpret(header, load, path if path.is_dir() else None, str(path))
+    for name in sorted(set.intersection(*map(set, headers.values())) if len(files) > 1 else ()):
+        raise UserError(f"{path}: {name} is in both {WEIGHTS} and {MIM_HEAD}")
+    return headers
 
 
 def interpret(
@@ -168,13 +187,17 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
     config, kind, classes = network.network_of(shapes, **sizes)
     plain = Preprocessing() if config.in_channels == 3 else Preprocessing.unknown(config.in_channels)
     mean, std = (tuple(hints.get(key, getattr(plain, key))) for key in ("mean", "std"))
-    labels = hints.get("labels")
+    if not len(mean) == len(std) == config.in_channels:
+        raise UserError(f"there are {len(mean)} means and {len(std)} deviations for {config.in_channels} channels")
+    labels = hints.get("labels") if classes else None
+    if labels and len(labels) != classes:
+        raise UserError(f"there are {len(labels)} names of classes and {classes} outputs of the head")
     return Description(
         kind,
         config,
         target=hints.get("target", "pixels"),
         num_classes=classes,
-        labels=tuple(labels) if labels and len(labels) == classes else None,
+        labels=tuple(labels) if labels else None,
         preprocessing=Preprocessing(mean, std, plain.channels),
     )
 
@@ -226,29 +249,45 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A staging folder that becomes `folder` when the block ends well; before, nobody sees a thing.
 
     Raises:
-        UserError: there is something else than a published model of ours.
+        UserError: there is something else than a published model of ours, or it cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
-        raise UserError(f"{folder} holds something else than a published model: name a new or empty folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name a new or empty folder")
+    check_replaceable(folder)
     target = folder.resolve()
     staging, old = (target.with_name(f".{target.name}.{role}.{os.getpid()}") for role in ("staging", "old"))
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         yield staging
-        if target.exists():
-            target.rename(old)
-        try:
-            staging.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        _swap(staging, target, old)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written: {error.strerror or error}") from error
     finally:
         for leftover in (staging, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise a UserError unless a folder is new, empty, or a published model of ours and nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a new or empty folder")
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    other = sorted(name for name in names if not repository.is_published(name))
+    if other or (names and not is_saved_model(folder)):
+        raise UserError(
+            f"{folder} holds {other[0] if other else names[0]}, which is no part of a model saved before: "
+            "name a new or empty folder"
+        )
+
+
+def _swap(staging: Path, target: Path, old: Path) -> None:
+    if target.exists():
+        target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
 
 
 def write_document(path: Path, content: Mapping[str, Any]) -> None:
@@ -264,7 +303,7 @@ def _document(folder: Path | None, name: str) -> dict[str, Any] | None:
     return read_document(folder / name) if folder is not None and (folder / name).is_file() else None
 
 
-def is_ours(folder: Path) -> bool:
+def is_saved_model(folder: Path) -> bool:
     """Whether a folder holds a model that we saved."""
     return (folder / CONFIG).is_file() and "swin_mim" in read_document(folder / CONFIG)
 

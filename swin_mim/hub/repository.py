@@ -4,7 +4,6 @@ The only code that talks to the Hub. The client is imported where it is used, so
 """
 
 import errno
-import fnmatch
 import logging
 import re
 import shlex
@@ -25,7 +24,8 @@ _LOG = logging.getLogger(__name__)
 
 OURS = ("model.safetensors", "mim_head.safetensors", "config.json", "README.md")
 """What a published model consists of, beside pictures at the top and the folder transformers/ (DESIGN section 7)."""
-PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+"""What files that may hold pickles are called."""
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 FIRST_ANSWER = 10.0
 """Seconds that the Hub has for its first answer. What comes later may be an upload, and takes what it takes."""
@@ -57,27 +57,25 @@ def fetch(
     token: str | None = None,
     cache_dir: str | PathLike[str] | None = None,
     local_files_only: bool = False,
-    subfolder: str | None = None,
 ) -> Path:
     """Bring these files of one commit, and nothing else, into the cache that all tools of the ecosystem share.
 
     Args:
         repo: "user/name".
-        names: must be there; `optional`: may be missing. Both relative to `subfolder`.
+        names: must be there; `optional`: may be missing.
         revision: branch, tag or commit; resolved once, so that all files are of the same commit.
         token: in place of the one from `hf auth login` or HF_TOKEN.
         cache_dir: in place of HF_HOME's.
         local_files_only: use the cache alone. Optional files that it does not hold count as missing.
 
     Returns:
-        The folder that holds the files, `subfolder` included.
+        The folder that holds the files.
 
     Raises:
         UserError: the repository, revision or a file does not exist or may not be read; no connection; no space.
     """
     assert names, "a snapshot is found by a file that it must have"
-    top = PurePosixPath(subfolder or "")
-    paths = {name: _inside(str(top / name)) for name in (*names, *optional)}
+    paths = {name: _inside(name) for name in (*names, *optional)}
     with _one_line(f"cannot load {', '.join(names)} of {repo}", repo, token), _bars_only_on_a_terminal():
         no_hub = "local_files_only is true" if local_files_only else _unreachable(repo, revision, token)
         source = _Source(repo, revision, token, cache_dir, no_hub)
@@ -125,21 +123,19 @@ def push(
     repo: str,
     *,
     message: str,
-    files: Sequence[str] | None = None,
     private: bool = True,
     token: str | None = None,
     revision: str | None = None,
 ) -> str:
     """Publish a folder as one commit: the repository holds all of it, or stays as it was.
 
-    Files that a published model consists of (`is_ours`) and that the folder lacks are deleted in the same commit; the
-    repository's other files are left alone.
+    Files that a published model consists of (`is_published`) and that the folder lacks are deleted in the same commit;
+    the repository's other files are left alone.
 
     Args:
-        folder: every file in it is published. Hidden files and links that lead outside are refused.
+        folder: every file in it is published; one that is no part of a published model is refused.
         repo: "user/name"; created if it does not exist.
         message: of the commit.
-        files: only these, as paths inside the folder; the repository keeps its copies of the folder's others.
         private: visibility of a new repository; True refuses one that exists and is public.
         token: in place of the one from `hf auth login` or HF_TOKEN.
         revision: a branch that exists; the default one otherwise.
@@ -152,14 +148,19 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    names = _files_of(folder) if files is None else _publishable(folder, files)
-    again = ["python", "tools/push.py", str(folder), repo, *([] if private else ["--public"])]
-    again += [] if revision is None else ["--revision", revision]
-    kept = f"; {folder} is whole and kept, try again with: {shlex.join(again)}"
+    names = _files_of(folder)
+    again = push_command(folder, repo, private=private, revision=revision)
+    kept = f"; {folder} is whole and kept, try again with: {again}"
     with _one_line(f"not pushed to {repo}", repo, token, way_out=kept), _bars_only_on_a_terminal():
         api = HfApi(token=token)
         _make_writable(api, repo, private)
         return str(_commit(api, repo, folder, names, message, revision).commit_url)
+
+
+def push_command(folder: Path, repo: str, *, private: bool, revision: str | None = None) -> str:
+    """The line to type that pushes a folder."""
+    words = ["python", "-m", "swin_mim.hub.push", str(folder), repo, *([] if private else ["--public"])]
+    return shlex.join(words + ([] if revision is None else ["--revision", revision]))
 
 
 def redacted(text: str, *tokens: str | None) -> str:
@@ -171,7 +172,7 @@ def redacted(text: str, *tokens: str | None) -> str:
     return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)  # a password in an address
 
 
-def is_ours(name: str) -> bool:
+def is_published(name: str) -> bool:
     """Whether a repository's file is part of a published model, so that the next push may replace or delete it."""
     return name in OURS or name.startswith("transformers/") or ("/" not in name and name.endswith(".png"))
 
@@ -251,7 +252,7 @@ class _Source(NamedTuple):
 
 
 def _missing(name: str, there: Sequence[str]) -> str:
-    pickled = [path for path in there if any(fnmatch.fnmatch(path, pattern) for pattern in PICKLES)]
+    pickled = [path for path in there if path.endswith(PICKLES)]
     if name.endswith(".safetensors") and pickled:
         way_out = f"convert it: python tools/convert.py {PurePosixPath(pickled[0]).name} FOLDER --to swin_mim"
         return f"it has no {name}, but {pickled[0]}, a pickle, which can run code: download and {way_out}"
@@ -279,11 +280,13 @@ def _make_writable(api: "HfApi", repo: str, private: bool) -> None:
         raise UserError(f"there is no token: {LOG_IN}")
     try:
         info = api.model_info(repo, timeout=FIRST_ANSWER)
+        if info.private and not private:
+            _LOG.warning("%s is private and stays so: its settings on the Hub change that", repo)
     except RepositoryNotFoundError:
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo)
     if private and not info.private:
-        way_out = "agree with --hub.private false (tools/push.py: --public), make it private, or name another one"
+        way_out = "agree with --hub.private false (swin_mim.hub.push: --public), make it private, or name another one"
         raise UserError(f"it is public there and private was asked for: {way_out}")
     api.auth_check(repo, write=True)
 
@@ -322,7 +325,7 @@ def _operations(
 
     if ".gitignore" in there:
         raise UserError("it holds a .gitignore, for which the Hub leaves files out of a commit: delete it there")
-    stale = [name for name in there if is_ours(name) and name not in names and not (folder / name).is_file()]
+    stale = [name for name in there if is_published(name) and name not in names and not (folder / name).is_file()]
     added = [CommitOperationAdd(name, folder / name) for name in names]
     return [*added, *(CommitOperationDelete(name, is_folder=False) for name in stale)]
 
@@ -335,14 +338,10 @@ def _files_of(folder: Path) -> list[str]:
     ]
     if not names:
         raise UserError(f"{folder} is empty: there is nothing to push")
-    return _publishable(folder, names)
-
-
-def _publishable(folder: Path, names: Sequence[str]) -> list[str]:
     for name in names:
-        path = folder / _inside(name)
-        if any(part.startswith(".") for part in PurePosixPath(name).parts):
-            raise UserError(f"{path} is hidden and would be published: move it elsewhere")
+        path = folder / name
+        if not is_published(name):
+            raise UserError(f"{path} is no part of a published model, and would be published: move it elsewhere")
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} leads out of the folder, to {path.resolve()}: put a copy in its place")
         if not path.is_file():

@@ -5,6 +5,7 @@ Two kinds are read: safetensors, whose header is checked whole before anything i
 memory that a file takes is bounded by its size. Every refusal is a `UserError`.
 """
 
+import argparse
 import itertools
 import json
 import math
@@ -58,6 +59,7 @@ NEEDED = {
     "collections.Counter",  # the milestones of torch's schedules
     "builtins.set",  # in every yacs config
     "yacs.config.CfgNode",
+    "argparse.Namespace",  # the arguments of timm's and torchvision's scripts
     "torch.Size",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
@@ -75,7 +77,7 @@ UNFIT = {
 }
 """What only tensors ask for that no weight is -> its name."""
 
-LAYOUTS = ("model", "state_dict", "model_state_dict")
+STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Keys under which a training checkpoint keeps its weights."""
 
 _MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # opens every file of torch.save before 1.6
@@ -88,7 +90,7 @@ class TensorInfo(NamedTuple):
 
 class PickledFile(NamedTuple):
     tensors: dict[str, Tensor]
-    """On the CPU, contiguous, of the dtypes in the file, without the `module.` of DistributedDataParallel."""
+    """On the CPU, contiguous, of the dtypes in the file, without the prefixes of DDP and torch.compile."""
     config: dict[str, Any] | None
     """The training script's settings as plain dicts, where the file has them under `config`."""
 
@@ -283,6 +285,15 @@ def _read_tensor(file: BinaryIO, path: Path, name: str, info: TensorInfo) -> Ten
 # pickles
 
 
+def is_pickled(path: Path) -> bool:
+    """Whether a file is none of safetensors, as far as its first bytes or its name tell."""
+    if not path.is_file():
+        return False
+    with _open(path) as file:
+        head = file.read(9)
+    return head.startswith((b"PK\x03\x04", b"\x80")) or (path.suffix != ".safetensors" and head[8:] != b"{")
+
+
 def load_pickled(path: Path) -> PickledFile:
     """Tensors and config of a `torch.save` file (.pth, .pt, .bin, .ckpt; zip or older); nothing in it is executed.
 
@@ -307,12 +318,14 @@ def load_pickled(path: Path) -> PickledFile:
         file.seek(0)
         content = _unpickle(file, path)
         size = os.fstat(file.fileno()).st_size
-    tensors = _without_ddp(_state_dict(content, path))
+    tensors = _unwrapped(_state_dict(content, path))
     for name, tensor in tensors.items():
         _check_plain(tensor, name, path)
     needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     if needed > size:
-        raise UserError(f"the tensors of {path} take {needed} bytes, the file only {size}: {_DISTRUST}")
+        raise UserError(
+            f"the tensors of {path} take {needed} bytes, the file only {size}: some share memory; save clones of them"
+        )
     config = dict.get(content, "config")
     return PickledFile(
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
@@ -323,7 +336,7 @@ def load_pickled(path: Path) -> PickledFile:
 def _unpickle(file: BinaryIO, path: Path) -> dict[Any, Any]:
     # An open file, as torch.load maps a path that ends in .safetensors; a dict subclass of our own would not be filled.
     try:
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
+        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a hostile pickle can make any of them
         raise UserError(f"{path} is damaged: {_first_line(error)}; fetch it again") from error
@@ -442,7 +455,7 @@ def _check_global(name: str, path: Path) -> None:
 
 def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     """The tensors by name, wherever the checkpoint keeps them. Methods are dict's own: a pickle may shadow them."""
-    nested = [key for key in LAYOUTS if isinstance(dict.get(content, key), dict)]
+    nested = [key for key in STATE_KEYS if isinstance(dict.get(content, key), dict)]
     if len(nested) > 1:
         raise UserError(f"{path} has weights under {' and '.join(nested)}: save the one that you mean by itself")
     state = content[nested[0]] if nested else content
@@ -455,9 +468,11 @@ def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_ddp(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of DistributedDataParallel and torch.compile."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_mim.errors import UserError
 from swin_mim.hub.config_json import Description, Target
-from swin_mim.models.pretrained import Pretrained
+from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.window_attention import Backend
 
@@ -60,6 +61,8 @@ class SimMIM(Pretrained):
             mask: bool (B, H/p, W/p), True = masked.
         """
         tokens = self.encoder.embed(images)
+        if mask.dtype != torch.bool or mask.shape != tokens.shape[:3]:
+            raise UserError(f"mask must be bool {tuple(tokens.shape[:3])}, not {mask.dtype} {tuple(mask.shape)}")
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         pixels = self.decoder(self.encoder.encode(tokens))[..., : images.shape[2], : images.shape[3]]
         return MimOutput(masked_l1(pixels, self.targets(images), mask), pixels)
@@ -91,10 +94,8 @@ class SimMIM(Pretrained):
         return {"target": description.target}
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        mask = (
-            torch.arange(math.prod(self.encoder.config.stage_grid(0))).view(1, *self.encoder.config.stage_grid(0)) % 3
-            > 0
-        )
+        grid = [side // self.encoder.config.patch_size for side in images.shape[2:]]
+        mask = (torch.arange(math.prod(grid)).view(grid) % 3 > 0).expand(len(images), -1, -1)
         return list(self(images, mask))
 
 

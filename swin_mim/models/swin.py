@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_mim.errors import UserError
 from swin_mim.models.mlp import Mlp
-from swin_mim.models.pretrained import Pretrained
+from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
 from swin_mim.models.window_attention import Backend, Pair, window_attention, window_geometry
 

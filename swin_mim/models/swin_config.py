@@ -63,6 +63,9 @@ class SwinConfig:
         return cls(**({"image_size": 224} | NAMED[name] | overrides))
 
     def __post_init__(self) -> None:
+        for field in ("image_size", "window_size"):
+            size = getattr(self, field)
+            object.__setattr__(self, field, size if isinstance(size, int) else tuple(size))
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "num_heads", tuple(self.num_heads))
         self._check_values()

@@ -7,12 +7,14 @@ t = window_h x window_w the tokens of one window.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from swin_mim.errors import UserError
 
 Backend = Literal["auto", "reference", "sdpa"]
 Pair = tuple[int, int]
@@ -73,6 +75,8 @@ def window_attention(
 
 def resolve_backend(backend: Backend, device: torch.device) -> Literal["reference", "sdpa"]:
     """What "auto" means on a device."""
+    if backend not in get_args(Backend):
+        raise UserError(f"attention is {backend!r}: expected one of {', '.join(get_args(Backend))}")
     if backend != "auto":
         return backend
     return "sdpa" if device.type == "cuda" else "reference"

@@ -78,7 +78,8 @@ def checked_warmup(duration: str, steps: int, total_steps: int) -> int:
     """
     if steps >= total_steps:
         raise UserError(
-            f"optim.warmup {duration!r} is {steps} steps and the run has {total_steps}: the warm-up must be shorter"
+            f"optim.warmup {duration!r} does not end before the run, which has {total_steps} steps: "
+            f"the warm-up must be shorter, such as '{total_steps // 10} steps'"
         )
     return steps
 

@@ -277,7 +277,7 @@ def test_any_depths_and_heads_survive_the_way_there_and_back(stages, format, kin
     assert shapes == {name: shape for name, shape in shapes_of(state).items() if name not in dropped}
     classes = CLASSES if kind == "SwinClassifier" else 0
     assert_describes(shapes, config, classes, kind == "SimMIM" and not dropped)
-    assert formats.recognise(file) == keys.format
+    assert formats.key_map(file).format == keys.format
 
 
 # What does not fit.
@@ -339,7 +339,7 @@ def test_other_networks_of_timm_are_told(name):
     with torch.device("meta"):
         state = timm.create_model(name).state_dict()
     with pytest.raises(UserError, match=OTHERS[name]):
-        formats.recognise(state)
+        formats.key_map(state)
 
 
 def test_other_networks_of_transformers_and_torchvision_are_told():
@@ -358,12 +358,12 @@ def test_other_networks_of_transformers_and_torchvision_are_told():
         ]
     for model, message in states:
         with pytest.raises(UserError, match=message):
-            formats.recognise(model.state_dict())
+            formats.key_map(model.state_dict())
 
 
 def test_an_empty_file_is_told():
     with pytest.raises(UserError, match="it is empty"):
-        formats.recognise([])
+        formats.key_map([])
 
 
 def test_query_key_and_value_have_one_shape():

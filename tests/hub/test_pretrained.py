@@ -15,7 +15,7 @@ from swin_mim.errors import UserError
 from swin_mim.hub.about import About, Picture
 from swin_mim.hub.config_json import Preprocessing
 from swin_mim.hub.network import expected_shapes
-from swin_mim.hub.pretrained import replacing
+from swin_mim.hub.pretrained import replacing, write_transformers
 
 CONFIG = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
 OTHERS = [
@@ -207,7 +207,9 @@ def test_a_run_a_checkpoint_and_a_single_file_load(simmim, tmp_path):
     assert same(SimMIM.from_pretrained(checkpoint), model)
     assert same(Swin.from_pretrained(checkpoint / "model.safetensors", image_size=64), model.encoder)
     shutil.rmtree(run / "export")
-    assert "holds no model.safetensors" in error_of(SimMIM.from_pretrained, run)
+    assert f"has no export yet: continue it, or name a checkpoint such as {checkpoint}" in error_of(
+        SimMIM.from_pretrained, run
+    )
 
 
 def test_half_precision_files_are_read_as_float32(simmim, tmp_path):
@@ -223,12 +225,17 @@ def test_saving_replaces_only_what_is_ours(simmim, tmp_path):
     model = SimMIM.from_pretrained(simmim)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    assert "holds something else" in error_of(model.save_pretrained, tmp_path / "mine")
+    assert "holds thesis.tex, which is no part" in error_of(model.save_pretrained, tmp_path / "mine")
     assert "is a file" in error_of(model.save_pretrained, tmp_path / "mine" / "thesis.tex")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     folder = model.save_pretrained(tmp_path / "model")
     model.encoder.save_pretrained(folder)
     assert not (folder / "mim_head.safetensors").exists()
+    for name in ("trainer.json", "notes.txt", ".git/config", "transformers.bak/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+        assert f"holds {name}, which is no part" in error_of(model.save_pretrained, folder)
+        (folder / name).unlink()
 
 
 def test_a_save_that_fails_leaves_what_was_there(simmim, tmp_path):
@@ -241,8 +248,7 @@ def test_a_save_that_fails_leaves_what_was_there(simmim, tmp_path):
     missing = Picture(tmp_path / "no.png", "no.png", "no")
     with torch.no_grad():
         model.encoder.norm.weight[3] = 1.0
-    with pytest.raises(FileNotFoundError):
-        model.save_pretrained(folder, about=About(pictures=(missing,)))
+    assert "No such file" in error_of(model.save_pretrained, folder, about=About(pictures=(missing,)))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
@@ -257,7 +263,7 @@ def test_a_folder_that_cannot_get_its_name_keeps_the_old_one(simmim, tmp_path, m
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no"), replacing(folder) as staging:
+    with pytest.raises(UserError, match="could not be written: no"), replacing(folder) as staging:
         (staging / "x").touch()
     assert (folder / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
@@ -279,6 +285,87 @@ def test_where_there_is_nothing(tmp_path):
     assert "holds no model.safetensors" in error_of(Swin.from_pretrained, tmp_path / "empty")
     torch.save({}, tmp_path / "x.pth")
     assert "tools/convert.py" in error_of(Swin.from_pretrained, tmp_path / "x.pth")
+
+
+def test_lists_are_as_good_as_tuples(tmp_path):
+    model = SwinClassifier(replace(CONFIG, image_size=[64, 128]), 2)
+    model.labels = ["cat", "dog"]
+    model.preprocessing = Preprocessing([0.5] * 3, [0.5] * 3, ["r", "g", "b"])
+    loaded = SwinClassifier.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    assert loaded.labels == ("cat", "dog")
+    assert loaded.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, ("r", "g", "b"))
+    assert loaded.encoder.config.image_size == (64, 128)
+
+
+def test_arguments_that_mean_nothing_are_refused(simmim):
+    load = Swin.from_pretrained
+    assert "bias_tables is 'geometrc'" in error_of(load, simmim, window_size=2, bias_tables="geometrc")
+    assert "channels is 'nir'" in error_of(load, simmim, channels="nir")
+    assert "attention is 'flash'" in error_of(Swin(CONFIG, attention="flash"), torch.randn(1, 3, 64, 64))
+    assert "must be positive" in error_of(Preprocessing, std=(0.5, 0.0, 0.5))
+    images = torch.randn(1, 3, 64, 64)
+    for mask in (torch.zeros(1, 8, 8, dtype=torch.bool), torch.zeros(1, 16, 16)):
+        assert "mask must be bool (1, 16, 16), not" in error_of(SimMIM(CONFIG), images, mask)
+
+
+def test_what_is_dropped_or_not_told_is_a_warning(simmim, tmp_path, caplog):
+    SimMIM.from_pretrained(simmim, channels=["red", "grene", "blue"])
+    assert "green dropped" in caplog.text
+    caplog.clear()
+    Swin.from_pretrained(simmim / "model.safetensors")
+    assert "does not tell its image size" in caplog.text
+
+
+def transformers_folder(folder, model, **settings):
+    description = model.description()
+    folder.mkdir()
+    write_transformers(folder, description, model._tensors())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+UNIFORM = replace(CONFIG, window_size=2)
+
+
+def test_settings_of_others_that_change_the_function_are_refused(tmp_path):
+    model = randomised(Swin(UNIFORM))
+    folder = transformers_folder(tmp_path / "plain", model)
+    assert same(Swin.from_pretrained(folder), model)
+    for key, value in {"hidden_act": "relu", "layer_norm_eps": 1e-3, "use_absolute_embeddings": True}.items():
+        folder = transformers_folder(tmp_path / key, model, **{key: value})
+        assert f"{key} is {value!r}, and swin_mim has" in error_of(Swin.from_pretrained, folder)
+    timm = tmp_path / "timm"
+    timm.mkdir()
+    save_file(model.state_dict(), timm / "model.safetensors")
+    arguments = {"img_size": 64, "window_size": 2}
+    for extra in ({}, {"act_layer": "relu"}):
+        document = {"architecture": "swin", "num_classes": 0, "model_args": arguments | extra}
+        (timm / "config.json").write_text(json.dumps(document))
+        if extra:
+            assert "model_args has act_layer" in error_of(Swin.from_pretrained, timm)
+        else:
+            assert Swin.from_pretrained(timm).config == UNIFORM
+
+
+def test_normalisation_and_labels_of_transformers_are_kept_and_checked(tmp_path):
+    model = randomised(SwinClassifier(UNIFORM, 3))
+    model.labels, model.preprocessing = ("a", "b", "c"), PREPROCESSING
+    loaded = SwinClassifier.from_pretrained(transformers_folder(tmp_path / "good", model))
+    assert (loaded.labels, loaded.preprocessing) == (model.labels, PREPROCESSING)
+    folder = transformers_folder(tmp_path / "labels", model, id2label={"0": "a"})
+    assert "1 names of classes and 3 outputs" in error_of(SwinClassifier.from_pretrained, folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [1, 2, 3]}')
+    assert "1 means and 3 deviations" in error_of(SwinClassifier.from_pretrained, folder)
+
+
+def test_a_mask_token_without_a_decoder_is_kept_for_who_wants_it(simmim, tmp_path):
+    state = load_file(simmim / "model.safetensors") | {"mask_token": torch.randn(1, 1, 16)}
+    save_file(state, tmp_path / "encoder.safetensors")
+    encoder = Swin.from_pretrained(tmp_path / "encoder.safetensors", image_size=64)
+    model = SimMIM.from_pretrained(tmp_path / "encoder.safetensors", image_size=64, new_decoder=True)
+    assert torch.equal(model.mask_token, state["mask_token"])
+    assert same(model.encoder, encoder)
 
 
 HUGE = 10**30
@@ -304,6 +391,10 @@ SPOILED = [
     (lambda d: d["swin_mim"]["config"].update(num_heads=[3, 2, 4, 8]), "heads do not divide"),
     (lambda d: d["swin_mim"]["config"].update(num_heads=[1, 2]), "must name the same stages"),
     (lambda d: d["swin_mim"]["config"].update(mlp_ratio=1e9), "no network has more"),
+    (lambda d: d["swin_mim"]["config"].update(mlp_ratio=10**400), "expected a number"),
+    (lambda d: d["swin_mim"].update(model="x" * 100_000), "expected one of"),
+    (lambda d: d["swin_mim"]["config"].update({"x" * 100_000: 1}), "is unknown"),
+    (lambda d: d["pretrained_cfg"].update(mean=[10**400] * 3), "expected 3 numbers"),
     (lambda d: d["swin_mim"]["config"].update(mlp_ratio=float("nan")), "expected a number"),
     (lambda d: d["swin_mim"]["config"].update(drop_path_rate=float("inf")), "expected a number"),
     (lambda d: d["swin_mim"]["config"].update(drop_path_rate=1), "less than 1"),

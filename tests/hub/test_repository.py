@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from loopback_hub import FIRST_FILE, LoopbackHub
 
-from swin_mim.hub.repository import is_ours, is_repo_name, redacted
+from swin_mim.hub.repository import is_published, is_repo_name, redacted
 
 Environment = dict[str, str]
 
@@ -119,7 +119,7 @@ def test_what_is_pushed_in_one_private_commit_comes_back_byte_for_byte(
         call("check_write_access", repo),
         call("push", folder, repo, message="Ours"),
         call("fetch", repo, ["config.json", "model.safetensors"], optional=["mim_head.safetensors", "no.safetensors"]),
-        call("fetch", repo, ["config.json"], subfolder="transformers"),
+        call("fetch", repo, ["transformers/config.json"]),
     )
     user, url, fetched, inner = (Path(str(answer.value)) for answer in done.answers)
     _, (oid, files) = hub.commits(repo)
@@ -128,7 +128,7 @@ def test_what_is_pushed_in_one_private_commit_comes_back_byte_for_byte(
     assert hub.repo(repo).private
     asked = ("config.json", "model.safetensors", "mim_head.safetensors", "transformers/config.json")
     assert contents(fetched) == {name: MODEL[name] for name in asked}  # and nothing else
-    assert inner == fetched / "transformers"
+    assert inner == fetched
     assert fetched.name == oid
     assert done.output == ""  # no bars, no warnings
     assert contents(folder) == MODEL
@@ -174,22 +174,18 @@ def test_pushing_the_same_again_makes_no_commit(
     assert len(hub.commits(repo)) == 2
 
 
-def test_only_the_chosen_files_are_pushed_and_to_the_chosen_branch(
-    hub: LoopbackHub, client_environment: Environment, tmp_path: Path
-) -> None:
+def test_a_push_goes_to_the_chosen_branch(hub: LoopbackHub, client_environment: Environment, tmp_path: Path) -> None:
     folder, repo = lay_out(tmp_path / "export", MODEL), f"{hub.user}/model"
     hub.write(repo, {"LICENSE": b"", "README.md": b"kept", "old.png": b"stale"}, private=True)
     hub.repo(repo).branches["next"] = hub.repo(repo).branches["main"]
-    chosen = ["config.json", "model.safetensors"]
     done = run_calls(
         client_environment,
-        call("push", folder, repo, message="Ours", files=chosen, revision="next"),
-        call("push", folder, repo, message="Ours", files=chosen, revision="nowhere"),
+        call("push", folder, repo, message="Ours", revision="next"),
+        call("push", folder, repo, message="Ours", revision="nowhere"),
     )
     assert done.answers[0].value
-    kept = {"LICENSE": b"", "README.md": b"kept"}
-    assert hub.repo(repo).at("next").files == FIRST_FILE | kept | {name: MODEL[name] for name in chosen}
-    assert hub.repo(repo).at("main").files == FIRST_FILE | kept | {"old.png": b"stale"}
+    assert hub.repo(repo).at("next").files == FIRST_FILE | {"LICENSE": b""} | MODEL
+    assert hub.repo(repo).at("main").files == FIRST_FILE | {"LICENSE": b"", "README.md": b"kept", "old.png": b"stale"}
     assert "no such branch" in str(done.answers[1].error)
     assert "--revision nowhere" in str(done.answers[1].error)
 
@@ -286,8 +282,7 @@ def test_every_refusal_to_load_says_why_in_one_line(
         (call("fetch", f"{user}/gated", names), ["let you in", f"{hub.url}/{user}/gated"]),
         (call("fetch", "no name", names), ["no name"]),
         (call("fetch", f"{user}/model", ["../../evil"]), ["no path inside a repository"]),
-        (call("fetch", f"{user}/model", names, subfolder="../x"), ["no path inside a repository"]),
-        (call("fetch", f"{user}/model", names, subfolder="/etc"), ["no path inside a repository"]),
+        (call("fetch", f"{user}/model", ["/etc/passwd"]), ["no path inside a repository"]),
     ]
     answers = run_calls(client_environment, *(asked for asked, _ in expected)).answers
     for (asked, phrases), answer in zip(expected, answers, strict=True):
@@ -316,7 +311,7 @@ def test_no_connection_and_no_answer_are_told_soon_and_with_the_address(
     for answer in refused.answers + unanswered.answers:
         assert "no connection to http://***@127.0.0.1:" in str(answer.error)
         assert "secret" not in str(answer.error)
-    assert "python tools/push.py" in str(unanswered.answers[1].error)
+    assert "python -m swin_mim.hub.push" in str(unanswered.answers[1].error)
     assert contents(folder) == MODEL
 
 
@@ -393,38 +388,43 @@ def test_a_refused_push_names_the_folder_and_the_command(
     answer = one_call(client_environment, "push", folder, "stranger/public", message="x", private=False)
     assert "Forbidden: Bearer hf_*** must be" in str(answer.error)
     assert str(answer.error).endswith(
-        f"; {folder} is whole and kept, try again with: python tools/push.py '{folder}' stranger/public --public"
+        f"; {folder} is whole and kept, try again with: python -m swin_mim.hub.push '{folder}' stranger/public --public"
     )
 
 
 def test_a_folder_that_would_publish_too_much_is_refused_and_nothing_is_asked(
     hub: LoopbackHub, client_environment: Environment, tmp_path: Path
 ) -> None:
-    lay_out(tmp_path, {"secret.txt": b"", "hidden/.env": b"", "inside/a": b"", "linked/a": b"", "linked_folder/a": b""})
+    lay_out(
+        tmp_path,
+        dict.fromkeys(
+            ("secret.txt", "hidden/.env", "notes/notes.txt", "inside/a.png", "linked/a.png", "linked_folder/a.png"), b""
+        ),
+    )
     (tmp_path / "empty").mkdir()
-    (tmp_path / "linked" / "b").symlink_to("../secret.txt")
-    (tmp_path / "linked_folder" / "b").symlink_to("../inside")
+    (tmp_path / "linked" / "b.png").symlink_to("../secret.txt")
+    (tmp_path / "linked_folder" / "b.png").symlink_to("../inside")
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "b").symlink_to("nothing")
-    (tmp_path / "inside" / "b").symlink_to("a")
+    (tmp_path / "broken" / "b.png").symlink_to("nothing")
+    (tmp_path / "inside" / "b.png").symlink_to("a.png")
     repo = f"{hub.user}/model"
     expected = {
         "none": "no folder",
         "secret.txt": "no folder",
         "empty": "is empty",
-        "hidden": ".env is hidden",
+        "hidden": ".env is no part of a published model",
+        "notes": "notes.txt is no part of a published model",
         "linked": "leads out of the folder",
         "linked_folder": "leads out of the folder",
         "broken": "is no file",
     }
     calls = [call("push", tmp_path / name, repo, message="x") for name in expected]
-    chosen = [call("push", tmp_path / "inside", repo, message="x", files=[name]) for name in ("../secret.txt", "none")]
-    answers = run_calls(client_environment, *calls, *chosen).answers
-    for phrase, answer in zip([*expected.values(), "without ..", "is no file"], answers, strict=True):
+    answers = run_calls(client_environment, *calls).answers
+    for phrase, answer in zip(expected.values(), answers, strict=True):
         assert phrase in str(answer.error)
     assert hub.requests == []
     assert one_call(client_environment, "push", tmp_path / "inside", repo, message="x").value
-    assert hub.commits(repo)[-1][1]["b"] == b""
+    assert hub.commits(repo)[-1][1]["b.png"] == b""
 
 
 def test_a_card_that_cannot_be_read_and_a_gitignore_stop_a_push(
@@ -476,7 +476,10 @@ def push_through_failures(folder: Path, home: Path, there: bool, carried_out: bo
         else:
             assert state in ([[]] if not there else []) + [unchanged] + [[*unchanged, whole]] * carried_out
             assert "no connection" in answer.error
-            assert f"{folder} is whole and kept, try again with: python tools/push.py {folder} {repo}" in answer.error
+            assert (
+                f"{folder} is whole and kept, try again with: python -m swin_mim.hub.push {folder} {repo}"
+                in answer.error
+            )
     assert [answer.error for answer in retried] == [None] * len(repos)
     assert final == [[*unchanged, whole]] * len(repos)
     return [name for name, answer in zip(writes, answers[1::2], strict=False) if answer.error]
@@ -574,7 +577,7 @@ def test_tokens_are_taken_out_of_any_text() -> None:
 def test_ours_is_what_a_published_model_consists_of() -> None:
     ours = ["model.safetensors", "mim_head.safetensors", "README.md", "config.json", "a.png", "transformers/x/y"]
     theirs = ["LICENSE", "docs/a.png", "x.bin", "transformers", "a/README.md", "onnx/model.safetensors"]
-    assert [name for name in ours + theirs if is_ours(name)] == ours
+    assert [name for name in ours + theirs if is_published(name)] == ours
 
 
 def test_the_client_is_not_imported_before_it_is_needed() -> None:

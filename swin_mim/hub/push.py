@@ -1,9 +1,9 @@
 """Push the folder of a model to the Hugging Face Hub, as one commit.
 
-    python tools/push.py runs/demo/export user/name
+    python -m swin_mim.hub.push runs/demo/export user/name
 
-FOLDER is what `save_pretrained` wrote, or a run whose export is meant. It is loaded first, and not pushed if anything
-in it is missing, damaged or too much. A new repository is private. Log in with `hf auth login`, or set HF_TOKEN.
+FOLDER is what `save_pretrained` wrote, or a run whose export is meant. It is loaded first, strictly, and not pushed if
+something is missing or too much. A new repository is private. Log in with `hf auth login`, or set HF_TOKEN.
 """
 
 import argparse
@@ -21,7 +21,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="push.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m swin_mim.hub.push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("folder", metavar="FOLDER", type=Path, help="of a published model, or of a run")
     add("repo", metavar="REPO", help="user/name")
@@ -38,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{options.folder} is not a folder: name the one that save_pretrained wrote")
         from swin_mim.hub import pretrained, repository
 
-        if not repository.is_repo_name(options.repo):
+        if not repository.is_valid_name(options.repo):
             raise UserError(f"{options.repo!r} is not the name of a Hub repository: expected user/name")
         folder = pretrained.locate(options.folder)
         weights = pretrained.read(folder)
-        if weights.keys.format not in ("swin_mim", "timm"):
+        if not pretrained.is_saved_model(folder) or weights.keys.format not in ("swin_mim", "timm"):
             raise UserError(
-                f"{folder} has the names of {weights.keys.format}: write a folder to push with "
+                f"{folder} is not a published model of swin_mim: write one to push with "
                 f"python tools/convert.py {folder} NEW --to swin_mim"
             )
         print(
@@ -62,4 +64,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        print("interrupted: the repository is as it was", file=sys.stderr)
         sys.exit(130)

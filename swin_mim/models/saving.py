@@ -23,6 +23,9 @@ from swin_mim.models.swin_config import SwinConfig, as_pair
 
 __all__ = ["About", "Preprocessing", "Pretrained"]
 
+VERIFIED = 448
+"""Pixels along the side of the image on which a saved model is compared, at most."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -63,8 +66,7 @@ class Pretrained(nn.Module):
         Args:
             source: a folder (an export, a run, a checkpoint), a .safetensors file, or a Hub repository "user/name".
                 Files of timm, torchvision, transformers and microsoft are recognised by their keys.
-            config: the network that is wanted: its image size, window and rates replace the source's, all the rest must
-                be the same.
+            config: the network that is wanted: its image size, window and rates replace the source's.
             image_size, window_size: another geometry; the bias tables are resized to it.
             bias_tables: how: "bicubic" as Swin's own code does, "geometric" as SimMIM's code does.
             channels: other input channels. By name, as ["red", "green", "blue", "nir"]: those that the source has keep
@@ -83,6 +85,8 @@ class Pretrained(nn.Module):
             source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         weights = pretrained.read(path)
+        if weights.size_is_guessed and not (image_size or config):
+            _LOG.warning("%s does not tell its image size: it is the smallest that its bias tables allow", source)
         fields: dict[str, Any] = {"image_size": image_size, "window_size": window_size}
         fields |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         if config is not None:
@@ -95,7 +99,7 @@ class Pretrained(nn.Module):
             channels=channels,
         )
         for change in changes:
-            _LOG.info("%s: %s", source, change)
+            _LOG.log(logging.WARNING if "dropped" in change else logging.INFO, "%s: %s", source, change)
         if config is not None:
             _check_same(config, description.config, str(source))
         return cls._assemble(description, tensors, str(source), new_decoder=new_decoder, **options)
@@ -119,7 +123,7 @@ class Pretrained(nn.Module):
             UserError: the folder holds something else, a weight is not finite, or (with `transformers`) transformers
                 cannot build this network.
         """
-        target, about = Path(folder), about or About()
+        target, about = Path(folder).expanduser(), about or About()
         description, tensors = self.description(), self._tensors()
         caution = not_expressible("timm", description)
         if caution:
@@ -236,10 +240,10 @@ class Pretrained(nn.Module):
     def _verify(self, folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
         original = self._assemble(description, tensors, "", new_decoder=False)
         loaded = type(self).from_pretrained(folder)
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(
-            1, description.config.in_channels, *as_pair(description.config.image_size), generator=generator
-        )
+        config = description.config
+        most = max(1, VERIFIED // config.patch_size) * config.patch_size  # of a large image a part does as well
+        sides = (min(side, most) for side in as_pair(config.image_size))
+        images = torch.randn(1, config.in_channels, *sides, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             pairs = zip(original._outputs(images), loaded._outputs(images), strict=True)
             same = loaded.description() == description and all(torch.equal(a, b) for a, b in pairs)
