@@ -3,6 +3,8 @@
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -77,3 +79,55 @@ def test_a_push_that_fails_loses_nothing(recipe, hub, client_environment):
     assert done.returncode == 0, done.stderr
     assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "mim_head.safetensors", "config.json", "README.md"}
     assert hub.token not in output + done.stdout + done.stderr
+
+
+def test_a_slow_push_does_not_hold_the_run_up(recipe, hub, client_environment):
+    """The first push lasts until the last step is done: others are left out, and each commit is of its own step."""
+    repo = f"{hub.user}/slow"
+    last = recipe.path("slow") / "checkpoints" / "step_0000000010"
+
+    def wait():
+        for _ in range(2000):
+            if last.exists():
+                return
+            time.sleep(0.05)
+
+    hub.before_commit = wait
+    output = run(recipe, client_environment, "slow", "--hub.repo", repo, "--hub.every", "1", "--save.every", "2 steps")
+    assert "still under way: slow, step 4 of 10 is not pushed" in output
+    assert "pushed slow, step 2 of 10" in output
+    _, (_, early), (_, final) = hub.commits(repo)
+    assert "| Steps | 2 |" in early["README.md"].decode()
+    assert "| Steps | 10 |" in final["README.md"].decode()
+    assert early["model.safetensors"] != final["model.safetensors"]
+
+
+def test_a_stop_is_neither_exported_nor_delayed_by_a_push(recipe, hub, client_environment):
+    repo = f"{hub.user}/stopped"
+    release = threading.Event()
+    hub.before_commit = lambda: release.wait(60) and None
+    flags = ["--hub.repo", repo, "--hub.every", "1", "--save.every", "2 steps", "--train.stop_after", "5 steps"]
+    output = run(recipe, client_environment, "stopped", *flags)
+    assert f"a push to {repo} was under way and is given up" in output
+    assert len(hub.commits(repo)) == 1
+    release.set()
+    hub.before_commit = None
+    assert "published: " in run(recipe, client_environment, "stopped", "--hub.repo", repo)
+
+
+def test_what_would_be_refused_at_the_end_is_refused_at_the_start(recipe):
+    for name, flags, text in [
+        (
+            "windows",
+            ["--hub.transformers", "--model.window_size", "6"],
+            "hub.transformers: transformers has one window",
+        ),
+        ("license", ["--hub.license", "my own!"], "no identifier of the Hub"),
+    ]:
+        output = recipe.run(name, *flags, expect=2)
+        assert text in output
+        assert output.strip().count("\n") == 0
+        assert not (recipe.path(name) / "checkpoints").exists()
+    (recipe.path("taken") / "export").mkdir(parents=True)
+    (recipe.path("taken") / "export" / "thesis.tex").touch()
+    assert "thesis.tex, which is no part" in recipe.run("taken", expect=2)
