@@ -48,7 +48,7 @@ def main(config: PretrainConfig) -> int:
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
     hub = config.hub
-    folder, world = Path(run.root) / run.name, processes.world_size()
+    folder, world = Path(run.root).expanduser() / run.name, processes.world_size()
     accumulated, threads = accumulation(train, world), processes.set_threads(train.threads)
     accelerator = processes.start_accelerator(
         folder,
@@ -187,7 +187,7 @@ def main(config: PretrainConfig) -> int:
 
     # The run.
     say(
-        f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
         f"{plan.total_steps} steps of {train.global_batch} = {world} x {train.micro_batch} x {accumulated}; "
         f"{device.type}, {threads} threads, precision {processes.precision_text(accelerator)}, "

@@ -16,7 +16,7 @@ PUBLISHED = {
     f"hub.{name}"
     for name in (
         *("about", "adapt", "card", "card_examples", "config_json", "expressible", "formats", "network"),
-        *("pretrained", "redaction", "repository", "weights_file"),
+        *("pickled_file", "pretrained", "redaction", "repository", "weights_file"),
     )
 }
 INSIDE: dict[str, set[str]] = {

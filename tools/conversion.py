@@ -19,8 +19,9 @@ from swin_mim.hub.about import About
 from swin_mim.hub.adapt import Method, adapt
 from swin_mim.hub.config_json import Description
 from swin_mim.hub.formats import Format, KeyMap, key_map, left_out
+from swin_mim.hub.pickled_file import is_pickled, load_pickled
 from swin_mim.hub.pretrained import Weights, is_mim_head
-from swin_mim.hub.weights_file import TensorInfo, is_pickled, load_pickled, load_tensors, write_safetensors
+from swin_mim.hub.weights_file import TensorInfo, load_tensors, write_safetensors
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import as_pair
 

@@ -56,7 +56,7 @@ def about_run(
             images=state.samples_seen,
             facts=_facts(folder, config, devices, precision),
             config_yaml=without_paths(to_yaml(replace(config, hub=replace(config.hub, repo=None)))),
-            command="accelerate launch recipes/pretrain.py --config config.yaml",
+            command="accelerate launch recipes/pretrain.py --config recipe.yaml  # the recipe below as a file",
         ),
         results=_results(folder, config, heldout),
         pictures=tuple(pictures),

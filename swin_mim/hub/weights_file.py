@@ -1,25 +1,18 @@
-"""Weight files on disk <-> tensors by name, where the file may be damaged or hostile.
+"""safetensors files on disk <-> tensors by name, where the file may be damaged or hostile.
 
-Two kinds are read: safetensors, whose header is checked whole before anything is allocated, and pickles of
-`torch.save`, whose instructions are read through before torch sees them. Nothing in a file is ever executed, and the
-memory that a file takes is bounded by its size. Every refusal is a `UserError`.
+The header is checked whole before anything is allocated, and the memory that a file takes is bounded by its size.
+Every refusal is a `UserError`.
 """
 
-import argparse
-import itertools
 import json
 import math
 import os
-import pickle
-import pickletools
 import re
 import reprlib
-import struct
-import zipfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,13 +23,6 @@ from swin_mim.errors import UserError
 
 HEADER_LIMIT = 16 * 10**6
 """Bytes of a safetensors header. That of Swin-L is 40 kB."""
-PICKLE_LIMIT = 2 * 10**6
-"""Bytes of a pickle without its tensors. That of Swin-L with its optimizer is 0.1 MB."""
-TUPLE_LIMIT = 50_000
-"""Tuples in a pickle; Swin-L with its optimizer has 4607. Hashing nested ones takes stack and would crash Python."""
-CONFIG_LIMIT = 10_000
-"""Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
-CONFIG_DEPTH = 20
 NAME_LIMIT = 256
 RANK_LIMIT = 8
 
@@ -54,48 +40,10 @@ DTYPES = {
 }
 """safetensors' name of a dtype -> torch's."""
 
-NEEDED = {
-    "collections.OrderedDict",
-    "collections.Counter",  # the milestones of torch's schedules
-    "builtins.set",  # in every yacs config
-    "yacs.config.CfgNode",
-    "argparse.Namespace",  # the arguments of timm's and torchvision's scripts
-    "torch.Size",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    *(f"torch.{kind}Storage" for kind in ("Double", "Float", "Half", "BFloat16")),
-    *(f"torch.{kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte", "Bool")),
-}
-"""All that a pickle of weights may ask for. torch's own list is longer: parts of it allocate what they are told to."""
-
-UNFIT = {
-    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
-    "torch._utils._rebuild_qtensor": "a quantised tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data",
-    "torch.ComplexFloatStorage": "a tensor of complex numbers",
-    "torch.ComplexDoubleStorage": "a tensor of complex numbers",
-}
-"""What only tensors ask for that no weight is -> its name."""
-
-STATE_KEYS = ("model", "state_dict", "model_state_dict")
-"""Keys under which a training checkpoint keeps its weights."""
-
-_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # opens every file of torch.save before 1.6
-
 
 class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-
-class PickledFile(NamedTuple):
-    tensors: dict[str, Tensor]
-    """On the CPU, contiguous, of the dtypes in the file, without the prefixes of DDP and torch.compile."""
-    config: dict[str, Any] | None
-    """The training script's settings as plain dicts, where the file has them under `config`."""
-
-
-# safetensors
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -104,7 +52,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         UserError: not such a file, damaged, truncated, ambiguous, or of a dtype outside `DTYPES`.
     """
-    with _open(path) as file:
+    with opened(path) as file:
         return _read_header(file, path)
 
 
@@ -117,7 +65,7 @@ def load_tensors(path: Path, header: Mapping[str, TensorInfo] | None = None) -> 
     Raises:
         UserError: as `read_header`, or the file changed.
     """
-    with _open(path) as file:
+    with opened(path) as file:
         found = _read_header(file, path)
         if header is not None and found != dict(header):
             raise UserError(f"{path} changed while it was being read: load it again when nothing writes to it")
@@ -144,7 +92,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     check_finite(tensors, path)
     for name, tensor in tensors.items():
-        _check_name(name, path)
+        check_name(name, path)
         if tensor.dtype not in DTYPES.values():
             raise UserError(f"{path}: {name} is {tensor.dtype}, which is none of {', '.join(DTYPES)}: convert it first")
     staged = path.with_name(path.name + ".partial")
@@ -158,7 +106,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         staged.replace(path)
     except (OSError, SafetensorError) as error:
         staged.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {_first_line(error)}") from error
+        raise UserError(f"{path} could not be written: {first_line(error)}") from error
 
 
 def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,7 +126,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
     head = file.read(64)
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or length > HEADER_LIMIT or 8 + length > size:
-        _refuse_other_kinds(head, path)
+        refuse_other_kinds(head, path)
         if len(head) < 8:
             raise UserError(f"{path} has {len(head)} bytes, a safetensors file at least 8: {_FETCH_AGAIN}")
         limit, whose = min((HEADER_LIMIT, "the most that is read"), (size - 8, "all that follows in the file"))
@@ -188,7 +136,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
     _check_metadata(entries.pop("__metadata__", {}), path)
     spans = []
     for name, entry in entries.items():
-        _check_name(name, path)
+        check_name(name, path)
         spans.append((*_offsets(entry, name, path), name))
     spans.sort()
     header = {name: _tensor_info(entries[name], end - begin, name, path) for begin, end, name in spans}
@@ -201,7 +149,7 @@ def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         if len(counts) < len(pairs):
             raise UserError(
-                f"the header of {path} names {_shown(max(counts, key=counts.__getitem__))} twice: {_WRITE_AGAIN}"
+                f"the header of {path} names {shown(max(counts, key=counts.__getitem__))} twice: {_WRITE_AGAIN}"
             )
         return dict(pairs)
 
@@ -210,7 +158,7 @@ def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the header of {path} is not JSON ({_first_line(error)}): {_FETCH_AGAIN}") from error
+        raise UserError(f"the header of {path} is not JSON ({first_line(error)}): {_FETCH_AGAIN}") from error
     if not isinstance(header, dict) or not text.startswith(b"{"):
         raise UserError(f"the header of {path} is not a JSON object: {_WRITE_AGAIN}")
     return header
@@ -221,10 +169,11 @@ def _check_metadata(metadata: object, path: Path) -> None:
         raise UserError(f"__metadata__ in the header of {path} does not map text to text: {_WRITE_AGAIN}")
 
 
-def _check_name(name: object, path: Path) -> None:
+def check_name(name: object, path: Path) -> None:
+    """UserError unless a tensor's name is short and harmless."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or ".." in name:
         raise UserError(
-            f"{path} names a tensor {_shown(name)}: a name has letters, digits, '_', '-' and single '.' only; rename it"
+            f"{path} names a tensor {shown(name)}: a name has letters, digits, '_', '-' and single '.' only; rename it"
         )
     if len(name) > NAME_LIMIT:
         raise UserError(f"{path} names a tensor with {len(name)} characters, at most {NAME_LIMIT} are read: rename it")
@@ -235,22 +184,20 @@ def _offsets(entry: object, name: str, path: Path) -> tuple[int, int]:
         raise UserError(f"{name} in {path} must have dtype, shape and data_offsets and nothing else: {_WRITE_AGAIN}")
     offsets = entry["data_offsets"]
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise UserError(f"{name} in {path} has data_offsets {_shown(offsets)}, not [begin, end]: {_WRITE_AGAIN}")
+        raise UserError(f"{name} in {path} has data_offsets {shown(offsets)}, not [begin, end]: {_WRITE_AGAIN}")
     return offsets[0], offsets[1]
 
 
 def _tensor_info(entry: dict[str, Any], nbytes: int, name: str, path: Path) -> TensorInfo:
     shape, dtype = entry["shape"], entry["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UserError(f"{name} in {path} has dtype {_shown(dtype)}, which is none of {', '.join(DTYPES)}: convert it")
+        raise UserError(f"{name} in {path} has dtype {shown(dtype)}, which is none of {', '.join(DTYPES)}: convert it")
     if not _are_sizes(shape) or len(shape) > RANK_LIMIT:
-        raise UserError(f"{name} in {path} has shape {_shown(shape)}, not a list of up to 8 sizes: {_WRITE_AGAIN}")
+        raise UserError(f"{name} in {path} has shape {shown(shape)}, not a list of up to 8 sizes: {_WRITE_AGAIN}")
     itemsize = DTYPES[dtype].itemsize
     # With a side of 0 the others would be free to overflow.
     if math.prod(shape) * itemsize != nbytes or math.prod(side or 1 for side in shape) * itemsize >= 2**63:
-        raise UserError(
-            f"{name} in {path} is {dtype} {_shown(shape)}, which {nbytes} bytes cannot hold: {_FETCH_AGAIN}"
-        )
+        raise UserError(f"{name} in {path} is {dtype} {shown(shape)}, which {nbytes} bytes cannot hold: {_FETCH_AGAIN}")
     return TensorInfo(tuple(shape), DTYPES[dtype])
 
 
@@ -282,234 +229,12 @@ def _read_tensor(file: BinaryIO, path: Path, name: str, info: TensorInfo) -> Ten
     return tensor
 
 
-# pickles
-
-
-def is_pickled(path: Path) -> bool:
-    """Whether a file is none of safetensors, as far as its first bytes or its name tell."""
-    if not path.is_file():
-        return False
-    with _open(path) as file:
-        head = file.read(9)
-    return head.startswith((b"PK\x03\x04", b"\x80")) or (path.suffix != ".safetensors" and head[8:] != b"{")
-
-
-def load_pickled(path: Path) -> PickledFile:
-    """Tensors and config of a `torch.save` file (.pth, .pt, .bin, .ckpt; zip or older); nothing in it is executed.
-
-    Reads a plain state dict, or one under "model", "state_dict" or "model_state_dict"; its values that are no tensors
-    are left. A yacs config, which microsoft's checkpoints hold, is read without yacs.
-
-    Raises:
-        UserError: the file asks for anything but weights and plain values, is damaged, or would take more memory
-            than its size.
-    """
-    with _open(path) as file:
-        head = file.read(64)
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER_LIMIT:
-            raise UserError(f"{path} is safetensors, not a pickle: name it {path.stem}.safetensors")
-        if head.startswith(b"PK\x03\x04"):
-            _check_archive(file, path)
-        elif head.startswith(b"\x80"):
-            _check_legacy(file, path)
-        else:
-            _refuse_other_kinds(head, path)
-            raise UserError(f"{path} is not a file of torch.save: it starts with {_shown(head[:16])}")
-        file.seek(0)
-        content = _unpickle(file, path)
-        size = os.fstat(file.fileno()).st_size
-    tensors = _unwrapped(_state_dict(content, path))
-    for name, tensor in tensors.items():
-        _check_plain(tensor, name, path)
-    needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    if needed > size:
-        raise UserError(
-            f"the tensors of {path} take {needed} bytes, the file only {size}: some share memory; save clones of them"
-        )
-    config = dict.get(content, "config")
-    return PickledFile(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-        _plain(config, "config", path, itertools.count(1)) if isinstance(config, dict) else None,
-    )
-
-
-def _unpickle(file: BinaryIO, path: Path) -> dict[Any, Any]:
-    # An open file, as torch.load maps a path that ends in .safetensors; a dict subclass of our own would not be filled.
-    try:
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # a hostile pickle can make any of them
-        raise UserError(f"{path} is damaged: {_first_line(error)}; fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors: save model.state_dict()")
-    return content
-
-
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Refuse a zip file that torch.save did not write, that unpacks to more than its size, or whose pickle is unfit."""
-    size = os.fstat(file.fileno()).st_size
-    _check_end_of_archive(file, size, path)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            _check_entries(entries, size, path)
-            pickles = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith(".pkl")]
-            if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
-                raise UserError(f"{path} is a zip file but not of torch.save: it must hold one data.pkl")
-            with archive.open(pickles[0]) as content:
-                _scan(content, path)
-    except UserError:
-        raise
-    except Exception as error:  # zipfile raises six kinds on damaged files
-        raise UserError(f"{path} is damaged: {_first_line(error)}; fetch it again") from error
-
-
-def _check_end_of_archive(file: BinaryIO, size: int, path: Path) -> None:
-    """The directory must be where both zipfile and torch look for it, or they might see different files.
-
-    Ends as torch.save writes them: directory, perhaps record (56 bytes) and locator (20) of zip64, end (22 bytes).
-    """
-    file.seek(max(size - 98, 0))
-    tail = file.read().rjust(98, b"\0")
-    length, offset, comment = struct.unpack("<LLH", tail[-10:])
-    end = size - 22
-    if tail[56:60] == b"PK\x06\x07":
-        end = size - 98
-        (record,) = struct.unpack("<Q", tail[64:72])
-        large = struct.unpack("<QQ", tail[40:56])
-        agree = length in (large[0], 2**32 - 1) and offset in (large[1], 2**32 - 1)
-        if record != end or tail[:4] != b"PK\x06\x06" or not agree:
-            raise UserError(f"{path} is damaged: its zip64 directory is not where it says; fetch it again")
-        length, offset = large
-    if tail[-22:-18] != b"PK\x05\x06" or comment or offset + length != end:
-        raise UserError(f"{path} is damaged: its zip directory is not at its end; fetch it again")
-
-
-def _check_entries(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
-    names = [entry.orig_filename for entry in entries]
-    for name in names:
-        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-            raise UserError(f"{path} holds a file named {_shown(name)}, which points outside of it: {_DISTRUST}")
-    if any(name.endswith("/constants.pkl") or name.split("/")[1:2] == ["code"] for name in names):
-        raise UserError(f"{path} is a TorchScript program, which would run: export torch.save(model.state_dict(), ...)")
-    if len({name.split("/")[0] for name in names}) != 1 or len({name.lower() for name in names}) != len(names):
-        raise UserError(f"{path} is a zip file but not of torch.save: its files must lie in one folder, each once")
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
-            raise UserError(f"{path} holds {_shown(entry.filename)} compressed, torch.save stores: {_DISTRUST}")
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > size:
-        raise UserError(f"{path} has {size} bytes and declares {unpacked} inside: {_DISTRUST}")
-
-
-def _check_legacy(file: BinaryIO, path: Path) -> None:
-    """Scan the five pickles before the data: magic number, version, system, object, keys of the storages."""
-    file.seek(0)
-    _scan(file, path)
-    if file.tell() != len(_MAGIC):
-        raise UserError(f"{path} is a pickle but not of torch.save: load it where it was made, save model.state_dict()")
-    for _ in range(4):
-        _scan(file, path)
-
-
-def _scan(file: IO[bytes], path: Path) -> None:
-    """Read through the next pickle without following it, and refuse the first thing it asks for that is not needed."""
-    start, tuples, protocol, texts = file.tell(), 0, 2, ["", ""]
-    try:
-        for opcode, argument, position in pickletools.genops(file):
-            if (position or 0) - start > PICKLE_LIMIT:
-                raise UserError(f"{path} has a pickle of over {PICKLE_LIMIT} bytes: {_WEIGHTS_ONLY}")
-            tuples += opcode.name.startswith("TUPLE")
-            if opcode.name == "PROTO":
-                protocol = max(protocol, argument or 0)
-            elif opcode.name in ("GLOBAL", "INST"):
-                _check_global(str(argument).replace(" ", ".", 1), path)
-            elif opcode.name == "STACK_GLOBAL":  # takes its two names from the stack: nearly always the last two texts
-                _check_global(".".join(texts), path)
-            elif opcode.name in ("EXT1", "EXT2", "EXT4"):
-                _check_global(f"copyreg's extension {argument}", path)
-            elif isinstance(argument, str):
-                texts = [texts[1], argument]
-    except UserError:
-        raise
-    except Exception as error:  # ValueError most of the time, but genops decodes what it is given
-        raise UserError(f"{path} is damaged: {_first_line(error)}; fetch it again") from error
-    if tuples > TUPLE_LIMIT:
-        raise UserError(f"{path} holds {tuples} tuples, no checkpoint has more than {TUPLE_LIMIT}: {_DISTRUST}")
-    if protocol != 2:
-        raise UserError(
-            f"{path} is pickled with protocol {protocol}, weights are read from 2: use torch.save's default"
-        )
-
-
-def _check_global(name: str, path: Path) -> None:
-    name = name.replace("__builtin__.", "builtins.", 1)
-    if name in UNFIT:
-        raise UserError(f"{path} holds {UNFIT[name]}: save it as a dense tensor of real numbers")
-    if name not in NEEDED:
-        raise UserError(
-            f"{path} asks to run {_shown(name, quotes=False)} when it is opened: it was not. Weights need no such "
-            "thing; if you trust the author, ask for safetensors or torch.save(model.state_dict(), ...)"
-        )
-
-
-def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors by name, wherever the checkpoint keeps them. Methods are dict's own: a pickle may shadow them."""
-    nested = [key for key in STATE_KEYS if isinstance(dict.get(content, key), dict)]
-    if len(nested) > 1:
-        raise UserError(f"{path} has weights under {' and '.join(nested)}: save the one that you mean by itself")
-    state = content[nested[0]] if nested else content
-    tensors = {name: value for name, value in dict.items(state) if isinstance(value, Tensor)}
-    if not tensors:
-        keys = ", ".join(_shown(key) for key in list(dict.keys(state))[:5])
-        raise UserError(f"{path} holds no tensors by name, only {keys or 'an empty dict'}: save model.state_dict()")
-    for name in tensors:
-        _check_name(name, path)
-    return tensors
-
-
-def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of DistributedDataParallel and torch.compile."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _check_plain(tensor: Tensor, name: str, path: Path) -> None:
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not dense or tensor.dtype not in DTYPES.values() or tensor.is_neg():
-        raise UserError(f"{name} in {path} is no plain dense tensor ({tensor.dtype}, {tensor.layout}): save it as one")
-
-
-def _plain(value: Any, where: str, path: Path, count: Iterator[int], depth: int = 0) -> Any:
-    """A copy of a pickled config in plain values, counted, as one value may be referred to exponentially often."""
-    if next(count) > CONFIG_LIMIT or depth > CONFIG_DEPTH:
-        raise UserError(f"the config in {path} has over {CONFIG_LIMIT} values or {CONFIG_DEPTH} levels: {_DISTRUST}")
-    if isinstance(value, dict):
-        odd = [key for key in dict.keys(value) if not isinstance(key, str)]
-        if odd:
-            raise UserError(
-                f"{_shown(where)} in {path} has the key {_shown(odd[0])}, keys must be text: {_WEIGHTS_ONLY}"
-            )
-        return {key: _plain(item, f"{where}.{key}", path, count, depth + 1) for key, item in dict.items(value)}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item, where, path, count, depth + 1) for item in value)
-    if value is None or isinstance(value, str | int | float):
-        return value
-    kind = type(value).__name__
-    raise UserError(f"{_shown(where)} in {path} is a {kind}, not text, a number, a list or a dict: {_WEIGHTS_ONLY}")
-
-
-# both
-
 _FETCH_AGAIN = "the file is damaged or was cut off; fetch it again"
 _WRITE_AGAIN = "write the file again with the safetensors library"
-_DISTRUST = "do not use this file"
-_WEIGHTS_ONLY = "save only the weights, torch.save(model.state_dict(), ...)"
 
 
-def _open(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """Open a weights file; UserError if there is none."""
     if not path.is_file():
         raise UserError(f"{path} is {'not a file' if path.exists() else 'not there'}: give the path of a weights file")
     try:
@@ -518,7 +243,7 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"{path} cannot be opened: {error.strerror}") from error
 
 
-def _refuse_other_kinds(head: bytes, path: Path) -> None:
+def refuse_other_kinds(head: bytes, path: Path) -> None:
     """UserError if the first bytes tell what the file is instead of weights in its format."""
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
@@ -531,7 +256,7 @@ def _refuse_other_kinds(head: bytes, path: Path) -> None:
         raise UserError(f"{path} is a web page, not weights: check the address that you fetched it from")
 
 
-def _shown(value: object, *, quotes: bool = True) -> str:
+def shown(value: object, *, quotes: bool = True) -> str:
     """A value out of a file, short, harmless on a terminal, and however deep it is."""
     if isinstance(value, str | bytes):
         text = ascii(value[:100]) if quotes else ascii(value[:100])[1:-1]
@@ -539,6 +264,7 @@ def _shown(value: object, *, quotes: bool = True) -> str:
     return reprlib.repr(value) if type(value) in (bool, int, float, list, dict) else f"a {type(value).__name__}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its type."""
     line = str(error).strip().split("\n")[0]
-    return _shown(line, quotes=False) if line else type(error).__name__
+    return shown(line, quotes=False) if line else type(error).__name__

@@ -55,7 +55,10 @@ def start_accelerator(
     if precision == "fp16" and not cuda:
         raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
     _check_trackers(trackers)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run's folder {folder}: {error.strerror}; choose another run.root") from None
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if not cuda and world_size() > 1:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))

@@ -30,15 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swin_mim.errors import UserError
+from swin_mim.hub.pickled_file import CONFIG_LIMIT, PICKLE_LIMIT, TUPLE_LIMIT, load_pickled
 from swin_mim.hub.weights_file import (
-    CONFIG_LIMIT,
     DTYPES,
     HEADER_LIMIT,
-    PICKLE_LIMIT,
-    TUPLE_LIMIT,
     TensorInfo,
     check_finite,
-    load_pickled,
     load_tensors,
     read_header,
     write_safetensors,
@@ -580,7 +577,7 @@ AUDIT = """
 import os, sys, warnings
 from pathlib import Path
 from swin_mim.errors import UserError
-from swin_mim.hub.weights_file import load_pickled
+from swin_mim.hub.pickled_file import load_pickled
 good, *hostile = (Path(line) for line in sys.stdin.read().split("\\n"))
 warnings.simplefilter("error")
 seen, refused = [], 0

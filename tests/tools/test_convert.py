@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.hub import pretrained
 from swin_mim.hub.config_json import Preprocessing, timm_arguments, transformers_documents
-from swin_mim.hub.weights_file import load_pickled
+from swin_mim.hub.pickled_file import load_pickled
 
 TOOLS = Path(__file__).parents[2] / "tools"
 CONFIG = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
