@@ -1,5 +1,6 @@
 """Weight files: what torch and safetensors write comes back bit for bit; what is damaged or hostile is one line."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -619,6 +620,18 @@ def test_the_refusal_names_what_the_file_asks_for(content: object, name: str, sa
     message = refusal(load_pickled, save(content))
     assert f"asks to run {name}" in message
     assert "it was not" in message
+
+
+def test_the_arguments_of_a_training_script_are_no_obstacle(save: Callable[[object], Path]) -> None:
+    """timm's and torchvision's scripts save them beside the weights, and so does torch.compile its prefix."""
+    arguments = argparse.Namespace(lr=1e-3, betas=(0.9, 0.999), name="swin", nested=argparse.Namespace(a=None))
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in WEIGHTS.items()}
+    read = load_pickled(save({"model": compiled, "args": arguments, "epoch": 3}))
+    assert read.config is None
+    assert read.tensors.keys() == WEIGHTS.keys()
+    assert all(torch.equal(tensor, WEIGHTS[name]) for name, tensor in read.tensors.items())
+    message = refusal(load_pickled, save({"model": WEIGHTS, "args": argparse.Namespace(run=Calls(os.system, "true"))}))
+    assert "asks to run posix.system" in message
 
 
 # pickles: bombs, tricks and damage
