@@ -93,6 +93,7 @@ def main(config: PretrainConfig) -> int:
     else:
         model = SimMIM(swin, target=mim.target, **options)
     model.preprocessing = Preprocessing(data.mean, data.std, CHANNELS if swin.in_channels == len(CHANNELS) else None)
+    origin = export.Origin.of(config)
     if is_main:
         export.check(folder, config, model.description())
         if hub.repo:
@@ -201,6 +202,7 @@ def main(config: PretrainConfig) -> int:
             folder,
             config,
             state,
+            origin=origin,
             images=len(training),
             heldout=len(heldout),
             devices=export.devices_text(device, world),

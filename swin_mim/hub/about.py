@@ -46,7 +46,7 @@ class Picture(NamedTuple):
 
     file: Path
     name: str
-    """What it is called beside the card."""
+    """What it is called beside the card: loss.png, reconstructions.png or card_<words>.png."""
     caption: str
 
 

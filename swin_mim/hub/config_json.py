@@ -64,6 +64,11 @@ class Preprocessing:
         object.__setattr__(self, "std", tuple(map(float, self.std)))
         if self.channels is not None:
             object.__setattr__(self, "channels", tuple(self.channels))
+        counts = {len(values) for values in (self.mean, self.std, self.channels) if values is not None}
+        if len(counts) > 1:
+            raise UserError(
+                f"preprocessing has {sorted(counts)} entries in mean, std and channels: give one per channel"
+            )
         if not all(value > 0 for value in self.std):
             raise UserError(f"preprocessing.std {self.std} must be positive")
 
@@ -207,7 +212,14 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
             "std": cfg.get("std"),
         }
     if processor is not None:
-        found |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+        if processor.get("do_rescale", True) is not True or processor.get("rescale_factor", 1 / 255) != 1 / 255:
+            raise UserError(
+                f"{where}: its images are not scaled to 0..1 (do_rescale, rescale_factor), as swin_mim's are"
+            )
+        if processor.get("do_normalize", True):
+            found |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+        else:
+            found |= {"mean": [0.0] * 3, "std": [1.0] * 3}
     found = {key: value for key, value in found.items() if value is not None}
     for key in found.keys() & {"image_size", "window_size"}:
         height, width = as_pair(_size(found[key], key, where))

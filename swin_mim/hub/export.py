@@ -3,7 +3,7 @@
 import logging
 import platform
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -26,8 +26,30 @@ from swin_mim.training.tracking import duration_text, plot_losses, read_metrics
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where data and first weights are from, as seen when the run starts: a folder may be gone when it ends."""
+
+    data_on_hub: bool
+    base_on_hub: bool
+
+    @classmethod
+    def of(cls, config: PretrainConfig) -> "Origin":
+        source, base = config.data.source, config.model.pretrained
+        data = source != "blue_marble" and not Path(source).expanduser().exists()
+        return cls(data, base is not None and repository.is_repo_name(base))
+
+
 def about_run(
-    folder: Path, config: PretrainConfig, state: RunState, *, images: int, heldout: int, devices: str, precision: str
+    folder: Path,
+    config: PretrainConfig,
+    state: RunState,
+    *,
+    origin: Origin,
+    images: int,
+    heldout: int,
+    devices: str,
+    precision: str,
 ) -> About:
     """What a pretraining run tells of itself: only what was measured, and the settings as they were.
 
@@ -48,10 +70,10 @@ def about_run(
         name=config.hub.repo or config.run.name,
         repo=config.hub.repo,
         license=config.hub.license,
-        base_model=base if base and repository.is_repo_name(base) else None,
-        datasets=(source,) if _is_on_hub(source) else (),
+        base_model=base if origin.base_on_hub else None,
+        datasets=(source,) if origin.data_on_hub else (),
         training=Training(
-            data=_data(source, images, heldout),
+            data=_data(source, origin, images, heldout),
             steps=state.step,
             images=state.samples_seen,
             facts=_facts(folder, config, devices, precision),
@@ -113,7 +135,7 @@ class Publisher:
             return
         try:
             self._write()
-        except UserError as error:
+        except Exception as error:  # of pictures, disks and the Hub: none is worth the run
             _LOG.warning("%s is not pushed: %s", message, error)
             return
         self._push = Thread(target=self._quietly, args=(message,), name="push", daemon=True)
@@ -125,15 +147,17 @@ class Publisher:
         Raises:
             UserError: the push failed or was interrupted; the export is there.
         """
-        if self._push is not None and self._push.is_alive():
-            _LOG.info("waiting for the last push to %s", self._repo)
-            self._push.join()
-        self._write()
         try:
+            if self._push is not None and self._push.is_alive():
+                _LOG.info("waiting for the last push to %s", self._repo)
+                self._push.join()
+            self._write()
             return repository.push(self._folder, self._repo, private=self._private, message=message)
         except KeyboardInterrupt:
-            again = repository.push_command(self._folder, self._repo, private=self._private)
-            raise UserError(f"the push to {self._repo} was interrupted; push again with: {again}") from None
+            raise UserError(
+                f"interrupted; nothing of the last step was pushed to {self._repo}: the same command again writes the "
+                "export and pushes it"
+            ) from None
 
     def leave(self) -> None:
         """Say of a push under way that it is given up: the repository stays as it was."""
@@ -143,26 +167,21 @@ class Publisher:
     def _quietly(self, message: str) -> None:
         try:
             address = repository.push(self._folder, self._repo, private=self._private, message=message)
-        except UserError as error:
+        except Exception as error:
             _LOG.warning("%s", error)
         else:
             _LOG.info("pushed %s: %s", message, address)
 
 
-def _data(source: str, images: int, heldout: int) -> str:
+def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
     kept = f"; {heldout} more were held out to measure on" if heldout else ""
     if source == "blue_marble":
         return (
             f"{images} satellite tiles of land, cut from NASA's Blue Marble (public domain){kept}, "
             "from other longitudes, so that none touches a training tile."
         )
-    where = f"the data set {source}" if _is_on_hub(source) else f'a folder "{without_paths(source)}"'
+    where = f"the data set {source}" if origin.data_on_hub else f'a folder "{without_paths(source)}"'
     return f"{images} unlabelled images of {where}{kept}."
-
-
-def _is_on_hub(source: str) -> bool:
-    """Of a data source that was opened: there is no third place."""
-    return source != "blue_marble" and not Path(source).expanduser().exists()
 
 
 def _facts(folder: Path, config: PretrainConfig, devices: str, precision: str) -> dict[str, str]:

@@ -374,7 +374,7 @@ def _best_layout(names: Collection[str], layouts: Sequence[Layout]) -> Layout:
 
 def _explained(layout: Layout, names: Collection[str]) -> set[str]:
     depths = _depths(layout, names)
-    if not depths:
+    if not depths or 12 * sum(depths) > len(names):  # a block has 12 tensors; more blocks are no Swin, and take time
         return set()
     known = {name for theirs in _counterparts(layout, depths).values() for name in theirs}
     return (known | _buffer_names(layout, depths)) & set(names)

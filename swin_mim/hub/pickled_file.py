@@ -6,6 +6,7 @@ takes is bounded by its size. Every refusal is a `UserError`.
 
 import argparse
 import itertools
+import logging
 import os
 import pickle
 import pickletools
@@ -13,6 +14,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
@@ -29,6 +31,8 @@ TUPLE_LIMIT = 50_000
 CONFIG_LIMIT = 10_000
 """Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
 CONFIG_DEPTH = 20
+SPARE_MEMORY = 256 << 20
+"""Bytes that opening a file may take besides three times its size."""
 
 NEEDED = {
     "collections.OrderedDict",
@@ -58,6 +62,7 @@ STATE_KEYS = ("model", "state_dict", "model_state_dict")
 
 _DISTRUST = "do not use this file"
 _WEIGHTS_ONLY = "save only the weights, torch.save(model.state_dict(), ...)"
+_LOG = logging.getLogger(__name__)
 _MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # opens every file of torch.save before 1.6
 
 
@@ -74,7 +79,9 @@ def is_pickled(path: Path) -> bool:
         return False
     with opened(path) as file:
         head = file.read(9)
-    return head.startswith((b"PK\x03\x04", b"\x80")) or (path.suffix != ".safetensors" and head[8:] != b"{")
+    if head[8:] == b"{":  # the length of a safetensors header may begin with any byte
+        return False
+    return head.startswith((b"PK\x03\x04", b"\x80")) or path.suffix != ".safetensors"
 
 
 def load_pickled(path: Path) -> PickledFile:
@@ -119,13 +126,39 @@ def load_pickled(path: Path) -> PickledFile:
 def _unpickle(file: BinaryIO, path: Path) -> dict[Any, Any]:
     # An open file, as torch.load maps a path that ends in .safetensors; a dict subclass of our own would not be filled.
     try:
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]):
+        with (
+            _bounded_memory(os.fstat(file.fileno()).st_size),
+            torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]),
+        ):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a hostile pickle can make any of them
         raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors: save model.state_dict()")
     return content
+
+
+@contextmanager
+def _bounded_memory(size: int) -> Iterator[None]:
+    """A MemoryError for whoever takes much more than a file of that size needs.
+
+    torch writes what it refuses into its message, and a short pickle can refer to itself so often that this fills the
+    memory.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):  # not on this system
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + 3 * size + SPARE_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _check_archive(file: BinaryIO, path: Path) -> None:
@@ -242,6 +275,9 @@ def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     if len(nested) > 1:
         raise UserError(f"{path} has weights under {' and '.join(nested)}: save the one that you mean by itself")
     state = content[nested[0]] if nested else content
+    others = [key for key, value in dict.items(content) if value is not state and _holds_tensors(value)]
+    if others:
+        _LOG.warning("%s holds more weights, under %s, which are left", path, ", ".join(map(shown, others)))
     tensors = {name: value for name, value in dict.items(state) if isinstance(value, Tensor)}
     if not tensors:
         keys = ", ".join(shown(key) for key in list(dict.keys(state))[:5])
@@ -249,6 +285,10 @@ def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     for name in tensors:
         check_name(name, path)
     return tensors
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in dict.values(value))
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -269,6 +309,7 @@ def _plain(value: Any, where: str, path: Path, count: Iterator[int], depth: int 
     """A copy of a pickled config in plain values, counted, as one value may be referred to exponentially often."""
     if next(count) > CONFIG_LIMIT or depth > CONFIG_DEPTH:
         raise UserError(f"the config in {path} has over {CONFIG_LIMIT} values or {CONFIG_DEPTH} levels: {_DISTRUST}")
+    value = vars(value) if isinstance(value, argparse.Namespace) else value
     if isinstance(value, dict):
         odd = [key for key in dict.keys(value) if not isinstance(key, str)]
         if odd:

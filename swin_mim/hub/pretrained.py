@@ -34,6 +34,7 @@ from swin_mim.hub.config_json import (
 )
 from swin_mim.hub.expressible import not_expressible
 from swin_mim.hub.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
+from swin_mim.models.swin_config import as_pair
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -91,8 +92,8 @@ def locate(
     try:
         return repository.fetch(
             str(source),
-            [CONFIG, WEIGHTS],
-            optional=[MIM_HEAD, PROCESSOR],
+            [WEIGHTS],
+            optional=[CONFIG, MIM_HEAD, PROCESSOR],
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -121,6 +122,8 @@ def read(path: Path) -> Weights:
     Raises:
         UserError: one line that names the file and the key.
     """
+    if path.is_file() and path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+        path = path.parent  # what stands beside it belongs to it
     headers = _headers(path)
     header = {name: info for part in headers.values() for name, info in part.items()}
     return interpret(header, lambda: load_files(path, headers), path if path.is_dir() else None, str(path))
@@ -171,7 +174,7 @@ def interpret(
         else:
             said = hints(config or {}, CONFIG, processor=processor) | said
             description = guess(shapes, {"image_size": image_size, **said} if image_size else said)
-        if image_size is not None and said.get("image_size", image_size) != image_size:
+        if image_size is not None and as_pair(said.get("image_size", image_size)) != as_pair(image_size):
             raise UserError(f"is for images of {said['image_size']}, as it says itself, not of {image_size}")
         tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(load(), keys).items()}
     except UserError as error:
@@ -253,6 +256,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     target = folder.resolve()
+    if target == Path.cwd():
+        raise UserError(f"{folder} is the working directory, which cannot be replaced: name a folder inside it")
     staging, old = (target.with_name(f".{target.name}.{role}.{os.getpid()}") for role in ("staging", "old"))
     try:
         shutil.rmtree(staging, ignore_errors=True)

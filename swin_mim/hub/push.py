@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{folder} is not a published model of swin_mim: write one to push with "
                 f"python tools/convert.py {folder} NEW --to swin_mim"
             )
+        if not (folder / pretrained.CARD).is_file():
+            raise UserError(f"{folder} has no {pretrained.CARD}, the card: save the model again")
         print(
             repository.push(
                 folder,

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-OURS = ("model.safetensors", "mim_head.safetensors", "config.json", "README.md")
+OURS = (
+    *("model.safetensors", "mim_head.safetensors", "config.json", "README.md"),
+    *(f"transformers/{name}" for name in ("model.safetensors", "config.json", "preprocessor_config.json")),
+)
 """What a published model consists of, beside pictures at the top and the folder transformers/ (DESIGN section 7)."""
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 """What files that may hold pickles are called."""
@@ -174,7 +177,7 @@ def redacted(text: str, *tokens: str | None) -> str:
 
 def is_published(name: str) -> bool:
     """Whether a repository's file is part of a published model, so that the next push may replace or delete it."""
-    return name in OURS or name.startswith("transformers/") or ("/" not in name and name.endswith(".png"))
+    return name in OURS or re.fullmatch(r"(loss|reconstructions|card_[\w-]+)\.png", name) is not None
 
 
 # Fetching.

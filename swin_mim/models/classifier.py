@@ -47,6 +47,8 @@ class SwinClassifier(Pretrained):
     def description(self) -> Description:
         """What config.json says of this model."""
         num_classes = self.get_parameter("head.fc.bias").numel()
+        if not all(isinstance(label, str) for label in self.labels or ()):
+            raise UserError(f"labels {self.labels!r:.80} must be texts")
         if self.labels is not None and len(self.labels) != num_classes:
             raise UserError(
                 f"labels has {len(self.labels)} names and the head {num_classes} classes: give one name each"

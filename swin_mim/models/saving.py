@@ -124,6 +124,9 @@ class Pretrained(nn.Module):
                 cannot build this network.
         """
         target, about = Path(folder).expanduser(), about or About()
+        odd = [picture.name for picture in about.pictures if not repository.is_published(picture.name)]
+        if odd:
+            raise UserError(f"a picture is named {odd[0]}: call it loss.png, reconstructions.png or card_<words>.png")
         description, tensors = self.description(), self._tensors()
         caution = not_expressible("timm", description)
         if caution:
@@ -194,6 +197,10 @@ class Pretrained(nn.Module):
         if lacking and not (new_decoder or "num_classes" in options):
             raise UserError(f"{where} has no {', '.join(lacking)}: {cls._way_out}")
         arguments = cls._arguments(description) | options
+        if cls.kind == description.kind == "SimMIM" and arguments["target"] != description.target:
+            _LOG.warning(
+                "%s predicts %s, now %s: its decoder has to learn", where, description.target, arguments["target"]
+            )
         with torch.device("meta"):
             model = cls(description.config, **arguments)
         names = {key: cls._our_name(key) for key in model.state_dict()}

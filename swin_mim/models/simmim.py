@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,8 @@ class SimMIM(Pretrained):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if target not in get_args(Target):
+            raise UserError(f"target is {target!r}: expected one of {', '.join(get_args(Target))}")
         self.target: Target = target
         self.encoder = Swin(config, attention=attention, activation_checkpointing=activation_checkpointing)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))

@@ -65,6 +65,8 @@ class SwinConfig:
     def __post_init__(self) -> None:
         for field in ("image_size", "window_size"):
             size = getattr(self, field)
+            if not isinstance(size, int | list | tuple):
+                raise UserError(f"{field} is {size!r}: expected one number or (height, width)")
             object.__setattr__(self, field, size if isinstance(size, int) else tuple(size))
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "num_heads", tuple(self.num_heads))

@@ -231,7 +231,7 @@ def test_saving_replaces_only_what_is_ours(simmim, tmp_path):
     folder = model.save_pretrained(tmp_path / "model")
     model.encoder.save_pretrained(folder)
     assert not (folder / "mim_head.safetensors").exists()
-    for name in ("trainer.json", "notes.txt", ".git/config", "transformers.bak/model.safetensors"):
+    for name in ("trainer.json", "notes.txt", ".git/config", "transformers/notes.txt", "mine.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
         assert f"holds {name}, which is no part" in error_of(model.save_pretrained, folder)
@@ -245,7 +245,7 @@ def test_a_save_that_fails_leaves_what_was_there(simmim, tmp_path):
     with torch.no_grad():
         model.encoder.norm.weight[3] = float("nan")
     assert "norm.weight" in error_of(model.save_pretrained, folder)
-    missing = Picture(tmp_path / "no.png", "no.png", "no")
+    missing = Picture(tmp_path / "no.png", "card_no.png", "no")
     with torch.no_grad():
         model.encoder.norm.weight[3] = 1.0
     assert "No such file" in error_of(model.save_pretrained, folder, about=About(pictures=(missing,)))
@@ -303,6 +303,11 @@ def test_arguments_that_mean_nothing_are_refused(simmim):
     assert "channels is 'nir'" in error_of(load, simmim, channels="nir")
     assert "attention is 'flash'" in error_of(Swin(CONFIG, attention="flash"), torch.randn(1, 3, 64, 64))
     assert "must be positive" in error_of(Preprocessing, std=(0.5, 0.0, 0.5))
+    assert "give one per channel" in error_of(Preprocessing, channels=("a", "b"))
+    assert "target is 'pixel'" in error_of(SimMIM, CONFIG, target="pixel")
+    assert "image_size is 64.0" in error_of(Swin.from_pretrained, simmim, image_size=64.0)
+    picture = Picture(Path("photo.jpg"), "photo.jpg", "")
+    assert "named photo.jpg" in error_of(SimMIM(CONFIG).save_pretrained, "x", about=About(pictures=(picture,)))
     images = torch.randn(1, 3, 64, 64)
     for mask in (torch.zeros(1, 8, 8, dtype=torch.bool), torch.zeros(1, 16, 16)):
         assert "mask must be bool (1, 16, 16), not" in error_of(SimMIM(CONFIG), images, mask)
@@ -312,7 +317,9 @@ def test_what_is_dropped_or_not_told_is_a_warning(simmim, tmp_path, caplog):
     SimMIM.from_pretrained(simmim, channels=["red", "grene", "blue"])
     assert "green dropped" in caplog.text
     caplog.clear()
-    Swin.from_pretrained(simmim / "model.safetensors")
+    assert same(SimMIM.from_pretrained(simmim / "model.safetensors"), SimMIM.from_pretrained(simmim))
+    assert not caplog.text
+    Swin.from_pretrained(shutil.copy(simmim / "model.safetensors", tmp_path / "bare.safetensors"))
     assert "does not tell its image size" in caplog.text
 
 

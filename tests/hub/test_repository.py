@@ -155,8 +155,10 @@ def test_the_next_push_replaces_and_deletes_our_files_and_leaves_others_alone(
     hub: LoopbackHub, client_environment: Environment, tmp_path: Path
 ) -> None:
     repo = f"{hub.user}/model"
-    foreign = {"LICENSE": b"theirs", "docs/picture.png": b"theirs", "weights.bin": b"theirs"}
-    hub.write(repo, foreign | MODEL | {"old.png": b"stale", "transformers/old.json": b"stale"}, private=True)
+    foreign = dict.fromkeys(
+        ("LICENSE", "docs/picture.png", "weights.bin", "banner.png", "transformers/tokenizer.json"), b"theirs"
+    )
+    hub.write(repo, foreign | MODEL | {"card_old.png": b"stale"}, private=True)
     less = {name: MODEL[name] for name in ("README.md", "config.json")} | {"model.safetensors": b"new weights"}
     assert one_call(client_environment, "push", lay_out(tmp_path / "export", less), repo, message="Less").value
     *_, (_, files) = hub.commits(repo)
@@ -176,7 +178,7 @@ def test_pushing_the_same_again_makes_no_commit(
 
 def test_a_push_goes_to_the_chosen_branch(hub: LoopbackHub, client_environment: Environment, tmp_path: Path) -> None:
     folder, repo = lay_out(tmp_path / "export", MODEL), f"{hub.user}/model"
-    hub.write(repo, {"LICENSE": b"", "README.md": b"kept", "old.png": b"stale"}, private=True)
+    hub.write(repo, {"LICENSE": b"", "README.md": b"kept", "card_old.png": b"stale"}, private=True)
     hub.repo(repo).branches["next"] = hub.repo(repo).branches["main"]
     done = run_calls(
         client_environment,
@@ -185,7 +187,11 @@ def test_a_push_goes_to_the_chosen_branch(hub: LoopbackHub, client_environment: 
     )
     assert done.answers[0].value
     assert hub.repo(repo).at("next").files == FIRST_FILE | {"LICENSE": b""} | MODEL
-    assert hub.repo(repo).at("main").files == FIRST_FILE | {"LICENSE": b"", "README.md": b"kept", "old.png": b"stale"}
+    assert hub.repo(repo).at("main").files == FIRST_FILE | {
+        "LICENSE": b"",
+        "README.md": b"kept",
+        "card_old.png": b"stale",
+    }
     assert "no such branch" in str(done.answers[1].error)
     assert "--revision nowhere" in str(done.answers[1].error)
 
@@ -195,7 +201,9 @@ def test_a_commit_in_between_is_built_upon_and_not_undone(
 ) -> None:
     folder, repo = lay_out(tmp_path / "export", MODEL), f"{hub.user}/model"
     hub.write(repo, MODEL, private=True)
-    hub.before_commit = lambda: hub.write(repo, {"LICENSE": b"theirs", "config.json": b"theirs", "new.png": b"theirs"})
+    hub.before_commit = lambda: hub.write(
+        repo, {"LICENSE": b"theirs", "config.json": b"theirs", "card_new.png": b"theirs"}
+    )
     (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\nChanged")
     assert one_call(client_environment, "push", folder, repo, message="Ours").value
     *_, (_, files) = hub.commits(repo)
@@ -398,15 +406,23 @@ def test_a_folder_that_would_publish_too_much_is_refused_and_nothing_is_asked(
     lay_out(
         tmp_path,
         dict.fromkeys(
-            ("secret.txt", "hidden/.env", "notes/notes.txt", "inside/a.png", "linked/a.png", "linked_folder/a.png"), b""
+            (
+                "secret.txt",
+                "hidden/.env",
+                "notes/notes.txt",
+                "inside/card_a.png",
+                "linked/card_a.png",
+                "linked_folder/card_a.png",
+            ),
+            b"",
         ),
     )
     (tmp_path / "empty").mkdir()
-    (tmp_path / "linked" / "b.png").symlink_to("../secret.txt")
-    (tmp_path / "linked_folder" / "b.png").symlink_to("../inside")
+    (tmp_path / "linked" / "card_b.png").symlink_to("../secret.txt")
+    (tmp_path / "linked_folder" / "card_b.png").symlink_to("../inside")
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "b.png").symlink_to("nothing")
-    (tmp_path / "inside" / "b.png").symlink_to("a.png")
+    (tmp_path / "broken" / "card_b.png").symlink_to("nothing")
+    (tmp_path / "inside" / "card_b.png").symlink_to("card_a.png")
     repo = f"{hub.user}/model"
     expected = {
         "none": "no folder",
@@ -424,7 +440,7 @@ def test_a_folder_that_would_publish_too_much_is_refused_and_nothing_is_asked(
         assert phrase in str(answer.error)
     assert hub.requests == []
     assert one_call(client_environment, "push", tmp_path / "inside", repo, message="x").value
-    assert hub.commits(repo)[-1][1]["b.png"] == b""
+    assert hub.commits(repo)[-1][1]["card_b.png"] == b""
 
 
 def test_a_card_that_cannot_be_read_and_a_gitignore_stop_a_push(
@@ -453,7 +469,7 @@ def push_through_failures(folder: Path, home: Path, there: bool, carried_out: bo
     """Push to one repository after the other, the k-th time breaking the k-th write -> the writes that a push cannot
     get over. Checks that each repository is unchanged or complete, and that trying again completes it.
     """
-    old = {"config.json": b"old", "model.safetensors": b"old", "old.png": b"old"}
+    old = {"config.json": b"old", "model.safetensors": b"old", "card_old.png": b"old"}
     unchanged, whole = [FIRST_FILE, FIRST_FILE | old] if there else [FIRST_FILE], FIRST_FILE | SMALL_MODEL
     writes = WRITES[1:] if there else WRITES
     repos = [f"ada/model{number}" for number in range(len(writes) + 1)]
@@ -575,8 +591,9 @@ def test_tokens_are_taken_out_of_any_text() -> None:
 
 
 def test_ours_is_what_a_published_model_consists_of() -> None:
-    ours = ["model.safetensors", "mim_head.safetensors", "README.md", "config.json", "a.png", "transformers/x/y"]
-    theirs = ["LICENSE", "docs/a.png", "x.bin", "transformers", "a/README.md", "onnx/model.safetensors"]
+    ours = ["model.safetensors", "mim_head.safetensors", "README.md", "config.json"]
+    ours += ["loss.png", "card_a.png", "transformers/config.json"]
+    theirs = ["LICENSE", "docs/a.png", "x.bin", "transformers", "a/README.md", "a.png", "transformers/x/y"]
     assert [name for name in ours + theirs if is_published(name)] == ours
 
 
