@@ -31,7 +31,7 @@ TUPLE_LIMIT = 50_000
 CONFIG_LIMIT = 10_000
 """Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
 CONFIG_DEPTH = 20
-SPARE_MEMORY = 256 << 20
+SPARE_MEMORY = 128 << 20
 """Bytes that opening a file may take besides three times its size."""
 
 NEEDED = {

@@ -739,6 +739,16 @@ def test_a_bomb_is_refused_soon_and_in_bounded_memory(kind: str, tmp_path: Path)
     assert resident_peak() - before < 2**28
 
 
+def test_a_pickle_that_would_fill_an_error_message_takes_bounded_memory(tmp_path: Path) -> None:
+    """Lists that hold each other twice, thirty deep, where torch writes what it refuses into its message."""
+    levels = b"".join(b"]q%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(1, 30))
+    path = tmp_path / "weights.pth"
+    path.write_bytes(zipped({"a/data.pkl": b"\x80\x02](]q\0" + levels + b"eh\x1d)R.", "a/version": b"3"}))
+    before = resident_peak()
+    assert "is damaged" in refusal(load_pickled, path)
+    assert resident_peak() - before < 2**29
+
+
 def renamed_entries(change: Callable[[str], str]) -> bytes:
     with zipfile.ZipFile(io.BytesIO(saved(WEIGHTS))) as archive:
         return zipped({change(name): archive.read(name) for name in archive.namelist()})
