@@ -221,7 +221,7 @@ def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result
     losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
     if not losses:
         return ()
-    source = without_paths(config.data.source)
+    source = "Blue Marble" if config.data.source == "blue_marble" else without_paths(config.data.source)
     return (
         Result(
             source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"
