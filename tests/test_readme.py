@@ -38,7 +38,9 @@ def test_the_tree_is_the_tree():
 
 
 def test_every_file_it_names_exists():
-    names = re.findall(r"(?:recipes|docs|tools)/[\w/.]+\.\w+", README) + re.findall(r"`(simmim_\w+\.yaml)`", README)
+    names = re.findall(r"(?:tests/)?(?:recipes|docs|tools)/[\w/.]+\.\w+", README) + re.findall(
+        r"`(simmim_\w+\.yaml)`", README
+    )
     assert len(names) > 10
     for name in names:
         path = name if "/" in name else f"recipes/configs/{name}"
