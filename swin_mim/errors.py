@@ -1,9 +1,11 @@
 """What a user can mend, said in one line."""
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -16,6 +18,13 @@ class UserError(ValueError):
     def __init__(self, message: str, *, local: bool = False) -> None:
         super().__init__(message)
         self.local = local
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 @contextmanager

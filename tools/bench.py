@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO, get_args
+from typing import Any, NamedTuple, TextIO, get_args
 
 import torch
 from bench_peers import BUILDERS, Precision, Settings, System, Weights
@@ -32,7 +32,7 @@ from peers import NotBuilt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swin_mim.errors import UserError, one_line_errors
+from swin_mim.errors import Parser, UserError, one_line_errors
 from swin_mim.masking import block_mask
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin_config import SwinConfig, as_pair
@@ -335,11 +335,6 @@ def write_json(report: dict[str, Any], file: str | None) -> None:
 
 
 # The command line.
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parse(arguments: Sequence[str]) -> Settings:

@@ -21,19 +21,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from swin_mim.errors import UserError, one_line_errors
+from swin_mim.errors import Parser, UserError, one_line_errors
 from swin_mim.models.swin_config import as_pair
 
 LARGEST = 4096
 """Pixels, tokens or channels. Outputs are compared at the full image size, which takes memory."""
 TARGETS = ("timm", "transformers", "microsoft", "torchvision", "swin_mim")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

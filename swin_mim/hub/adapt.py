@@ -288,7 +288,8 @@ def _by(window: Pair) -> str:
 def _preprocessing(old: Preprocessing, channels: int | Sequence[str]) -> Preprocessing:
     """Channels that stay keep their mean and deviation, new ones get the mean of the old ones'."""
     names = [None] * channels if isinstance(channels, int) else list(channels)
-    known = dict(zip(old.channels or (), zip(old.mean, old.std, strict=True), strict=False))
+    pairs = list(zip(old.mean, old.std, strict=True))
+    known = {} if old.channels is None else dict(zip(old.channels, pairs, strict=True))
     middle = (sum(old.mean) / len(old.mean), sum(old.std) / len(old.std))
     mean, std = zip(*(middle if name is None else known.get(name, middle) for name in names), strict=True)
     return Preprocessing(mean, std, None if isinstance(channels, int) else tuple(channels))

@@ -10,14 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from swin_mim.errors import UserError, one_line_errors
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+from swin_mim.errors import Parser, UserError, one_line_errors
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,5 +60,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted: the repository is as it was", file=sys.stderr)
+        print("interrupted: nothing was pushed", file=sys.stderr)
         sys.exit(130)

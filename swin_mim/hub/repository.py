@@ -26,7 +26,7 @@ OURS = (
     *("model.safetensors", "mim_head.safetensors", "config.json", "README.md"),
     *(f"transformers/{name}" for name in ("model.safetensors", "config.json", "preprocessor_config.json")),
 )
-"""What a published model consists of, beside pictures at the top and the folder transformers/ (DESIGN section 7)."""
+"""What a published model consists of, beside its pictures."""
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 """What files that may hold pickles are called."""
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -328,7 +328,7 @@ def _operations(
 
     if ".gitignore" in there:
         raise UserError("it holds a .gitignore, for which the Hub leaves files out of a commit: delete it there")
-    stale = [name for name in there if is_published(name) and name not in names and not (folder / name).is_file()]
+    stale = [name for name in there if is_published(name) and name not in names]
     added = [CommitOperationAdd(name, folder / name) for name in names]
     return [*added, *(CommitOperationDelete(name, is_folder=False) for name in stale)]
 

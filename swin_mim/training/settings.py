@@ -171,7 +171,7 @@ class HubConfig:
     """Publishing on the Hugging Face Hub. Every run that ends well leaves the same files in export/ of its folder."""
 
     repo: str | None = None
-    """Repository "user/name" to push to at the end; that it can be written is checked before anything else."""
+    """Repository "user/name" to push to at the end; that it can be written is checked before the first step."""
     private: bool = True
     """Make a new repository private."""
     every: int = 0

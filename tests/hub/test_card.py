@@ -481,7 +481,7 @@ def test_a_recipe_with_fences_stays_inside_its_own() -> None:
         ("(see /a/b).", "(see b)."),
         ("in /data/x.", "in x."),
         ("`/data/x`", "`x`"),
-        ("/work/venv/bin/python recipes/pretrain.py", "python recipes/pretrain.py"),
+        ("/opt/env/bin/python recipes/pretrain.py", "python recipes/pretrain.py"),
         ("two\n/a/b\nlines", "two\nb\nlines"),
     ],
 )
