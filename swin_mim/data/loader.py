@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from swin_mim.data.decode import BrokenImage
 from swin_mim.data.sampling import SampleOrder, positions, sample_generator
 from swin_mim.data.sources import Source
-from swin_mim.data.transforms import EvaluationTransform, PretrainTransform
+from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
 from swin_mim.errors import UserError
 
 ATTEMPTS = 8
@@ -45,11 +45,19 @@ class Batch(NamedTuple):
     start: int
     """Position of the first image in training; its index in the held-out images."""
     broken: list[Broken]
+    indices: Tensor
+    """int64 (B,): which image of the source each one is. That of a broken one is its replacement's."""
+
+
+class Order(Protocol):
+    """Which image of the source stands at a position."""
+
+    def index(self, position: int) -> int: ...
 
 
 def training_batches(
     source: Source,
-    transform: PretrainTransform,
+    transform: PretrainTransform | FinetuneTransform,
     *,
     seed: int,
     samples_seen: int,
@@ -58,20 +66,24 @@ def training_batches(
     rank: int,
     world: int,
     workers: int,
+    order: Order | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """The micro batches of one process, endlessly, from the position `samples_seen` on.
 
     Closing or dropping the iterator ends its workers.
 
+    Args:
+        order: of the images; None visits all of them, epoch after epoch.
+
     Raises:
         UserError: while iterating, when 8 images in a row cannot be read.
     """
-    order = SampleOrder(len(source), seed)
+    visits = order or SampleOrder(len(source), seed)
 
     def micro_batches() -> Iterator[list[Place]]:
         for first in positions(samples_seen, global_batch, micro_batch, rank, world):
-            yield [Place(position, order.index(position)) for position in range(first, first + micro_batch)]
+            yield [Place(position, visits.index(position)) for position in range(first, first + micro_batch)]
 
     def crop(image: Image.Image, position: int) -> Tensor:
         return transform(image, sample_generator(seed, position))
@@ -113,6 +125,8 @@ class _Sample(NamedTuple):
     image: Tensor | None
     """None: the image and all its replacements are broken."""
     broken: list[Broken]
+    taken: int
+    """The index of the image in the source: the place's own, or its replacement's."""
 
 
 class _Samples(Dataset[_Sample]):
@@ -129,8 +143,8 @@ class _Samples(Dataset[_Sample]):
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             else:
-                return _Sample(place, self._crop(image, place.position), broken)
-        return _Sample(place, None, broken)
+                return _Sample(place, self._crop(image, place.position), broken, index)
+        return _Sample(place, None, broken, place.image)
 
     def _replacements(self, position: int) -> Iterator[int]:
         draws = sample_generator(self._seed, position, stream=1).random(ATTEMPTS - 1)
@@ -151,7 +165,8 @@ def _collate(samples: list[_Sample]) -> _Collated:
         name, reason = next(sample.broken[-1] for sample in samples if sample.image is None)
         failure = f"{ATTEMPTS} images in a row cannot be read, the last: {name}: {reason}"
     stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
-    return _Collated(Batch(stacked, samples[0].place.position, broken), failure)
+    indices = torch.tensor([sample.taken for sample in samples])
+    return _Collated(Batch(stacked, samples[0].place.position, broken, indices), failure)
 
 
 def _batches(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 _WORD = (1 << 64) - 1
+_CLASS = 1 << 40  # far from the seeds that people choose
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -32,6 +33,30 @@ class SampleOrder:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self._n, self._seed, epoch)
         return int(self._order[k])
+
+
+class BalancedOrder:
+    """The sample at each position, every class as often as the others.
+
+    Rounds of one sample of each class that has any, the classes in a new order each time; within a class its samples
+    in one permutation after the other.
+    """
+
+    def __init__(self, targets: np.ndarray, seed: int) -> None:
+        """`targets` int64 (n,): the class of each sample."""
+        self._classes = np.unique(targets)
+        self._members = [np.flatnonzero(targets == each) for each in self._classes]
+        # each class shuffles by a seed of its own, which no other stream of the run uses
+        self._orders = [
+            SampleOrder(len(each), seed + (number + 1) * _CLASS) for number, each in enumerate(self._members)
+        ]
+        self._rounds = SampleOrder(len(self._classes), seed + _CLASS // 2)
+
+    def index(self, position: int) -> int:
+        """The sample at a position >= 0."""
+        number = self._rounds.index(position)
+        visit = position // len(self._classes)
+        return int(self._members[number][self._orders[number].index(visit)])
 
 
 def sample_generator(seed: int, position: int, stream: int = 0) -> np.random.Generator:

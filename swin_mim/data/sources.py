@@ -54,6 +54,14 @@ def open_source(spec: str, *, config: str | None = None, split: str = "train", c
     Raises:
         UserError: nothing there, no images in it, no such split or column.
     """
+    opened = open_rows(spec, config=config, split=split, column=column)
+    return opened.images(column) if isinstance(opened, Table) else opened
+
+
+def open_rows(
+    spec: str, *, config: str | None = None, split: str = "train", column: str | None = None
+) -> "FolderSource | Table":
+    """As `open_source`, but a table comes with all its columns."""
     folder = Path(spec).expanduser()
     if spec and folder.is_dir():
         return _open_folder(folder, config, split, column)
@@ -62,7 +70,7 @@ def open_source(spec: str, *, config: str | None = None, split: str = "train", c
         raise UserError(
             f"data.source {spec!r} {found}: give a folder of images or the name of a Hub data set (user/name)"
         )
-    return _open_hub(spec, config, split, column)
+    return _open_hub(spec, config, split)
 
 
 class FolderSource:
@@ -71,20 +79,40 @@ class FolderSource:
     def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
         """`files` are (relative path, size in bytes)."""
         self._root = str(root)
-        self._paths = [path for path, _ in files]
+        self.paths = [path for path, _ in files]
         # contents are not read: a data set may be terabytes
         lines = (os.fsencode(path) + f"\0{size}\n".encode() for path, size in files)
-        self.fingerprint = _sha256(lines)
+        self.fingerprint = sha256(lines)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def name(self, index: int) -> str:
         # a file name may hold any bytes, a log only text
-        return os.fsencode(self._paths[index]).decode(errors="backslashreplace")
+        return os.fsencode(self.paths[index]).decode(errors="backslashreplace")
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(_read(os.path.join(self._root, self._paths[index])))
+        return decode_image(_read(os.path.join(self._root, self.paths[index])))
+
+
+class Table:
+    """Rows of the `datasets` library. Opened by `open_rows`."""
+
+    def __init__(self, name: str, dataset: Any, roots: Sequence[Path]) -> None:
+        """`name` is for messages; `roots` are the folders in which the rows may name files."""
+        self.name, self.dataset, self._roots = name, dataset, roots
+
+    def images(self, column: str | None) -> "TableSource":
+        """Its column of images: the given one, or the only one.
+
+        Raises:
+            UserError: there is no such column, or none that is evident.
+        """
+        import datasets
+
+        column = _image_column(self.name, self.dataset.features, column)
+        rows = self.dataset.with_format(None).select_columns([column])
+        return TableSource(rows.cast_column(column, datasets.Image(decode=False)), column, self._roots)
 
 
 class TableSource:
@@ -97,7 +125,7 @@ class TableSource:
     def __init__(self, dataset: Any, column: str, roots: Sequence[Path]) -> None:
         """`dataset` has the undecoded image column, of type struct<bytes, path>."""
         self._dataset, self._column, self._roots = dataset, column, roots
-        self.fingerprint = _sha256(self._contents())
+        self.fingerprint = sha256(self._contents())
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -135,7 +163,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
-        self.fingerprint = _sha256([source.fingerprint.encode(), self._indices.astype("<i8").tobytes()])
+        self.fingerprint = sha256([source.fingerprint.encode(), self._indices.astype("<i8").tobytes()])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -154,7 +182,7 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
     return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
 
 
-def _open_folder(folder: Path, config: str | None, split: str, column: str | None) -> Source:
+def _open_folder(folder: Path, config: str | None, split: str, column: str | None) -> FolderSource | Table:
     if files := _find_files(folder, IMAGE_SUFFIXES):
         if config is not None or split != "train" or column is not None:
             raise UserError(
@@ -169,22 +197,22 @@ def _open_folder(folder: Path, config: str | None, split: str, column: str | Non
             )
         return FolderSource(folder, files)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        return _open_table(str(folder), column, [folder], lambda: _load_from_disk(folder, config, split))
+        return _open_table(str(folder), [folder], lambda: _load_from_disk(folder, config, split))
     if not _find_files(folder, TABLE_SUFFIXES):
         raise UserError(
             f"data.source {str(folder)!r} holds no {' '.join(IMAGE_SUFFIXES + TABLE_SUFFIXES)} files at any depth: "
             "give a folder of images"
         )
-    return _open_table(str(folder), column, [folder], lambda: _load_files(folder, config, split))
+    return _open_table(str(folder), [folder], lambda: _load_files(folder, config, split))
 
 
-def _open_hub(spec: str, config: str | None, split: str, column: str | None) -> Source:
+def _open_hub(spec: str, config: str | None, split: str) -> Table:
     import datasets
 
     # rows of a Hub repository of image files name these files, where the client has put them
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(datasets.config.HF_CACHE_HOME) / "hub")
     roots = [hub / f"datasets--{spec.replace('/', '--')}", Path(datasets.config.HF_DATASETS_CACHE) / "downloads"]
-    return _open_table(spec, column, roots, lambda: datasets.load_dataset(spec, config, split=split))
+    return _open_table(spec, roots, lambda: datasets.load_dataset(spec, config, split=split))
 
 
 def _load_from_disk(folder: Path, config: str | None, split: str) -> Any:
@@ -206,9 +234,7 @@ def _load_files(folder: Path, config: str | None, split: str) -> Any:
     return datasets.load_dataset(where, config, split=split)
 
 
-def _open_table(spec: str, column: str | None, roots: Sequence[Path], load: Callable[[], Any]) -> Source:
-    import datasets
-
+def _open_table(spec: str, roots: Sequence[Path], load: Callable[[], Any]) -> Table:
     try:
         dataset = load()
     except Exception as error:  # whatever a builder, a file system or the network raises
@@ -219,16 +245,14 @@ def _open_table(spec: str, column: str | None, roots: Sequence[Path], load: Call
         ) from error
     if not len(dataset):
         raise UserError(f"data.source {spec!r} has no rows: choose another data.split")
-    column = _image_column(spec, dataset.features, column)
-    dataset = dataset.with_format(None).select_columns([column])
-    return TableSource(dataset.cast_column(column, datasets.Image(decode=False)), column, roots)
+    return Table(spec, dataset, roots)
 
 
 def _image_column(spec: str, features: Mapping[str, Any], column: str | None) -> str:
     """The column that holds images: the given one, else the only one by type, else the only one by name."""
     import datasets
 
-    columns = f"its columns are {', '.join(f'{name} ({_type(kind)})' for name, kind in features.items())}"
+    columns = f"its columns are {columns_text(features)}"
     if column is not None:
         if column not in features:
             raise UserError(f"data.column {column!r} is not in data.source {spec!r}: {columns}")
@@ -241,6 +265,11 @@ def _image_column(spec: str, features: Mapping[str, Any], column: str | None) ->
         if len(choice) == 1:
             return choice[0]
     raise UserError(f"data.source {spec!r} has no evident image column: set data.column, {columns}")
+
+
+def columns_text(features: Mapping[str, Any]) -> str:
+    """ "image (Image), label (ClassLabel)"."""
+    return ", ".join(f"{name} ({_type(kind)})" for name, kind in features.items())
 
 
 def _can_hold_images(kind: Any) -> bool:
@@ -315,7 +344,7 @@ def _read_below(roots: Sequence[Path], path: str) -> bytes:
     raise BrokenImage(f"the table names a file outside the data set, which is not opened: {path!r}")
 
 
-def _sha256(parts: Iterable[bytes]) -> str:
+def sha256(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

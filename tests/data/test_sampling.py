@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swin_mim.data.sampling import SampleOrder, epoch_order, positions, sample_generator
+from swin_mim.data.sampling import BalancedOrder, SampleOrder, epoch_order, positions, sample_generator
 
 seeds = st.integers(0, 2**64 - 1)
+classes = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(np.array)
 
 
 @settings(deadline=None)
@@ -80,3 +81,55 @@ def test_processes_share_each_step_out(start: int, micro: int, world: int, accum
 def test_a_global_batch_that_does_not_divide_is_our_bug() -> None:
     with pytest.raises(AssertionError, match=r"10 % \(4 \* 2\)"):
         next(positions(0, 10, 4, 0, 2))
+
+
+@settings(deadline=None)
+@given(targets=classes, seed=seeds, first=st.integers(0, 10**6))
+def test_a_balanced_round_takes_one_sample_of_each_class(targets: np.ndarray, seed: int, first: int) -> None:
+    order, present = BalancedOrder(targets, seed), np.unique(targets)
+    for k in range(first, first + 5):
+        taken = [targets[order.index(position)] for position in range(k * len(present), (k + 1) * len(present))]
+        assert sorted(taken) == present.tolist()
+
+
+@settings(deadline=None)
+@given(targets=classes, seed=seeds)
+def test_a_balanced_order_repeats_no_sample_before_all_of_its_class(targets: np.ndarray, seed: int) -> None:
+    order, present = BalancedOrder(targets, seed), np.unique(targets)
+    visits = [order.index(position) for position in range(3 * len(targets) * len(present))]
+    for each in present:
+        members = np.flatnonzero(targets == each)
+        own = [sample for sample in visits if targets[sample] == each]
+        for first in range(0, len(own) - len(members) + 1, len(members)):
+            assert sorted(own[first : first + len(members)]) == members.tolist()
+
+
+@settings(deadline=None)
+@given(targets=classes, seed=seeds, jumps=st.lists(st.integers(0, 99), max_size=20))
+def test_balanced_order_is_a_function_of_the_position(targets: np.ndarray, seed: int, jumps: list[int]) -> None:
+    jumping, straight = BalancedOrder(targets, seed), BalancedOrder(targets, seed)
+    stream = [straight.index(position) for position in range(100)]
+    assert [jumping.index(position) for position in jumps] == [stream[position] for position in jumps]
+
+
+def test_balanced_order_never_changes_with_a_release() -> None:
+    order = BalancedOrder(np.array([4, 4, 4, 0, 2, 2]), seed=0)
+    assert [order.index(position) for position in range(12)] == [2, 3, 5, 4, 0, 3, 1, 3, 4, 5, 3, 1]
+
+
+def test_classes_without_samples_take_no_turn() -> None:
+    order = BalancedOrder(np.array([7, 3, 7, 7]), seed=1)
+    visits = [order.index(position) for position in range(60)]
+    assert [visits.count(sample) for sample in range(4)] == [10, 30, 10, 10]
+
+
+def test_balanced_orders_of_other_seeds_classes_and_rounds_differ() -> None:
+    targets = np.repeat([0, 1, 2, 3], 50)
+    orders = [BalancedOrder(targets, seed) for seed in range(20)]
+    streams = [[order.index(position) for position in range(400)] for order in orders]
+    assert len(set(map(tuple, streams))) == 20
+    within = [tuple(sample % 50 for sample in streams[0] if sample // 50 == each) for each in range(4)]
+    assert len(set(within)) == 4
+    assert len({each[:50] for each in within} | {each[50:] for each in within}) == 8
+    rounds = {tuple(targets[stream[first : first + 4]]) for stream in streams for first in range(0, 400, 4)}
+    assert len(rounds) == 24  # every order of four classes

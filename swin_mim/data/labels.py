@@ -1,0 +1,270 @@
+"""Images with labels: from class folders, from a column of a table, or from the embedded maps.
+
+A class is its number in training and its name everywhere else.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from swin_mim.data.blue_marble_labels import open_tiles_with_labels
+from swin_mim.data.sampling import epoch_order
+from swin_mim.data.sources import FolderSource, Source, Subset, Table, columns_text, open_rows, sha256
+from swin_mim.errors import UserError
+
+LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
+"""Names that mark the label column of a table where its type does not."""
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}
+
+_LABEL_TYPES = ("string", "large_string", "int", "uint", "bool")  # beginnings of pyarrow's names
+_HELDOUT_EPOCH = 2**64 - 1  # an epoch that no training reaches
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images, and the class or the classes of each."""
+
+    images: Source
+    names: tuple[str, ...]
+    """Of the classes, in the order of their numbers."""
+    targets: np.ndarray
+    """int64 (n,), or where an image has any number of labels bool (n, classes)."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.targets.ndim == 2
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the images, the names and the labels."""
+        return sha256([self.images.fingerprint.encode(), repr(self.names).encode(), self.targets.tobytes()])
+
+    def counts(self) -> np.ndarray:
+        """int64 (classes,): the images of each class."""
+        if self.multi_label:
+            return self.targets.sum(axis=0)
+        return np.bincount(self.targets, minlength=len(self.names))
+
+    def take(self, indices: np.ndarray) -> "Labelled":
+        """Some of the images, in the given order; the classes stay."""
+        return Labelled(Subset(self.images, indices), self.names, self.targets[indices])
+
+
+def open_labelled(
+    spec: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    column: str | None = None,
+    label_column: str | None = None,
+    multi_label: bool = False,
+) -> Labelled:
+    """Open a folder of class folders, a table with a label column, or blue_marble.
+
+    The first folder on the path of an image, below the source, is its class. In a table the labels are classes of the
+    `datasets` library, texts, or whole numbers; without `label_column` they are the only column of classes, or the
+    only one with a usual name. Other arguments as in `open_source`.
+
+    Args:
+        multi_label: the column holds lists.
+
+    Raises:
+        UserError: no labels, an image without one, fewer than two classes.
+    """
+    if spec == "blue_marble":
+        if multi_label or config is not None or column is not None:
+            raise UserError(
+                "data.multi_label, data.config and data.column belong to tables: blue_marble has none of them"
+            )
+        return Labelled(*open_tiles_with_labels(split, label_column or "coast"))
+    opened = open_rows(spec, config=config, split=split, column=column)
+    if isinstance(opened, Table):
+        labelled = _of_table(opened, column, label_column, multi_label)
+    elif multi_label or label_column is not None:
+        setting = "data.multi_label" if multi_label else f"data.label_column {label_column!r}"
+        raise UserError(f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: leave it out")
+    else:
+        labelled = _of_folder(opened, spec)
+    present = [name for name, count in zip(labelled.names, labelled.counts(), strict=True) if count]
+    if len(present) < 2 - multi_label:
+        raise UserError(f"data.source {spec!r} has images of one class only, {present[0]!r}: nothing to tell apart")
+    return labelled
+
+
+def split_labelled(labelled: Labelled, count: int, seed: int) -> tuple[Labelled, Labelled]:
+    """(training, held out): about `count` images, 0 for a tenth and never more, of each class its share.
+
+    How many of a class is decided by the numbers of images of all, which ones by (seed, class, number of its images).
+    Every class keeps an image to train on; images with several labels are drawn together, whatever these are.
+    """
+    members = _members(labelled)
+    held = []
+    for number, wanted in enumerate(_shares([len(each) for each in members], count or len(labelled))):
+        order = epoch_order(len(members[number]), seed, _HELDOUT_EPOCH - 1 - number)
+        held.append(members[number][order[:wanted]])
+    out = np.zeros(len(labelled), dtype=bool)
+    out[np.concatenate(held)] = True
+    return labelled.take(np.flatnonzero(~out)), labelled.take(np.flatnonzero(out))
+
+
+def labels_per_class(labelled: Labelled, count: int, seed: int) -> Labelled:
+    """`count` images of each class, chosen by (seed, class, number of its images): a larger count has them too.
+
+    A class that has fewer gives all that it has, with a warning.
+    """
+    assert not labelled.multi_label, "an image of several classes belongs to no single one"
+    chosen, short = [], []
+    for number, members in enumerate(_members(labelled)):
+        order = epoch_order(len(members), seed, number)
+        chosen.append(members[order[:count]])
+        if len(members) < count:
+            short.append(f"{labelled.names[number]} {len(members)}")
+    if short:
+        _log.warning("%d labels per class: some classes have fewer images: %s", count, _some(short))
+    return labelled.take(np.sort(np.concatenate(chosen)))
+
+
+def class_weights(labelled: Labelled) -> np.ndarray:
+    """float32 (classes,): the inverse of each class's share of the images, so that their mean over the images is 1.
+
+    A class without images has 0: label smoothing would make it all of the loss.
+    """
+    counts = labelled.counts()
+    weights = len(labelled) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 0).astype(np.float32)
+
+
+def with_classes(labelled: Labelled, names: Sequence[str]) -> Labelled:
+    """The same images with the class numbers of `names`, which a model was or will be trained for.
+
+    Raises:
+        UserError: there is a class that is none of them.
+    """
+    unknown = [
+        name for name, count in zip(labelled.names, labelled.counts(), strict=True) if name not in names and count
+    ]
+    if unknown:
+        raise UserError(
+            f"the images to evaluate on have classes that the model does not know: {_some(unknown)}; "
+            f"it knows {_some(names)}"
+        )
+    number = {name: index for index, name in enumerate(names)}
+    if labelled.multi_label:
+        targets = np.zeros((len(labelled), len(names)), dtype=bool)
+        for index, name in enumerate(labelled.names):
+            if name in number:
+                targets[:, number[name]] = labelled.targets[:, index]
+    else:
+        targets = np.array([number.get(name, -1) for name in labelled.names], dtype=np.int64)[labelled.targets]
+    return Labelled(labelled.images, tuple(names), targets)
+
+
+def _shares(sizes: Sequence[int], count: int) -> list[int]:
+    """How many of each class are held out: in sum `count` or a tenth of all, but of none all (largest remainders)."""
+    total = min(count, sum(sizes) // 10)
+    exact = [total * size / max(sum(sizes), 1) for size in sizes]
+    shares = [int(each) for each in exact]
+    missing = total - sum(shares)
+    spare = [k for k, size in enumerate(sizes) if size > shares[k] + 1]
+    for number in sorted(spare, key=lambda k: (shares[k] - exact[k], k))[:missing]:
+        shares[number] += 1
+    return shares
+
+
+def _members(labelled: Labelled) -> list[np.ndarray]:
+    """The indices of the images of each class; of images with several, all together."""
+    if labelled.multi_label:
+        return [np.arange(len(labelled))]
+    return [np.flatnonzero(labelled.targets == number) for number in range(len(labelled.names))]
+
+
+def _of_folder(source: FolderSource, spec: str) -> Labelled:
+    # a file name may hold any bytes, a class's name only text
+    paths = [os.fsencode(path).decode(errors="backslashreplace") for path in source.paths]
+    tops = [path.split("/", 1) for path in paths]
+    loose = next((path for path, parts in zip(paths, tops, strict=True) if len(parts) == 1), None)
+    if loose is not None:
+        raise UserError(
+            f"data.source {spec!r} has images outside of class folders, such as {loose}: "
+            "it needs one folder for each class"
+        )
+    names = tuple(sorted({parts[0] for parts in tops}))
+    if {name.lower() for name in names} <= SPLIT_FOLDERS:
+        raise UserError(
+            f"data.source {spec!r} holds {', '.join(names)}: these are splits, not classes: "
+            f"use --data.source {spec.rstrip('/')}/{names[0]} and --data.validation for another one"
+        )
+    number = {name: index for index, name in enumerate(names)}
+    return Labelled(source, names, np.array([number[parts[0]] for parts in tops], dtype=np.int64))
+
+
+def _of_table(table: Table, column: str | None, label_column: str | None, multi_label: bool) -> Labelled:
+    import datasets
+
+    images = table.images(column)
+    label_column = _label_column(table, label_column)
+    kind = table.dataset.features[label_column]
+    inner = getattr(kind, "feature", kind)
+    if not isinstance(inner, datasets.ClassLabel | datasets.Value) or not inner.dtype.startswith(_LABEL_TYPES):
+        raise UserError(
+            f"data.label_column {label_column!r} of data.source {table.name!r} holds no classes, texts or "
+            f"whole numbers: its columns are {columns_text(table.dataset.features)}"
+        )
+    values = table.dataset.with_format(None).select_columns([label_column])[label_column]
+    rows = [list(value) if isinstance(value, list) else [value] for value in values]
+    where = f"data.label_column {label_column!r} of data.source {table.name!r}"
+    if any(isinstance(value, list) for value in values) != multi_label:
+        held, wanted = ("lists", "off") if not multi_label else ("single labels", "on")
+        raise UserError(f"{where} holds {held}, and data.multi_label is {wanted}: change one of them")
+    # the datasets library marks a class that is not told by -1; in a column of numbers it is one like the others
+    unknown = (None, -1) if isinstance(inner, datasets.ClassLabel) else (None,)
+    missing = sum(any(value in unknown for value in row) for row in rows)
+    if missing:
+        raise UserError(f"{where} has {missing} rows without a label: choose another data.split, or filter them out")
+    known = getattr(inner, "names", None)
+    present = sorted({value for row in rows for value in row})
+    if not present:
+        raise UserError(f"{where} has no label in any row")
+    names = tuple(known) if known else tuple(map(str, present))
+    number = {value: index for index, value in enumerate(range(len(names)) if known else present)}
+    if not multi_label:
+        return Labelled(images, names, np.array([number[row[0]] for row in rows], dtype=np.int64))
+    targets = np.zeros((len(rows), len(names)), dtype=bool)
+    for index, row in enumerate(rows):
+        targets[index, [number[value] for value in row]] = True
+    return Labelled(images, names, targets)
+
+
+def _label_column(table: Table, wanted: str | None) -> str:
+    """The column of labels: the given one, else the only one by type, else the only one by name."""
+    import datasets
+
+    features: Mapping[str, Any] = table.dataset.features
+    if wanted is not None:
+        if wanted not in features:
+            raise UserError(
+                f"data.label_column {wanted!r} is not in data.source {table.name!r}: "
+                f"its columns are {columns_text(features)}"
+            )
+        return wanted
+    typed = [name for name, kind in features.items() if isinstance(getattr(kind, "feature", kind), datasets.ClassLabel)]
+    named = [name for name in features if name.lower() in LABEL_COLUMNS]
+    for choice in (typed, named):
+        if len(choice) == 1:
+            return choice[0]
+    raise UserError(
+        f"data.source {table.name!r} has no evident column of labels: set data.label_column, "
+        f"its columns are {columns_text(features)}"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
