@@ -2,11 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import peers
 import torch
@@ -19,7 +19,7 @@ from swin_mim.hub.about import About
 from swin_mim.hub.adapt import Method, adapt
 from swin_mim.hub.config_json import Description
 from swin_mim.hub.formats import Format, KeyMap, key_map, left_out
-from swin_mim.hub.pickled_file import is_pickled, load_pickled
+from swin_mim.hub.pickled_file import is_pickled, load_pickled, microsoft_settings
 from swin_mim.hub.pretrained import Weights, is_mim_head
 from swin_mim.hub.weights_file import TensorInfo, load_tensors, write_safetensors
 from swin_mim.models.saving import Pretrained
@@ -34,7 +34,6 @@ FILES = {"microsoft": "model", "torchvision": None}
 SAFETENSORS = ".safetensors"
 TOLERANCE = 1e-4
 """The largest difference of outputs that is rounding, as a part of their scale."""
-LARGEST_SIZE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def read(source: str, image_size: Size | None) -> Source:
     path = Path(source).expanduser()
     if is_pickled(path):
         raw, settings = load_pickled(path)
-        beside = path.parent if path.name == "pytorch_model.bin" else None
+        beside = pretrained.beside_pickle(path)
     else:
         path, settings = pretrained.locate(source), None
         raw = pretrained.load_files(path)
@@ -122,28 +121,6 @@ def read(source: str, image_size: Size | None) -> Source:
     format = "swin_mim" if ours and weights.keys.format == "timm" else weights.keys.format
     side = side_of(source, format, weights.description, weights.tensors, size_is_guessed=weights.size_is_guessed)
     return Source(weights, raw, side)
-
-
-def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """image_size, window_size and target from the config in a checkpoint of microsoft's, where it has them."""
-    found: dict[str, Any] = {}
-    for key, at in {"image_size": ("DATA", "IMG_SIZE"), "window_size": ("MODEL", "SWIN", "WINDOW_SIZE")}.items():
-        value = inside(settings, at)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST_SIZE:
-            raise UserError(f"{path}: its config has {'.'.join(at)} {value!r}, expected a number up to {LARGEST_SIZE}")
-        found[key] = value
-    if inside(settings, ("MODEL", "SIMMIM", "NORM_TARGET", "ENABLE")) is True:
-        found["target"] = "normalized"
-    return found
-
-
-def inside(settings: Any, place: Sequence[str]) -> Any:
-    """The value at a place of nested dicts, None if there is none."""
-    for key in place:
-        settings = settings.get(key) if isinstance(settings, dict) else None
-    return settings
 
 
 # What becomes of it.

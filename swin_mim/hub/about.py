@@ -81,6 +81,8 @@ class Input(TypedDict):
     mean: tuple[float, ...]
     """One per channel, of pixels between 0 and 1; `std` likewise."""
     std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def card_facts(
             "channels": preprocessing.channels,
             "mean": preprocessing.mean,
             "std": preprocessing.std,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
         },
         timm_name=timm_name(config),
         num_classes=description.num_classes,

@@ -292,4 +292,4 @@ def _preprocessing(old: Preprocessing, channels: int | Sequence[str]) -> Preproc
     known = {} if old.channels is None else dict(zip(old.channels, pairs, strict=True))
     middle = (sum(old.mean) / len(old.mean), sum(old.std) / len(old.std))
     mean, std = zip(*(middle if name is None else known.get(name, middle) for name in names), strict=True)
-    return Preprocessing(mean, std, None if isinstance(channels, int) else tuple(channels))
+    return replace(old, mean=mean, std=std, channels=None if isinstance(channels, int) else tuple(channels))

@@ -37,7 +37,7 @@ def _swin_mim_snippet(facts: CardFacts) -> list[str]:
     if _is_rgb(facts):
         open_image = [
             'image = Image.open("image.png").convert("RGB")',
-            f"images = EvaluationTransform({taken['image_size']})(image)[None]",
+            f"images = EvaluationTransform({_resizing(facts)})(image)[None]",
             f"images = normalize(images, {taken['mean']}, {taken['std']})  # {_shape(facts)}",
         ]
     return [
@@ -55,6 +55,13 @@ def _swin_mim_snippet(facts: CardFacts) -> list[str]:
         *([] if classifies else ["", "# To fine-tune: a new head on this encoder."]),
         *([] if classifies else [f'classifier = SwinClassifier.from_pretrained("{repo}", num_classes=10)']),
     ]
+
+
+def _resizing(facts: CardFacts) -> str:
+    """The arguments of EvaluationTransform; what is as its defaults are is left out."""
+    taken = facts.input
+    other = "" if taken["interpolation"] == "bilinear" else f', interpolation="{taken["interpolation"]}"'
+    return f"{taken['image_size']}{other}" + ("" if taken["crop_pct"] == 1 else f", share={taken['crop_pct']}")
 
 
 def _timm_snippet(facts: CardFacts) -> list[str]:

@@ -15,6 +15,7 @@ from swin_mim.hub.formats import Kind
 from swin_mim.models.swin_config import SwinConfig, as_pair
 
 Target = Literal["pixels", "normalized"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 FORMAT = 1
 SIZE_LIMIT = 4 << 20
@@ -58,6 +59,10 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channels: tuple[str, ...] | None = ("red", "green", "blue")
     """What the channels are; None where nobody said."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized."""
+    crop_pct: float = 1.0
+    """Side of the centred part of an image that the model sees, in its shorter side's; timm's word."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
@@ -71,6 +76,11 @@ class Preprocessing:
             )
         if not all(value > 0 for value in self.std):
             raise UserError(f"preprocessing.std {self.std} must be positive")
+        if self.interpolation not in get_args(Interpolation) or not 0 < self.crop_pct <= 1:
+            raise UserError(
+                f"preprocessing has interpolation {_short(self.interpolation)} and crop_pct {self.crop_pct}: expected "
+                f"one of {', '.join(get_args(Interpolation))}, and a number above 0 and up to 1"
+            )
 
     @classmethod
     def unknown(cls, channels: int) -> "Preprocessing":
@@ -129,8 +139,8 @@ def document(description: Description) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [config.in_channels, *as_pair(config.image_size)],
             "fixed_input_size": True,
-            "interpolation": "bilinear",  # and the whole middle: what data/transforms.py does
-            "crop_pct": 1.0,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
             "crop_mode": "center",
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
@@ -191,7 +201,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
         processor: transformers' preprocessor_config.json.
 
     Returns:
-        image_size, window_size, labels, mean and std, each only where it is given.
+        image_size, window_size, labels, mean, std, interpolation and crop_pct, each only where it is given.
     """
     _check_function(document, where)
     if document.get("model_type") == "swin":
@@ -210,6 +220,8 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
             "labels": document.get("label_names"),
             "mean": cfg.get("mean"),
             "std": cfg.get("std"),
+            "interpolation": cfg.get("interpolation"),
+            "crop_pct": cfg.get("crop_pct"),
         }
     if processor is not None:
         if processor.get("do_rescale", True) is not True or processor.get("rescale_factor", 1 / 255) != 1 / 255:
@@ -220,6 +232,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
             found |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
         else:
             found |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+        found |= _resized_by(processor)
     found = {key: value for key, value in found.items() if value is not None}
     for key in found.keys() & {"image_size", "window_size"}:
         height, width = as_pair(_size(found[key], key, where))
@@ -278,10 +291,9 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
         if len(set(labels)) == len(labels):
             native["label2id"] = {label: i for i, label in enumerate(labels)}
     processor = {
-        "image_processor_type": "ViTImageProcessor",
+        **_resizing(height, width, preprocessing.crop_pct),
         "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 2,  # bilinear, as PIL numbers it
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],  # as PIL numbers them
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -289,6 +301,32 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
         "image_std": list(preprocessing.std),
     }
     return {"config.json": native, "preprocessor_config.json": processor}
+
+
+def _resized_by(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """interpolation and crop_pct of transformers' processor, as far as it says them in a way that we know."""
+    found: dict[str, Any] = {}
+    resample = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample"))  # type: ignore[arg-type]
+    if resample:
+        found["interpolation"] = resample
+    size, crop = processor.get("size"), processor.get("crop_size")
+    if processor.get("do_center_crop") is True and isinstance(size, dict) and isinstance(crop, dict):
+        edge, side = size.get("shortest_edge"), crop.get("height")
+        if isinstance(edge, int) and isinstance(side, int) and 0 < side <= edge:
+            found["crop_pct"] = side / edge
+    return found
+
+
+def _resizing(height: int, width: int, share: float) -> dict[str, Any]:
+    """How transformers gets from an image to the model's size. It can cut out a part of square images only."""
+    if share == 1 or height != width:
+        return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": round(height / share)},
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+    }
 
 
 def timm_name(config: SwinConfig) -> str:
@@ -391,7 +429,17 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         if not _are_texts(channels) or len(channels) != in_channels:
             raise UserError(f"{where}: swin_mim.channels is {_short(channels)}: expected {in_channels} names")
         channels = tuple(channels)
-    return Preprocessing(tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"])), channels)
+    interpolation, share = cfg.get("interpolation"), cfg.get("crop_pct")
+    if not isinstance(interpolation, str) or not _is_number(share):
+        raise UserError(
+            f"{where}: pretrained_cfg has interpolation {_short(interpolation)} and crop_pct {_short(share)}: "
+            "expected a text and a number"
+        )
+    try:
+        mean, std = (tuple(map(float, cfg[key])) for key in ("mean", "std"))
+        return Preprocessing(mean, std, channels, interpolation, float(share))  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _section(mapping: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

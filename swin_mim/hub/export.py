@@ -1,12 +1,14 @@
 """A run as a published model: what its folder tells for the card, and pushing while training goes on."""
 
+import json
 import logging
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 
@@ -17,27 +19,38 @@ from swin_mim.hub.card import card
 from swin_mim.hub.config_json import Description
 from swin_mim.hub.expressible import not_expressible
 from swin_mim.hub.pretrained import check_replaceable
-from swin_mim.hub.redaction import without_paths
-from swin_mim.training.config import PretrainConfig, to_yaml
+from swin_mim.hub.redaction import name_of, yaml_without_paths
+from swin_mim.training.checkpoint import write_json
+from swin_mim.training.config import FinetuneConfig, PretrainConfig, to_yaml
 from swin_mim.training.run_state import RunState
 from swin_mim.training.schedule import scaled
-from swin_mim.training.tracking import duration_text, plot_losses, read_metrics
+from swin_mim.training.tracking import duration_text, plot_curves, plot_losses, read_metrics
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where data and first weights are from, as seen when the run starts: a folder may be gone when it ends."""
+    """Where data and first weights are from, as seen when a run first starts: a folder may be gone when it ends."""
 
     data_on_hub: bool
     base_on_hub: bool
+    base_is_simmim: bool
+    """Whether the first weights are those of a masked image model."""
 
     @classmethod
-    def of(cls, config: PretrainConfig) -> "Origin":
+    def of(
+        cls, folder: Path, config: PretrainConfig | FinetuneConfig, *, base_is_simmim: bool, resumed: bool
+    ) -> "Origin":
+        """Written down in the run's folder when it starts; a resumed run reads it there."""
+        path = folder / "origin.json"
+        if resumed and path.is_file():
+            return cls(**json.loads(path.read_text()))
         source, base = config.data.source, config.model.pretrained
         data = source != "blue_marble" and not Path(source).expanduser().exists()
-        return cls(data, base is not None and repository.is_repo_name(base))
+        origin = cls(data, base is not None and repository.is_repo_name(base), base_is_simmim)
+        write_json(path, asdict(origin))
+        return origin
 
 
 def about_run(
@@ -60,24 +73,20 @@ def about_run(
         devices: on what it ran, as "8 x NVIDIA H100".
         precision: of its arithmetic, as "bf16".
     """
-    source, base = config.data.source, config.model.pretrained
+    source = config.data.source
     caption = "Held-out images: the image, what the model sees of it, its prediction, the holes filled with that."
     drawn = sorted((folder / "samples").glob("step_*.png"))[-1:]
     pictures = [Picture(file, "reconstructions.png", caption) for file in drawn]
     caption = "Loss over the steps. The held-out images have the same masks each time."
     pictures.append(Picture(plot_losses(folder), "loss.png", caption))
-    return About(
-        name=config.hub.repo or config.run.name,
-        repo=config.hub.repo,
-        license=config.hub.license,
-        base_model=base if origin.base_on_hub else None,
-        datasets=(source,) if origin.data_on_hub else (),
+    return replace(
+        _about(config, origin),
         training=Training(
             data=_data(source, origin, images, heldout),
             steps=state.step,
             images=state.samples_seen,
-            facts=_facts(folder, config, devices, precision),
-            config_yaml=without_paths(to_yaml(replace(config, hub=replace(config.hub, repo=None)))),
+            facts=_method(config) | _facts(folder, config, devices, precision) | _comparisons(folder),
+            config_yaml=_recipe(config),
             command="accelerate launch recipes/pretrain.py --config recipe.yaml  # the recipe below as a file",
         ),
         results=_results(folder, config, heldout),
@@ -85,7 +94,72 @@ def about_run(
     )
 
 
-def check(folder: Path, config: PretrainConfig, description: Description) -> None:
+def about_finetuning(
+    folder: Path,
+    config: FinetuneConfig,
+    state: RunState,
+    *,
+    origin: Origin,
+    images: int,
+    classes: int,
+    report: Mapping[str, Any],
+    step: int,
+    devices: str,
+    precision: str,
+) -> About:
+    """What a fine-tuning run tells of itself.
+
+    Args:
+        folder, state, origin, images, devices, precision: as in `about_run`.
+        classes: how many there are.
+        report: the last one in evaluation/ of the folder (`evaluation.judge`); it is told if it is of `step` too.
+        step: after which the weights were these.
+    """
+    measured = report if report.get("step") == step else {}
+    caption = "Which class is predicted (columns) for the images of each class (rows)."
+    confusion = folder / "evaluation" / "confusion.png"
+    pictures = [Picture(confusion, "card_confusion.png", caption)] if measured and confusion.is_file() else []
+    pictures.append(Picture(plot_curves(folder), "loss.png", "Loss and accuracy over the steps."))
+    facts = {
+        "Method": "fine-tuning" if config.model.pretrained else "training from new weights",
+        "Layer-wise decay of the learning rate": str(config.optim.layer_decay),
+        "Stochastic depth": str(config.model.drop_path_rate),
+    }
+    if step != state.step:
+        facts["Published"] = f"the weights after step {step}, the best of all evaluations on the images below"
+    if config.train.ema:
+        facts["Weights"] = f"a running average with decay {config.train.ema}"
+    return replace(
+        _about(config, origin),
+        tags=("simmim",) if origin.base_is_simmim else (),
+        training=Training(
+            data=_labelled_data(config, origin, images, classes, measured),
+            steps=state.step,
+            images=state.samples_seen,
+            facts=facts | _facts(folder, config, devices, precision),
+            config_yaml=_recipe(config),
+            command="accelerate launch recipes/finetune.py --config recipe.yaml  # the recipe below as a file",
+        ),
+        results=_accuracies(config, measured) if measured else (),
+        pictures=tuple(pictures),
+    )
+
+
+def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
+    return About(
+        name=config.hub.repo or config.run.name,
+        repo=config.hub.repo,
+        license=config.hub.license,
+        base_model=config.model.pretrained if origin.base_on_hub else None,
+        datasets=(config.data.source,) if origin.data_on_hub else (),
+    )
+
+
+def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
+    return yaml_without_paths(to_yaml(replace(config, hub=replace(config.hub, repo=None))))
+
+
+def check(folder: Path, config: PretrainConfig | FinetuneConfig, description: Description) -> None:
     """Refuse now what would be refused when the run ends: the place of the export, the card, the copy.
 
     Args:
@@ -180,15 +254,52 @@ def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
             f"{images} satellite tiles of land, cut from NASA's Blue Marble (public domain){kept}, "
             "from other longitudes, so that none touches a training tile."
         )
-    where = f"the data set {source}" if origin.data_on_hub else f'a folder "{without_paths(source)}"'
+    where = f"the data set {source}" if origin.data_on_hub else f'a folder "{name_of(source)}"'
     return f"{images} unlabelled images of {where}{kept}."
 
 
-def _facts(folder: Path, config: PretrainConfig, devices: str, precision: str) -> dict[str, str]:
-    optim, train, mask = config.optim, config.train, config.mask
-    facts = {
+def _labelled_data(
+    config: FinetuneConfig, origin: Origin, images: int, classes: int, measured: Mapping[str, Any]
+) -> str:
+    source, few = config.data.source, config.data.labels_per_class
+    where = f'images of a folder "{name_of(source)}"'
+    if source == "blue_marble":
+        where = "satellite tiles of land, cut from NASA's Blue Marble (public domain)"
+    elif origin.data_on_hub:
+        where = f"images of the data set {source}"
+    each = f", {few} of each class" if few else ""
+    others = f"; evaluated on {measured['evaluated']} others" if measured else ""
+    return f"{images} labelled {where}{each}, in {classes} classes{others}."
+
+
+def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
+    judged = config.data.validation or config.data.source
+    source = "Blue Marble" if judged == "blue_marble" else name_of(judged)
+    split = config.data.validation_split or ("validation" if config.data.validation else "held out")
+    kinds = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "top5_accuracy": "top-5 accuracy",
+        "mean_average_precision": "mean average precision",
+    }
+    values, images = measured["metrics"], measured["evaluated"]
+    return tuple(
+        Result(source, f"{name} on {images} images", key, round(values[key], 6), split)
+        for key, name in kinds.items()
+        if values.get(key) is not None
+    )
+
+
+def _method(config: PretrainConfig) -> dict[str, str]:
+    return {
         "Method": f"SimMIM, target {config.model.target}",
-        "Mask": f"{mask.ratio:.0%} of squares of {mask.unit} pixels",
+        "Mask": f"{config.mask.ratio:.0%} of squares of {config.mask.unit} pixels",
+    }
+
+
+def _facts(folder: Path, config: PretrainConfig | FinetuneConfig, devices: str, precision: str) -> dict[str, str]:
+    optim, train = config.optim, config.train
+    facts = {
         "Global batch": str(train.global_batch),
         "Peak learning rate": f"{scaled(optim.base_lr, train.global_batch):.3g} (AdamW, {optim.schedule})",
         "Weight decay": str(optim.weight_decay),
@@ -200,12 +311,18 @@ def _facts(folder: Path, config: PretrainConfig, devices: str, precision: str) -
     if seconds:
         facts["Time of the training steps"] = duration_text(seconds)
     if config.model.pretrained:
-        facts["Started from"] = without_paths(config.model.pretrained)
-    fillings = next((row for row in read_metrics(folder) if "mean_fill_error" in row), None)
-    if fillings:
-        facts["For comparison: holes filled with the mean of the visible pixels"] = f"{fillings['mean_fill_error']:.4f}"
-        facts["For comparison: holes interpolated"] = f"{fillings['interpolation_error']:.4f}"
+        facts["Started from"] = name_of(config.model.pretrained)
     return facts
+
+
+def _comparisons(folder: Path) -> dict[str, str]:
+    fillings = next((row for row in read_metrics(folder) if "mean_fill_error" in row), None)
+    if fillings is None:
+        return {}
+    return {
+        "For comparison: holes filled with the mean of the visible pixels": f"{fillings['mean_fill_error']:.4f}",
+        "For comparison: holes interpolated": f"{fillings['interpolation_error']:.4f}",
+    }
 
 
 def _seconds_of_steps(folder: Path, global_batch: int) -> float:
@@ -221,7 +338,7 @@ def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result
     losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
     if not losses:
         return ()
-    source = "Blue Marble" if config.data.source == "blue_marble" else without_paths(config.data.source)
+    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(config.data.source)
     return (
         Result(
             source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"

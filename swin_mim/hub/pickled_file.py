@@ -13,7 +13,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -31,6 +31,8 @@ TUPLE_LIMIT = 50_000
 CONFIG_LIMIT = 10_000
 """Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
 CONFIG_DEPTH = 20
+LARGEST_SIZE = 1 << 16
+"""Of an image or a window, in a config."""
 SPARE_MEMORY = 128 << 20
 """Bytes that opening a file may take besides three times its size."""
 
@@ -121,6 +123,28 @@ def load_pickled(path: Path) -> PickledFile:
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
         _plain(config, "config", path, itertools.count(1)) if isinstance(config, dict) else None,
     )
+
+
+def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """image_size, window_size and target from the config in a checkpoint of microsoft's, where it has them."""
+    found: dict[str, Any] = {}
+    for key, at in {"image_size": ("DATA", "IMG_SIZE"), "window_size": ("MODEL", "SWIN", "WINDOW_SIZE")}.items():
+        value = _inside(settings, at)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST_SIZE:
+            raise UserError(f"{path}: its config has {'.'.join(at)} {value!r}, expected a number up to {LARGEST_SIZE}")
+        found[key] = value
+    if _inside(settings, ("MODEL", "SIMMIM", "NORM_TARGET", "ENABLE")) is True:
+        found["target"] = "normalized"
+    return found
+
+
+def _inside(settings: Any, place: Sequence[str]) -> Any:
+    """The value at a place of nested dicts, None if there is none."""
+    for key in place:
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
 
 
 def _unpickle(file: BinaryIO, path: Path) -> dict[Any, Any]:

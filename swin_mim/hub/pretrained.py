@@ -33,6 +33,7 @@ from swin_mim.hub.config_json import (
     transformers_documents,
 )
 from swin_mim.hub.expressible import not_expressible
+from swin_mim.hub.pickled_file import is_pickled, load_pickled, microsoft_settings
 from swin_mim.hub.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
 from swin_mim.models.swin_config import as_pair
 
@@ -71,14 +72,18 @@ def locate(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    pickles: bool = False,
 ) -> Path:
     """The local folder or file of a source: itself, the export of a run folder, or a snapshot of a Hub repository.
+
+    Args:
+        pickles: a local pickle will do.
 
     Raises:
         UserError: there is no such file, folder or repository; the file is a pickle.
     """
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() in repository.PICKLES:
+    if path.is_file() and path.suffix.lower() in repository.PICKLES and not pickles:
         raise UserError(f"{path} {_CONVERT.format(path)}")
     if path.is_file() or (path / WEIGHTS).is_file():
         return path
@@ -114,19 +119,30 @@ def _without_weights(folder: Path) -> str:
     return f"{folder} holds no {WEIGHTS}: name a folder that does, such as a run's export or a checkpoint"
 
 
-def read(path: Path) -> Weights:
-    """A folder (ours, a checkpoint's, timm's, transformers') or one .safetensors file, of any format we know.
+def read(path: Path, *, pickles: bool = False) -> Weights:
+    """A folder (ours, a checkpoint's, timm's, transformers') or one weight file, of any format we know.
 
-    Names, shapes and config are checked before a weight is read.
+    Names, shapes and config are checked before a weight is read. A pickle, for which the caller asked `locate`, is
+    opened as `pickled_file` does it: nothing in it is executed.
 
     Raises:
         UserError: one line that names the file and the key.
     """
+    if pickles and is_pickled(path):
+        tensors, settings = load_pickled(path)
+        shapes = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        known = microsoft_settings(settings or {}, path)
+        return interpret(shapes, lambda: tensors, beside_pickle(path), str(path), known=known)
     if path.is_file() and path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent  # what stands beside it belongs to it
     headers = _headers(path)
     header = {name: info for part in headers.values() for name, info in part.items()}
     return interpret(header, lambda: load_files(path, headers), path if path.is_dir() else None, str(path))
+
+
+def beside_pickle(path: Path) -> Path | None:
+    """The folder whose config.json belongs to a pickle: transformers' old file has one beside it."""
+    return path.parent if path.name == "pytorch_model.bin" else None
 
 
 def load_files(path: Path, headers: Mapping[Path, Mapping[str, TensorInfo]] | None = None) -> dict[str, Tensor]:
@@ -201,7 +217,13 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
         target=hints.get("target", "pixels"),
         num_classes=classes,
         labels=tuple(labels) if labels else None,
-        preprocessing=Preprocessing(mean, std, plain.channels),
+        preprocessing=Preprocessing(
+            mean,
+            std,
+            plain.channels,
+            hints.get("interpolation", plain.interpolation),
+            hints.get("crop_pct", plain.crop_pct),
+        ),
     )
 
 

@@ -12,6 +12,11 @@ def without_paths(text: str) -> str:
     return _PATH.sub(lambda match: _last_part(match[0]), text)
 
 
+def name_of(path: str) -> str:
+    """`without_paths` of a text that is one path and nothing else, which may hold spaces."""
+    return without_paths(f'"{path}"')[1:-1]
+
+
 _START = r"(?:(?:file://)?(?:~(?:[A-Za-z_][\w.-]*)?/|(?<!:)/+|(?<=:)/|(?<=file://)/)|[A-Za-z]:[\\/]+|\\\\)(?=[^\s/\\])"
 _PATH = re.compile(
     rf"""(?<=["']){_START}[^"'\n]*(?=["'])"""  # in quotes a path may hold spaces

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
@@ -23,7 +24,7 @@ class SwinClassifier(Pretrained):
 
     kind = "SwinClassifier"
     _head = ("head.fc.weight", "head.fc.bias")
-    _way_out = "num_classes=N draws a new head of N classes"
+    _way_out = "it is no classifier yet: fine-tune it; in Python, num_classes=N draws a new head of N classes"
 
     def __init__(
         self,
@@ -58,3 +59,23 @@ class SwinClassifier(Pretrained):
     @classmethod
     def _arguments(cls, description: Description) -> dict[str, Any]:
         return {"num_classes": description.num_classes}
+
+
+def classification_loss(
+    logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, *, multi_label: bool = False
+) -> Tensor:
+    """The mean over the images of a batch, in fp32.
+
+    One label each: cross-entropy, -sum_k weight_k target_k log softmax(logits)_k. Any number of labels: the binary
+    cross-entropy of every class, its mean over the classes.
+
+    Args:
+        logits, targets: (B, K); targets are from 0 to 1.
+        class_weights: (K,), of the terms of the cross-entropy.
+    """
+    logits, targets = logits.float(), targets.float()
+    if multi_label:
+        assert class_weights is None, "classes are weighed where an image has one of them"
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    # torch divides by the number of images here, not by the sum of the weights: the same however a batch is cut up
+    return F.cross_entropy(logits, targets, weight=class_weights)

@@ -41,6 +41,8 @@ class Pretrained(nn.Module):
     """How images become its input; saved with it. ImageNet's means and deviations unless somebody says otherwise."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, of a classifier."""
+    from_simmim: bool = False
+    """Whether its weights were loaded from a masked image model."""
 
     @classmethod
     def from_pretrained(
@@ -59,32 +61,32 @@ class Pretrained(nn.Module):
         token: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        pickles: bool = False,
         **options: Any,
     ) -> Self:
-        """Load a published model, in evaluation mode and on the CPU. Safetensors only; every name and shape must fit.
+        """Load a published model, in evaluation mode and on the CPU. Every name and shape must fit.
 
         Args:
             source: a folder (an export, a run, a checkpoint), a .safetensors file, or a Hub repository "user/name".
                 Files of timm, torchvision, transformers and microsoft are recognised by their keys.
             config: the network that is wanted: its image size, window and rates replace the source's.
-            image_size, window_size: another geometry; the bias tables are resized to it.
-            bias_tables: how: "bicubic" as Swin's own code does, "geometric" as SimMIM's code does.
+            image_size, window_size: another geometry; the bias tables are resized to it, as bias_tables says:
+                "bicubic" as Swin's own code does, "geometric" as SimMIM's code does.
             channels: other input channels. By name, as ["red", "green", "blue", "nir"]: those that the source has keep
                 their weights, new ones get the mean. A number: every channel gets the mean.
             drop_rate, drop_path_rate: of the new model; None keeps the source's.
             new_decoder: for SimMIM from a source without one: draw mask token and decoder anew.
-            revision, token, cache_dir, local_files_only: as everywhere in the ecosystem.
-            options: further arguments of the class: attention, activation_checkpointing, target, num_classes. Another
-                num_classes than the source's means a new head, drawn at random; this is logged.
+            revision, token, cache_dir, local_files_only: as everywhere.
+            pickles: read a local .pth file too, of which nothing is executed; without it safetensors only.
+            options: of the class: attention, activation_checkpointing, target, num_classes: another number than the
+                source's means a new head, drawn at random, with a warning.
 
         Raises:
-            UserError (a ValueError): the source cannot be read safely or is no such model; one line that names the
-                file and the key. Nothing is left half-loaded.
+            UserError (a ValueError): the source cannot be read safely or is no such model; names the file and the key.
         """
-        path = pretrained.locate(
-            source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-        weights = pretrained.read(path)
+        hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        path = pretrained.locate(source, local_files_only=local_files_only, pickles=pickles, **hub)
+        weights = pretrained.read(path, pickles=pickles)
         if weights.size_is_guessed and not (image_size or config):
             _LOG.warning("%s does not tell its image size: it is the smallest that its bias tables allow", source)
         fields: dict[str, Any] = {"image_size": image_size, "window_size": window_size}
@@ -217,7 +219,7 @@ class Pretrained(nn.Module):
         model.load_state_dict(
             {key: tensors[name] for key, name in names.items() if key not in drawn} | drawn, assign=True
         )
-        model.preprocessing = description.preprocessing
+        model.preprocessing, model.from_simmim = description.preprocessing, description.kind == "SimMIM"
         model.labels = description.labels if cls.kind == "SwinClassifier" and not drawn else None
         return model.eval()
 

@@ -20,7 +20,7 @@ from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
 from swin_mim.models.window_attention import Backend, Pair, window_attention, window_geometry
 
-__all__ = ["Swin", "SwinConfig", "compile_blocks", "initialise"]
+__all__ = ["Swin", "SwinConfig", "compile_blocks", "freeze", "initialise"]
 
 
 class Swin(Pretrained):
@@ -91,6 +91,23 @@ def compile_blocks(encoder: Swin) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     for block in encoder.blocks():
         block.compile(dynamic=False)
+
+
+def freeze(encoder: Swin, stages: int) -> None:
+    """Keep the weights of the embedding and the first stages as they are, without stochastic depth; 0 keeps none.
+
+    Raises:
+        UserError: there are fewer stages.
+    """
+    count = encoder.config.num_stages
+    if stages > count:
+        raise UserError(f"model.freeze {stages} is more than the {count} stages of the encoder")
+    if not stages:
+        return
+    kept = [encoder.patch_embed, encoder.dropout, *encoder.layers[:stages]]
+    for module in [*kept, encoder.norm] if stages == count else kept:
+        module.requires_grad_(False)
+        module.eval()
 
 
 def initialise(module: nn.Module) -> None:

@@ -248,3 +248,15 @@ def test_the_official_simmim_weights_fit_the_fine_tuning_sizes(name, before, aft
     stages = [i for i in range(4) if old.stage_window(i) != new.stage_window(i)]
     assert changed == {key for key in tables if int(key.split(".")[1]) in stages}
     assert len(lines) == len(stages)
+
+
+def test_other_channels_are_resized_as_before(tmp_path):
+    from swin_mim import Swin, SwinConfig
+    from swin_mim.hub.config_json import Preprocessing
+
+    model = Swin(SwinConfig(64, embed_dim=16, depths=(1,), num_heads=(1,), window_size=4))
+    model.preprocessing = Preprocessing(interpolation="bicubic", crop_pct=0.875)
+    folder = model.save_pretrained(tmp_path / "model")
+    for channels in (4, ["red", "nir"]):
+        seen = Swin.from_pretrained(folder, channels=channels).preprocessing
+        assert (seen.interpolation, seen.crop_pct) == ("bicubic", 0.875)

@@ -38,6 +38,9 @@ NATIVE = SwinConfig(64, embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), win
 OBLONG = SwinConfig((64, 96), embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=(4, 4))
 ODD = SwinConfig((60, 96), embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=(4, 4))
 FIVE = SwinConfig(64, in_channels=5, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
+CUT = SwinConfig(56, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=7)
+"""Of images resized to 64, as 224 is cut out of 256: everybody cuts at the same whole pixels."""
+CUT_OBLONG = SwinConfig((56, 112), embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=7)
 ARCHITECTURE = "swin_tiny_patch4_window7_224"
 NASTY = ["<script>alert(1)</script>", "a|b", "*bold* _it_ `code`", "[x](http://e.org)", "R&D &lt;", "no", "1e3", "€ 🛰"]
 
@@ -60,7 +63,14 @@ def facts(config: SwinConfig = TINY, **changes: Any) -> CardFacts:
     """A full card's facts for a SimMIM, with some of them changed."""
     channels = ("red", "green", "blue", "nir", "swir")[: config.in_channels]
     size = config.image_size if isinstance(config.image_size, tuple) else (config.image_size, config.image_size)
-    taken = Input(image_size=size, channels=channels, mean=(0.5,) * len(channels), std=(0.25,) * len(channels))
+    taken = Input(
+        image_size=size,
+        channels=channels,
+        mean=(0.5,) * len(channels),
+        std=(0.25,) * len(channels),
+        interpolation="bilinear",
+        crop_pct=1.0,
+    )
     full = CardFacts(
         kind="SimMIM",
         name="Tiny tiles",
@@ -87,6 +97,13 @@ def facts(config: SwinConfig = TINY, **changes: Any) -> CardFacts:
 def classifier(**changes: Any) -> CardFacts:
     labels = ("forest", "sea", "town")
     return facts(**{"kind": "SwinClassifier", "num_classes": 3, "labels": labels, "results": (), **changes})
+
+
+def seen(config: SwinConfig, interpolation: str, crop_pct: float) -> Input:
+    """What such a model takes, of images that are resized and cut out in this way."""
+    taken = facts(config).input
+    taken["interpolation"], taken["crop_pct"] = interpolation, crop_pct
+    return taken
 
 
 def bare(**changes: Any) -> CardFacts:
@@ -209,8 +226,8 @@ def write_model(folder: Path, known: CardFacts) -> None:
             "input_size": (config.in_channels, *known.input["image_size"]),
             "mean": known.input["mean"],
             "std": known.input["std"],
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "interpolation": known.input["interpolation"],
+            "crop_pct": known.input["crop_pct"],
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
             "num_classes": classes,
@@ -270,6 +287,9 @@ CASES = {
     "not square": facts(OBLONG),
     "five channels": facts(FIVE),
     "classifier of five channels": classifier(config=FIVE, input=facts(FIVE).input, labels=LABELS),
+    "classifier, bicubic and cut out": classifier(config=CUT, input=seen(CUT, "bicubic", 0.875), labels=LABELS),
+    "cut out, not square": facts(CUT_OBLONG, input=seen(CUT_OBLONG, "bilinear", 0.875)),
+    "bicubic": facts(input=seen(TINY, "bicubic", 1.0)),
 }
 
 
@@ -303,6 +323,20 @@ def test_every_snippet_is_whole_python_without_what_it_does_not_use(known: CardF
         imported = re.findall(r"^(?:from \S+ )?import (.*)$", snippet, re.MULTILINE)
         for name in ", ".join(imported).split(", "):
             assert len(re.findall(rf"\b{name}\b", snippet)) > 1, name
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "crop_pct", "arguments"),
+    [
+        ("bilinear", 1.0, "(56, 56)"),
+        ("bicubic", 1.0, '(56, 56), interpolation="bicubic"'),
+        ("bilinear", 0.875, "(56, 56), share=0.875"),
+        ("bicubic", 0.875, '(56, 56), interpolation="bicubic", share=0.875'),
+    ],
+)
+def test_the_snippet_says_how_images_are_resized(interpolation: str, crop_pct: float, arguments: str) -> None:
+    ours, *_ = snippets(card(classifier(config=CUT, input=seen(CUT, interpolation, crop_pct))))
+    assert f"images = EvaluationTransform({arguments})(image)[None]" in ours.splitlines()
 
 
 @pytest.mark.parametrize("config", [TINY, TWO_STAGES, OBLONG, ODD, dataclasses.replace(TINY, image_size=48)])

@@ -147,9 +147,9 @@ def test_a_pretrained_model_becomes_an_encoder_or_a_classifier(simmim, caplog):
     assert warnings == [f"{simmim}: head.fc.weight, head.fc.bias new, drawn at random: train before use"]
     assert new.head["fc"].weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (new.head["fc"].bias == 0).all()
-    assert "has no head.fc.weight, head.fc.bias: num_classes=N draws" in error_of(
-        SwinClassifier.from_pretrained, simmim
-    )
+    complaint = error_of(SwinClassifier.from_pretrained, simmim)
+    assert "has no head.fc.weight, head.fc.bias: it is no classifier yet" in complaint
+    assert "num_classes=N draws a new head" in complaint
 
 
 def test_a_classifier_keeps_its_head_or_gets_the_new_one_that_was_asked_for(classifier, caplog):
@@ -167,6 +167,21 @@ def test_a_classifier_keeps_its_head_or_gets_the_new_one_that_was_asked_for(clas
     assert same(continued.encoder, loaded.encoder)
     assert continued.target == "normalized"
     assert "mask_token, decoder.0.weight, decoder.0.bias new" in caplog.text
+
+
+def test_a_model_knows_whether_its_weights_are_of_a_simmim(simmim, classifier, tmp_path):
+    assert SimMIM.from_pretrained(simmim).from_simmim
+    assert Swin.from_pretrained(simmim).from_simmim
+    tuned = SwinClassifier.from_pretrained(simmim, num_classes=3)
+    assert tuned.from_simmim
+    assert SimMIM.from_pretrained(simmim, new_decoder=True, image_size=96).from_simmim
+    for cls in (Swin, SwinClassifier):
+        assert not cls.from_pretrained(classifier).from_simmim
+        assert not cls.from_pretrained(tuned.save_pretrained(tmp_path / "tuned")).from_simmim
+    assert not SimMIM.from_pretrained(classifier, new_decoder=True).from_simmim
+    assert not Swin.from_pretrained(Swin(CONFIG).save_pretrained(tmp_path / "encoder")).from_simmim
+    assert SimMIM.from_pretrained(simmim).from_simmim
+    assert not any(model.from_simmim for model in models()), "new ones, whatever was loaded before"
 
 
 def test_another_geometry_on_demand(simmim, caplog):
@@ -425,6 +440,19 @@ SPOILED = [
     (lambda d: d["pretrained_cfg"].update(mean=[0.5]), "expected 3 numbers"),
     (lambda d: d["pretrained_cfg"].update(std=[0.5, "0.5", 1]), "expected 3 numbers"),
     (lambda d: d.pop("pretrained_cfg"), "pretrained_cfg is None"),
+    (lambda d: d["pretrained_cfg"].update(interpolation="lanczos"), "expected one of bilinear, bicubic"),
+    (lambda d: d["pretrained_cfg"].update(interpolation="x" * 100_000), "expected one of bilinear, bicubic"),
+    (lambda d: d["pretrained_cfg"].update(interpolation=3), "expected a text and a number"),
+    (lambda d: d["pretrained_cfg"].update(interpolation=["bicubic"]), "expected a text and a number"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct=0), "a number above 0 and up to 1"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct=-0.9), "a number above 0 and up to 1"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct=87.5), "a number above 0 and up to 1"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct=float("nan")), "expected a text and a number"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct="0.9"), "expected a text and a number"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct=True), "expected a text and a number"),
+    (lambda d: d["pretrained_cfg"].update(crop_pct=10**400), "expected a text and a number"),
+    (lambda d: d["pretrained_cfg"].pop("crop_pct"), "crop_pct None"),
+    (lambda d: d["pretrained_cfg"].pop("interpolation"), "interpolation None"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from swin_mim import Swin, SwinClassifier, SwinConfig
-from swin_mim.models.swin import relative_position_index
+from swin_mim.errors import UserError
+from swin_mim.models.swin import freeze, relative_position_index
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,6 +101,70 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
     kept = list(model.blocks())[-1].drop_path(torch.ones(20_000, 1, 1, 1))
     assert kept.unique().tolist() == pytest.approx([0, 1 / 0.6])
     assert abs(kept.mean() - 1) < 0.02
+
+
+RATES = SwinConfig(
+    64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4, drop_rate=0.3, drop_path_rate=0.5
+)
+"""Dropout and stochastic depth that nobody can overlook."""
+
+
+def trainable(model):
+    """The first parts of the names: "patch_embed", "layers.0", "norm"."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {".".join(name.split(".")[: 2 if name.startswith("layers") else 1]) for name in names}
+
+
+@pytest.mark.parametrize("stages", range(1, 5))
+def test_frozen_stages_keep_their_weights_and_the_others_learn(stages):
+    model = SwinClassifier(RATES, num_classes=3).train()
+    freeze(model.encoder, stages)
+    learning = {f"layers.{stage}" for stage in range(stages, 4)} | ({"norm"} if stages < 4 else set())
+    assert trainable(model.encoder) == learning
+    assert trainable(model) == {"head"} | ({"encoder"} if learning else set())
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        frozen = name.startswith("encoder.") and not name.startswith(tuple(f"encoder.{part}" for part in learning))
+        assert not frozen or torch.equal(value, before[name]), name
+    parts = {f"encoder.{part}" for part in learning} | {"head"}
+    for part in parts:
+        changed = [not torch.equal(v, before[n]) for n, v in model.state_dict().items() if n.startswith(part)]
+        assert any(changed), part
+
+
+@pytest.mark.parametrize("stages", range(5))
+def test_frozen_stages_have_neither_dropout_nor_stochastic_depth_in_training(stages):
+    encoder = Swin(RATES)
+    images = torch.randn(4, 3, 64, 64)
+    expected = encoder.eval().pyramid(images)
+    encoder.train()
+    freeze(encoder, stages)
+    first, second = encoder.pyramid(images), encoder.pyramid(images)
+    for stage, maps in enumerate(zip(first, second, expected, strict=True)):
+        assert all(torch.equal(maps[0], other) == (stage < stages) for other in maps[1:]), stage
+    assert torch.equal(encoder(images), encoder(images)) == (stages == 4)
+    assert encoder.training, "the rest of it goes on learning"
+
+
+def test_nothing_frozen_changes_nothing(tiny):
+    encoder = Swin(tiny)
+    freeze(encoder, 0)
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    assert all(module.training for module in encoder.modules())
+
+
+def test_no_more_stages_are_frozen_than_there_are(tiny):
+    for encoder, stages, text in (
+        (Swin(tiny), 5, "model.freeze 5 is more than the 4 stages of the encoder"),
+        (Swin(SwinConfig(32, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4)), 3, "3 is more than the 2"),
+    ):
+        with pytest.raises(UserError, match=text):
+            freeze(encoder, stages)
+        assert all(parameter.requires_grad for parameter in encoder.parameters()), "nothing is half frozen"
+        assert all(module.training for module in encoder.modules())
 
 
 def test_initial_weights(tiny):
