@@ -53,7 +53,7 @@ class HeldOut:
 
     def picture(self, model: SimMIM, path: Path, count: int) -> None:
         """Reconstructions of the first `count` images of this process, as a PNG."""
-        images, start, _ = self.batches[0]
+        images, start, *_ = self.batches[0]
         images, mask = images[:count], self.draw_mask(len(images[:count]), start)
 
         def restore(pixels: Tensor) -> Tensor:

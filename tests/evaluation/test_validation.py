@@ -35,7 +35,10 @@ def model(tiny):
 
 def cut(images, *sizes):
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [Batch(part, start, []) for part, start in zip(images.split(sizes), starts, strict=True)]
+    return [
+        Batch(part, start, [], torch.arange(start, start + len(part)))
+        for part, start in zip(images.split(sizes), starts, strict=True)
+    ]
 
 
 def alone(total):

@@ -1,0 +1,59 @@
+"""How the images of an evaluation reach a model: decoded how, normalised how, by which of the processes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from swin_mim.data.loader import Batch, heldout_batches
+from swin_mim.data.sources import Source
+from swin_mim.data.transforms import EvaluationTransform, normalize
+from swin_mim.models.saving import Preprocessing
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Every image of a source once, over all processes.
+
+    Args:
+        seen: how an image becomes the model's input.
+        size: (H, W) of that, in pixels.
+        device: the model's.
+        reduce: the sum of a float64 CPU tensor over all processes.
+        watch: passes batches through, and takes note of what could not be read.
+        batch: images of one forward.
+        rank, world, workers: as in `heldout_batches`.
+    """
+
+    seen: Preprocessing
+    size: tuple[int, int]
+    device: torch.device
+    reduce: Callable[[Tensor], Tensor]
+    watch: Callable[[Iterator[Batch]], Iterable[Batch]]
+    batch: int
+    rank: int
+    world: int
+    workers: int
+
+    def batches(self, source: Source) -> Iterable[Batch]:
+        """This process's share of the images, decoded."""
+        transform = EvaluationTransform(self.size, self.seen.interpolation, self.seen.crop_pct)
+        share = {"batch_size": self.batch, "rank": self.rank, "world": self.world, "workers": self.workers}
+        return self.watch(heldout_batches(source, transform, **share))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> normalised float on the model's device."""
+        return normalize(images.to(self.device, non_blocking=True), *self._statistics)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation on the device: copied once, as a copy waits for it."""
+        mean, std = (torch.tensor(values, device=self.device) for values in (self.seen.mean, self.seen.std))
+        return mean, std
+
+
+def read_of(batch: Batch) -> Tensor:
+    """bool (B,): which images are themselves, and not another one in place of one that cannot be read."""
+    return batch.indices == torch.arange(batch.start, batch.start + len(batch.indices))
