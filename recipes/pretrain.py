@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.errors import one_line_errors
-from swin_mim.training.config import PretrainConfig, accumulation, check, load_config, swin_config
+from swin_mim.training.config import PretrainConfig, check, load_config, swin_config
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 EVALUATION_SEED = 0
-"""Of the masks on held-out images: the same in every run, so that losses can be compared."""
+"""Of the masks on held-out images, and of the choice of images to probe on: the same in every run, so that losses and
+scores can be compared."""
 CHANNELS = ("red", "green", "blue")
 """What images are read as."""
 STOPPED = 75
@@ -30,37 +31,30 @@ def main(config: PretrainConfig) -> int:
     from torch import Tensor
 
     from swin_mim.data.blue_marble import open_blue_marble
-    from swin_mim.data.loader import Batch, heldout_batches, training_batches
+    from swin_mim.data.loader import Batch, training_batches
     from swin_mim.data.sources import open_source, split_heldout
-    from swin_mim.data.transforms import EvaluationTransform, PretrainTransform, denormalize, normalize
+    from swin_mim.data.transforms import PretrainTransform, denormalize
     from swin_mim.evaluation.heldout import HeldOut
+    from swin_mim.evaluation.probes import Prober, by_name
+    from swin_mim.evaluation.reader import Reader
     from swin_mim.hub import config_json, export, repository
     from swin_mim.masking import block_mask
     from swin_mim.models.saving import Preprocessing
     from swin_mim.models.simmim import SimMIM
-    from swin_mim.models.swin import compile_blocks
+    from swin_mim.models.swin import Swin, compile_blocks
     from swin_mim.models.window_attention import resolve_backend
-    from swin_mim.training import checkpoint, engine, processes, run_folder
+    from swin_mim.training import engine, labelled_images, processes, run_folder
+    from swin_mim.training.launch import launch
     from swin_mim.training.optim import adamw
-    from swin_mim.training.run_state import Checkpoints, RunState
-    from swin_mim.training.schedule import checked_warmup, due, learning_rate, scaled, to_steps
-    from swin_mim.training.tracking import RunLog, start_log, summary
+    from swin_mim.training.plan import plan_of, rate_of
+    from swin_mim.training.run_state import Checkpoints, RunState, newest_checkpoint
+    from swin_mim.training.schedule import due
+    from swin_mim.training.tracking import RunLog, summary
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
     hub = config.hub
-    folder, world = Path(run.root).expanduser() / run.name, processes.world_size()
-    accumulated, threads = accumulation(train, world), processes.set_threads(train.threads)
-    accelerator = processes.start_accelerator(
-        folder,
-        precision=train.precision,
-        accumulation=accumulated,
-        micro_batch=train.micro_batch,
-        clip_norm=optim.clip_norm,
-        trackers=log.trackers,
-    )
-    device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
-    say = start_log(folder, main=is_main)
-    run_folder.claim(folder, config, main=is_main)
+    job = launch(config)
+    accelerator, device, folder, say = job.accelerator, job.device, job.folder, job.say
 
     # Images: those to train on, and those held out to measure on.
     if data.source == "blue_marble":
@@ -68,33 +62,23 @@ def main(config: PretrainConfig) -> int:
     else:
         source = open_source(data.source, config=data.config, split=data.split, column=data.column)
         training, heldout = split_heldout(source, data.heldout, run.seed)
-    steps = partial(to_steps, dataset_size=len(training), global_batch=train.global_batch)
-    plan = engine.Plan(
-        total_steps=steps(train.duration),
-        stop_after=steps(train.stop_after),
-        log_every=steps(log.every),
-        save_every=steps(config.save.every),
-        global_batch=train.global_batch,
-        accumulation=accumulated,
-        clip_norm=optim.clip_norm,
-        seed=run.seed,
-        dataset_size=len(training),
-        max_broken=data.max_broken,
-    )
+    plan = plan_of(config, images=len(training), accumulation=job.accumulation)
+    rate = rate_of(config, plan)
 
     # Model, optimizer and learning rate.
     torch.manual_seed(run.seed)
     swin = swin_config(mim)
     options: dict[str, Any] = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
-    if mim.pretrained and not checkpoint.steps_on_disk(folder / "checkpoints"):
+    newest = newest_checkpoint(folder / "checkpoints")
+    if mim.pretrained and newest is None:
         model = SimMIM.from_pretrained(
-            mim.pretrained, config=swin, new_decoder=True, target=mim.target, **options
+            mim.pretrained, config=swin, new_decoder=True, target=mim.target, pickles=True, **options
         ).train()
     else:
         model = SimMIM(swin, target=mim.target, **options)
     model.preprocessing = Preprocessing(data.mean, data.std, CHANNELS if swin.in_channels == len(CHANNELS) else None)
-    origin = export.Origin.of(config)
-    if is_main:
+    if job.is_main:
+        origin = export.Origin.of(folder, config, base_is_simmim=model.from_simmim, resumed=newest is not None)
         export.check(folder, config, model.description())
         if hub.repo:
             repository.check_write_access(hub.repo, private=hub.private)
@@ -102,17 +86,6 @@ def main(config: PretrainConfig) -> int:
         compile_blocks(model.encoder)
     prepared, optimizer = accelerator.prepare(
         model, adamw(model, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
-    )
-    rate = partial(
-        learning_rate,
-        total_steps=plan.total_steps,
-        warmup_steps=checked_warmup(optim.warmup, steps(optim.warmup), plan.total_steps),
-        base=scaled(optim.base_lr, train.global_batch),
-        warmup_start=scaled(optim.warmup_lr, train.global_batch),
-        minimum=scaled(optim.min_lr, train.global_batch),
-        schedule=optim.schedule,
-        milestones=[steps(milestone) for milestone in optim.milestones],
-        gamma=optim.gamma,
     )
 
     # Where the run starts:
@@ -129,30 +102,27 @@ def main(config: PretrainConfig) -> int:
         facts={"images": training.fingerprint, "seed": run.seed, "global_batch": train.global_batch},
         documents={"config.json": config_json.document(model.description())},
     )
-    newest = checkpoints.newest()
     state = checkpoints.restore(newest) if newest else RunState()
     processes.start_trackers(accelerator, run.name, step=state.step)
 
     # From images to a loss: normalised and masked on the device, the mask a function of seed and position.
     grid = swin.stage_grid(0)
     size = (grid[0] * swin.patch_size, grid[1] * swin.patch_size)
-    mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
-
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images.to(device, non_blocking=True), mean, std)
+    share: dict[str, Any] = {"rank": job.rank, "world": job.world, "workers": data.workers}
+    broken = run_folder.BrokenImages(folder / "broken_images.jsonl")
+    most = max(train.micro_batch, log.pictures)
+    reader = Reader(model.preprocessing, size, device, reduce=job.reduce, watch=broken.watch, batch=most, **share)
 
     def draw_mask(batch: int, start: int, seed: int) -> Tensor:
         unit = config.mask.unit // swin.patch_size
         return block_mask(batch, grid, unit, config.mask.ratio, seed=seed, start=start, device=device)
 
     def loss_of(batch: Batch) -> Tensor:
-        return prepared(prepare(batch.images), draw_mask(len(batch.images), batch.start, run.seed)).loss
+        return prepared(reader.prepare(batch.images), draw_mask(len(batch.images), batch.start, run.seed)).loss
 
-    share = {"rank": rank, "world": world, "workers": data.workers}
-    broken = run_folder.BrokenImages(folder / "broken_images.jsonl")
     batches = training_batches(
         training,
-        PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio),
+        PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio, flips=data.flips),
         seed=run.seed,
         samples_seen=state.samples_seen,
         global_batch=train.global_batch,
@@ -161,17 +131,19 @@ def main(config: PretrainConfig) -> int:
         **share,
     )
 
-    # What is measured: always the same held-out images, under the same masks.
-    examples = heldout_batches(
-        heldout, EvaluationTransform(size), batch_size=max(train.micro_batch, log.pictures), **share
-    )
+    # What is measured: always the same held-out images, under the same masks; and images with labels, if there are any.
     measured = HeldOut(
-        list(broken.watch(examples)),
-        prepare=prepare,
-        restore=partial(denormalize, mean=mean, std=std),
+        list(reader.batches(heldout)),
+        prepare=reader.prepare,
+        restore=partial(denormalize, mean=data.mean, std=data.std),
         draw_mask=partial(draw_mask, seed=EVALUATION_SEED),
-        reduce=lambda sums: accelerator.reduce(sums.to(device), "sum").cpu() if world > 1 else sums,
+        reduce=job.reduce,
     )
+    probe_every = plan.steps(config.probe.every)
+    prober = None
+    if probe_every:
+        with_labels = labelled_images.named_by(config)
+        prober = Prober(*labelled_images.to_probe(with_labels, config.probe.images, EVALUATION_SEED), reader)
     run_log = RunLog(folder, total_steps=plan.total_steps, step=state.step, accelerator=accelerator)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -180,18 +152,28 @@ def main(config: PretrainConfig) -> int:
         return loss
 
     def draw(step: int) -> dict[str, float]:
-        if is_main:
+        if job.is_main:
             measured.picture(model, folder / "samples" / f"step_{step:07d}.png", log.pictures)
         return {}
 
-    evaluations = [(steps(log.evaluate_every), evaluate), (steps(log.pictures_every) if log.pictures else 0, draw)]
+    def probe(step: int) -> dict[str, float]:
+        assert prober is not None
+        scores = prober.stages(model.encoder)
+        say(f"step {step:>6}/{plan.total_steps}  linear probe {', '.join(f'{score.linear:.3f}' for score in scores)}")
+        return by_name(scores)
+
+    evaluations = [
+        (plan.steps(log.evaluate_every), evaluate),
+        (plan.steps(log.pictures_every) if log.pictures else 0, draw),
+        (probe_every, probe),
+    ]
 
     # The run.
     say(
         f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
-        f"{plan.total_steps} steps of {train.global_batch} = {world} x {train.micro_batch} x {accumulated}; "
-        f"{device.type}, {threads} threads, precision {processes.precision_text(accelerator)}, "
+        f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
+        f"{device.type}, {job.threads} threads, precision {processes.precision_text(accelerator)}, "
         f"attention {resolve_backend(train.attention, device)}; "
         f"{'resumed at step ' + str(state.step) if newest else 'from ' + (mim.pretrained or 'new weights')} in {folder}"
     )
@@ -205,13 +187,13 @@ def main(config: PretrainConfig) -> int:
             origin=origin,
             images=len(training),
             heldout=len(heldout),
-            devices=export.devices_text(device, world),
+            devices=export.devices_text(device, job.world),
             precision=processes.precision_text(accelerator),
         )
         model.save_pretrained(folder / "export", about=about, transformers=hub.transformers)
 
     publisher = None
-    if hub.repo and is_main:
+    if hub.repo and job.is_main:
         publisher = export.Publisher(folder / "export", write_export, hub.repo, private=hub.private)
 
     def save(state: RunState) -> None:
@@ -219,12 +201,14 @@ def main(config: PretrainConfig) -> int:
         if publisher and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
             publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
 
-    with run_folder.reported(folder, state, plan.total_steps, main=is_main):
+    with run_folder.reported(folder, state, plan.total_steps, main=job.is_main):
         if not len(heldout):
             say("no image is held out (a source of under 10, or data.heldout 0): nothing will be evaluated")
             evaluations = []
         elif not state.step:
             run_log.metrics(0, measured.errors_of_filling(model))
+        if prober and not state.step:
+            run_log.metrics(0, by_name(prober.stages(Swin(swin, attention=train.attention).to(device)), "random_"))
         finished = engine.fit(
             accelerator,
             prepared,
@@ -244,7 +228,7 @@ def main(config: PretrainConfig) -> int:
         )
         if publisher:
             publisher.leave()
-    elif is_main:
+    elif job.is_main:
         if publisher:
             say(f"published: {publisher.finish(f'{run.name}, {plan.total_steps} steps')}")
         else:

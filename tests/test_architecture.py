@@ -37,7 +37,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "datasets": ("swin_mim/data/",),
     "huggingface_hub": ("swin_mim/hub/",),
     "deepspeed": (),
-    "timm": ("swin_mim/data/transforms.py", "swin_mim/training/", "tools/peers.py"),
+    "timm": ("swin_mim/data/transforms.py", "swin_mim/data/rand_augment.py", "tools/peers.py"),
     "transformers": ("tools/peers.py",),
 }
 """Other people's package -> where it may be imported, besides the tests."""

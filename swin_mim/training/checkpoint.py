@@ -43,6 +43,11 @@ def stage(folder: Path, step: int) -> Path:
     return staging
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / _name(step)
+
+
 def staging_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is written before it is one."""
     return folder / f".staging_{_name(step)}"
@@ -104,9 +109,11 @@ def verify(path: Path) -> str:
     return ""
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+def prune(folder: Path, keep: int, *, besides: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints, and that of the step `besides`."""
     for path in sorted(steps_on_disk(folder))[:-keep]:
+        if besides is not None and path.name == _name(besides):
+            continue
         trash = path.with_name(f".trash_{path.name}")  # half a deletion must not look like a checkpoint
         path.rename(trash)
         shutil.rmtree(trash)

@@ -5,15 +5,14 @@ line in `config_file.py`; none of them needs torch, so that `--help` is quick.
 """
 
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
 from swin_mim.errors import UserError
 from swin_mim.models.swin_config import SwinConfig, as_pair, nearest_multiple
+from swin_mim.training import rules as rules_of
 from swin_mim.training.config_file import from_mapping, leaves, load_config, to_yaml
-from swin_mim.training.schedule import to_steps
+from swin_mim.training.finetune_settings import FinetuneConfig
 from swin_mim.training.settings import (
     FREE,
     DataConfig,
@@ -23,6 +22,7 @@ from swin_mim.training.settings import (
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    ProbeConfig,
     RunConfig,
     SaveConfig,
     TrainConfig,
@@ -31,12 +31,14 @@ from swin_mim.training.settings import (
 __all__ = [
     "FREE",
     "DataConfig",
+    "FinetuneConfig",
     "HubConfig",
     "LogConfig",
     "MaskConfig",
     "ModelConfig",
     "OptimConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "RunConfig",
     "SaveConfig",
     "TrainConfig",
@@ -51,10 +53,11 @@ __all__ = [
 ]
 
 
-def frozen_differences(saved: PretrainConfig, current: PretrainConfig) -> list[str]:
+def frozen_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
     """Settings that differ and may not: lines such as "optim.base_lr: 0.0002 -> 0.0004"."""
     now = dict(leaves(current))
-    return [f"{key}: {value} -> {now[key]}" for key, value in leaves(saved) if key not in FREE and value != now[key]]
+    differing = [(key, value) for key, value in leaves(saved) if value != now[key] and key not in current.free]
+    return [f"{key}: {value} -> {now[key]}" for key, value in differing]
 
 
 def swin_config(model: ModelConfig) -> SwinConfig:
@@ -68,8 +71,8 @@ def swin_config(model: ModelConfig) -> SwinConfig:
     try:
         return SwinConfig.named(
             model.name,
-            image_size=_one_or_pair(model.image_size),
-            window_size=_one_or_pair(model.window_size),
+            image_size=one_or_pair(model.image_size),
+            window_size=one_or_pair(model.window_size),
             patch_size=model.patch_size,
             in_channels=model.in_channels,
             drop_path_rate=model.drop_path_rate,
@@ -79,7 +82,8 @@ def swin_config(model: ModelConfig) -> SwinConfig:
         raise UserError(f"model: {error}") from None
 
 
-def _one_or_pair(sides: tuple[int, ...]) -> int | tuple[int, int]:
+def one_or_pair(sides: tuple[int, ...]) -> int | tuple[int, int]:
+    """(6,) or (6, 6) -> 6; (4, 8) stays."""
     height, width = as_pair(sides)
     return height if height == width else (height, width)
 
@@ -118,49 +122,35 @@ def check(config: PretrainConfig) -> None:
     Raises:
         UserError: names the keys, the values, the relation that fails and the nearest values that are legal.
     """
-    values = dict(leaves(config))
-    for key, value in values.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{key} {value} must be finite")
+    run, data, log = config.run, config.data, config.log
     rules = (
-        _run_rules(config.run, config.data),
-        _model_rules(config.model, config.mask, config.data),
-        _hub_rules(config.hub),
+        rules_of.run_rules(run),
+        rules_of.image_rules(data),
+        rules_of.crop_rules(data.crop_scale, data.crop_ratio),
+        _model_rules(config.model, config.mask, data),
+        _log_rules(data, log, config.probe),
+        rules_of.hub_rules(config.hub),
+        rules_of.training_rules(config.optim, config.train, config.save),
     )
-    for key, legal, rule in chain(*rules, _training_rules(config.optim, config.train, config.log, config.save)):
-        if not legal:
-            raise UserError(f"{key} {values[key]!r} {rule}")
-    _check_durations(config)
+    rules_of.refuse(config, chain(*rules))
+    periods = {
+        "log.every": log.every,
+        "log.evaluate_every": log.evaluate_every,
+        "log.pictures_every": log.pictures_every,
+        "probe.every": config.probe.every,
+    }
+    rules_of.check_durations(config.optim, config.train, config.save, periods)
     _check_geometry(config.model, config.mask)
     accumulation(config.train, world=1)
 
 
-Rules = Iterator[tuple[str, bool, str]]
-"""(key, whether its value is legal, what would be)"""
-
-
-def _hub_rules(hub: HubConfig) -> Rules:
-    named = hub.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", hub.repo) is not None
-    yield "hub.repo", named, "must be user/name, a repository of the Hugging Face Hub"
-    yield "hub.every", hub.every >= 0, "must not be negative: use 0 to push at the end only"
-    yield "hub.every", not hub.every or hub.repo is not None, "pushes nowhere: name a repository with hub.repo"
-
-
-def _run_rules(run: RunConfig, data: DataConfig) -> Rules:
-    one_folder = run.name.strip() not in ("", ".", "..") and not set(run.name) & set("/\\")
-    yield "run.name", one_folder, "must name one folder, without / and \\: the folder above it is run.root"
-    yield "run.seed", run.seed >= 0, "must not be negative: use 0"
+def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> rules_of.Rules:
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 to keep none"
-    yield "data.workers", data.workers >= 0, "must not be negative: use 0 to decode without workers"
-    least, greatest = data.crop_scale
-    yield "data.crop_scale", 0 < least <= greatest <= 1, "must be least and greatest, above 0 and up to 1"
-    least, greatest = data.crop_ratio
-    yield "data.crop_ratio", 0 < least <= greatest, "must be least and greatest, above 0"
-    yield "data.max_broken", 0 <= data.max_broken <= 1, "must be at least 0 and at most 1: use 0.01"
+    yield "log.pictures", log.pictures >= 0, "must not be negative: use 0 for none"
+    yield "probe.images", probe.images > 0, "must be positive: use 2000"
 
 
-def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> Rules:
+def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rules_of.Rules:
     yield "model.in_channels", model.in_channels == 3, "must be 3 for now: images are read as RGB"
     for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
         rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each"
@@ -168,45 +158,15 @@ def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> Rule
     yield "data.std", min(data.std) > 0, "must be positive"
     for key, sides in (("model.image_size", model.image_size), ("model.window_size", model.window_size)):
         yield key, len(sides) in (1, 2), f"has {len(sides)} entries: give one number, or height and width"
+    square = len(set(model.image_size)) == 1
+    yield (
+        "data.flips",
+        square or data.flips != "dihedral",
+        "turns images by quarters, and model.image_size is not square: use both",
+    )
     yield "model.patch_size", model.patch_size > 0, "must be positive: SimMIM's is 4"
     yield "mask.unit", mask.unit > 0, "must be positive: SimMIM's is 32"
     yield "mask.ratio", 0 < mask.ratio < 1, "must be more than 0 and less than 1: SimMIM's is 0.6"
-
-
-def _training_rules(optim: OptimConfig, train: TrainConfig, log: LogConfig, save: SaveConfig) -> Rules:
-    for name in ("base_lr", "gamma", "eps", "clip_norm"):
-        yield f"optim.{name}", getattr(optim, name) > 0, "must be positive"
-    for name in ("warmup_lr", "min_lr", "weight_decay"):
-        yield f"optim.{name}", getattr(optim, name) >= 0, "must not be negative: use 0"
-    yield "optim.betas", all(0 <= beta < 1 for beta in optim.betas), "must be at least 0 and less than 1"
-    stepped = optim.schedule == "multistep"
-    rule = f"must be given with optim.schedule multistep and only then: the schedule is {optim.schedule}"
-    yield "optim.milestones", bool(optim.milestones) == stepped, rule
-    for name in ("global_batch", "micro_batch"):
-        yield f"train.{name}", getattr(train, name) > 0, "must be positive: the smallest is 1"
-    yield "train.threads", train.threads >= 0, "must not be negative: use 0 to share out the cores"
-    yield "log.pictures", log.pictures >= 0, "must not be negative: use 0 for none"
-    yield "save.keep", save.keep >= 2, "must be at least 2: the last one may be being written"
-
-
-def _check_durations(config: PretrainConfig) -> None:
-    optim, train, log = config.optim, config.train, config.log
-    never = {
-        "optim.warmup": optim.warmup,
-        "train.stop_after": train.stop_after,
-        "log.every": log.every,
-        "log.evaluate_every": log.evaluate_every,
-        "log.pictures_every": log.pictures_every,
-    }
-    once = {"train.duration": train.duration, "save.every": config.save.every}
-    points = {f"optim.milestones[{i}]": duration for i, duration in enumerate(optim.milestones)}
-    for key, duration in (never | once | points).items():
-        try:
-            steps = to_steps(duration, dataset_size=1, global_batch=1)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from None
-        if steps == 0 and key not in never:
-            raise UserError(f'{key} "{duration}" must be positive: the smallest is "1 step"')
 
 
 def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:

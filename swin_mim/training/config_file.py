@@ -172,7 +172,7 @@ def _section(cls: Any, mapping: Any, prefix: str, where: str | Path, known: Sequ
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping):
         raise UserError(f"{prefix[:-1]} in {where} is {_short(mapping)}: expected a section with keys of its own")
-    kinds = get_type_hints(cls)
+    kinds = _kinds(cls)
     for key in mapping:
         if key not in kinds:
             raise UserError(f"unknown key {prefix}{key} in {where}: {_nearest_key(f'{prefix}{key}', known)}")
@@ -192,7 +192,7 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
     sections = list(dict.fromkeys(name.partition(".")[0] for name in known))
     nearest = _nearest(key, [*known, *sections])
     section = key.rpartition(".")[0]
-    beside = [name for name in known if name.rpartition(".")[0] == section]
+    beside = [name for name in known if name.rpartition(".")[0] == section] if section else sections
     return f"did you mean {nearest}?" if nearest else f"the keys there are {', '.join(beside or sections)}"
 
 
@@ -248,8 +248,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _kinds(cls: Any) -> dict[str, Any]:
+    """The type of every field; class variables are none."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def _leaf_types(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, kind in get_type_hints(cls).items():
+    for name, kind in _kinds(cls).items():
         if dataclasses.is_dataclass(kind):
             yield from _leaf_types(kind, f"{prefix}{name}.")
         else:

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from swin_mim.data.loader import Batch
 from swin_mim.errors import UserError
+from swin_mim.training.plan import Plan
 from swin_mim.training.run_state import RunState
 from swin_mim.training.schedule import due
 from swin_mim.training.stop_signal import StopSignal
 from swin_mim.training.tracking import Interval, RunLog, duration_text, peak_memory_gb
+from swin_mim.training.weight_average import WeightAverage
 
 BROKEN_GRACE = 1000
 """Images that are read before the share of broken ones says anything."""
@@ -28,25 +30,6 @@ SKIPS_IN_A_ROW = 3
 SKIPS_IN_A_ROW_SCALED = 50
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run in steps; 0 means never."""
-
-    total_steps: int
-    stop_after: int
-    log_every: int
-    save_every: int
-    global_batch: int
-    accumulation: int
-    clip_norm: float
-    seed: int
-    dataset_size: int
-    max_broken: float
-
-    def ends_early_at(self, step: int) -> bool:
-        return 0 < self.stop_after == step
 
 
 Evaluation = tuple[int, Callable[[int], dict[str, float]]]
@@ -62,19 +45,22 @@ def fit(
     state: RunState,
     batches: Iterator[Batch],
     loss_of: Callable[[Batch], Tensor],
-    learning_rate: Callable[[int], float],
+    learning_rate: Callable[[int, float], float],
     evaluations: Sequence[Evaluation],
     save: Callable[[RunState], None],
     log: RunLog,
+    average: WeightAverage | None = None,
 ) -> bool:
     """Train from `state` to the end of the plan, or until a stop is asked for.
 
     Args:
         batches: micro batches of this process, from `state.samples_seen` on.
         loss_of: a micro batch -> its mean loss, by a forward of the prepared model.
-        learning_rate: step -> absolute rate.
-        evaluations: what to measure and how often.
+        learning_rate: (step, "lr_scale" of a parameter group) -> absolute rate.
+        evaluations: what to measure and how often. One that finds the best step so far says so in `state.best`, and
+            it is saved.
         save: writes a checkpoint of the state; called by all processes together.
+        average: follows the weights.
 
     Returns:
         whether the run reached its end.
@@ -82,7 +68,7 @@ def fit(
     Raises:
         UserError: the loss stays non-finite, or too many images are broken.
     """
-    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of)
+    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of, average)
     resumed_at = state.step  # which was evaluated and saved when it was reached
     with StopSignal() as stop:
         while True:
@@ -93,17 +79,18 @@ def fit(
                     log.metrics(state.step, evaluation(state.step))
                     trainer.interval.restart_clock()
             stopping = trainer.stop_agreed or (new and plan.ends_early_at(state.step))
-            if new and (stopping or due(state.step, plan.save_every, plan.total_steps)):
+            best = state.best is not None and state.best.step == state.step
+            if new and (stopping or best or due(state.step, plan.save_every, plan.total_steps)):
                 trainer.read_reports()
                 save(trainer.snapshot())
                 trainer.interval.restart_clock()
             if stopping or state.step >= plan.total_steps:
                 log.close()
                 return state.step >= plan.total_steps
-            trainer.step(learning_rate(state.step), stop)
+            trainer.step(partial(learning_rate, state.step), stop)
             log.advance()
             if due(state.step, plan.log_every, plan.total_steps):
-                _log_interval(log, trainer, learning_rate(state.step - 1))
+                _log_interval(log, trainer, learning_rate(state.step - 1, 1.0))
 
 
 class _Trainer:
@@ -118,20 +105,21 @@ class _Trainer:
         state: RunState,
         batches: Iterator[Batch],
         loss_of: Callable[[Batch], Tensor],
+        average: WeightAverage | None,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.plan, self.state = plan, state
         self.stop_agreed = False
         self.interval = Interval(accelerator.device, state.sums)
-        self._batches, self._loss_of = batches, loss_of
+        self._batches, self._loss_of, self._average = batches, loss_of, average
         self._reports: deque[_Report] = deque()
         # Reading a report waits until the device has computed it; one step later it has.
         self._lag = 0 if accelerator.device.type == "cpu" else 1
 
-    def step(self, rate: float, stop: StopSignal) -> None:
+    def step(self, rate: Callable[[float], float], stop: StopSignal) -> None:
         """One update of the global batch, and what all processes then agree on."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate(group.get("lr_scale", 1.0))
         broken = 0
         losses = []
         for _ in range(self.plan.accumulation):
@@ -146,6 +134,8 @@ class _Trainer:
         counts = [torch.full_like(mean, count) for count in (float(stop.received), float(broken))]
         shared = self.accelerator.reduce(torch.stack([mean, *counts]), "sum")
         norm, finite = self._update(shared[0])
+        if self._average is not None:
+            self._average.update(self.state.step)
         self.interval.add(shared[0], norm)
         self._reports.append(_Report(torch.cat([shared, finite[None]])))
         self.state.step += 1

@@ -11,7 +11,7 @@ import yaml
 from swin_mim.data.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.training import checkpoint
-from swin_mim.training.config import PretrainConfig, from_mapping, frozen_differences, to_yaml
+from swin_mim.training.config import FinetuneConfig, PretrainConfig, from_mapping, frozen_differences, to_yaml
 from swin_mim.training.json_lines import append_line, whole_lines
 from swin_mim.training.run_state import RunState
 
@@ -21,26 +21,35 @@ STATUS = "run_status.json"
 _LOG = logging.getLogger(__name__)
 
 
-def claim(folder: Path, config: PretrainConfig, *, main: bool = True) -> None:
-    """Make sure that the settings continue the run that is there, if any; the main process writes them down.
+def claim(folder: Path, config: PretrainConfig | FinetuneConfig, *, write: bool = True) -> None:
+    """Make sure that the settings continue the run that is there, if any, and write them down.
 
     Raises:
         UserError: the folder has checkpoints of a run with other settings; names each of them.
     """
     path = folder / CONFIG
     if path.exists() and checkpoint.steps_on_disk(folder / "checkpoints"):
-        saved = from_mapping(PretrainConfig, yaml.safe_load(path.read_text()), where=str(path))
+        saved = _saved(path, config)
         differences = frozen_differences(saved, config)
         if differences:
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(differences)}): "
                 "start another run with --run.name, or continue this one with its own settings"
             )
-    if not main:
+    if not write:
         return
     temporary = path.with_suffix(".tmp")
     temporary.write_text(to_yaml(config))
     temporary.replace(path)
+
+
+def _saved(path: Path, config: PretrainConfig | FinetuneConfig) -> PretrainConfig | FinetuneConfig:
+    try:
+        return from_mapping(type(config), yaml.safe_load(path.read_text()), where=str(path))
+    except UserError as error:
+        raise UserError(
+            f"{path.parent} holds a run of another kind or version ({error}): start another one with --run.name"
+        ) from None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ The text under a setting is what `--help` says of it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from swin_mim.training.schedule import Schedule
 
@@ -22,8 +22,8 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """The images and what a model sees of them."""
+class ImagesConfig:
+    """Where images come from and how they are read."""
 
     source: str = "blue_marble"
     """A folder of images (any depth, no labels), a data set on the Hugging Face Hub, or blue_marble."""
@@ -33,10 +33,18 @@ class DataConfig:
     """Split of a Hub data set."""
     column: str | None = None
     """Column of the images; without it the only image column."""
-    heldout: int = 256
-    """Images kept out of training to evaluate on; never more than a tenth of the source."""
     workers: int = 4
     """Processes that decode images, for each training process; 0 decodes in the training process."""
+    max_broken: float = 0.01
+    """Part of the images that may be undecodable before the run stops."""
+
+
+@dataclass(frozen=True)
+class DataConfig(ImagesConfig):
+    """The images and what a model sees of them."""
+
+    heldout: int = 256
+    """Images kept out of training to evaluate on; never more than a tenth of the source."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel, of values from 0 to 1. ImageNet's."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -45,8 +53,9 @@ class DataConfig:
     """Least and greatest part of the image's area that a random crop takes."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     """Least and greatest width / height of a random crop, relative to those of model.image_size."""
-    max_broken: float = 0.01
-    """Part of the images that may be undecodable before the run stops."""
+    flips: Literal["none", "horizontal", "both", "dihedral"] = "horizontal"
+    """Mirror images at random: left to right, also top to bottom, or also by quarter turns (square images only), for
+    pictures without up and down."""
 
 
 @dataclass(frozen=True)
@@ -183,18 +192,24 @@ class HubConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Pretrain a Swin Transformer on images without labels."""
+class ProbeConfig:
+    """Labelled images on which the encoder is probed while it learns: k-NN and a linear probe of every stage, beside
+    those of an encoder with random weights. The k-NN of the last stage under-rates masked image modelling."""
 
-    run: RunConfig
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    save: SaveConfig = field(default_factory=SaveConfig)
-    hub: HubConfig = field(default_factory=HubConfig)
+    every: str = "0 steps"
+    """Between two probes; 0 means never."""
+    source: str | None = None
+    """A folder with one folder for each class, or a data set; None takes data.source."""
+    split: str = "train"
+    """Split of a Hub data set that the probes learn from."""
+    label_column: str | None = None
+    """Column of the labels; without it the only one of classes."""
+    validation: str | None = None
+    """Another source to test the probes on; without it, a tenth of the images."""
+    validation_split: str | None = None
+    """Split of a Hub data set to test the probes on."""
+    images: int = 2000
+    """Images to learn from, at most; the same number of each class."""
 
 
 FREE = frozenset(
@@ -220,6 +235,13 @@ FREE = frozenset(
         "log.pictures",
         "save.every",
         "save.keep",
+        "probe.every",
+        "probe.source",
+        "probe.split",
+        "probe.label_column",
+        "probe.validation",
+        "probe.validation_split",
+        "probe.images",
         "hub.repo",
         "hub.private",
         "hub.every",
@@ -228,3 +250,21 @@ FREE = frozenset(
     }
 )
 """Settings that may change when a run is resumed; every other one decides what the run computes."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a Swin Transformer on images without labels."""
+
+    run: RunConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    free: ClassVar[frozenset[str]] = FREE

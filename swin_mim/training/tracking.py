@@ -4,9 +4,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -168,31 +168,76 @@ def summary(folder: Path) -> str:
     return "\n".join(lines)
 
 
+class _Panel(NamedTuple):
+    """One diagram: metrics over the steps, and metrics that were measured once, as dashed levels."""
+
+    ylabel: str
+    lines: dict[str, tuple[str, str]]
+    """Metric -> its name in the legend, its style."""
+    levels: dict[str, tuple[str, str, tuple[int, int]]] = {}  # noqa: RUF012 - nobody changes it
+    """Metric -> its name in the legend, its colour, its dashes."""
+
+
 def plot_losses(folder: Path) -> Path:
-    """Training and held-out loss over the steps -> plots/loss.png."""
+    """Losses and probes of a pretraining over the steps -> plots/loss.png."""
+    loss = _Panel(
+        "masked L1",
+        {"loss": ("training", "-"), "heldout_loss": ("held out, fixed masks", "o-")},
+        {
+            "mean_fill_error": ("mean of the visible pixels", "grey", (6, 2)),
+            "interpolation_error": ("interpolation from the surroundings", "grey", (2, 2)),
+        },
+    )
+    stages = sorted({key for row in read_metrics(folder) for key in row if key.startswith("linear_stage")})
+    names = [f"stage {key.removeprefix('linear_stage')}" for key in stages]
+    probe = _Panel(
+        "accuracy of a linear probe",
+        {key: (name, f"C{i}o-") for i, (key, name) in enumerate(zip(stages, names, strict=True))},
+        {
+            f"random_{key}": (f"{name}, random weights", f"C{i}", (4, 3))
+            for i, (key, name) in enumerate(zip(stages, names, strict=True))
+        },
+    )
+    return _plot(folder, [loss, probe] if stages else [loss])
+
+
+def plot_curves(folder: Path) -> Path:
+    """Losses and accuracies of a fine-tuning over the steps -> plots/loss.png."""
+    loss = _Panel("loss", {"loss": ("training, augmented", "-"), "heldout_loss": ("evaluation", "o-")})
+    shares = {
+        "accuracy": ("accuracy", "o-"),
+        "balanced_accuracy": ("balanced accuracy", "o-"),
+        "top5_accuracy": ("top-5 accuracy", "o-"),
+        "mean_average_precision": ("mean average precision", "o-"),
+    }
+    return _plot(folder, [loss, _Panel("evaluation images", shares)])
+
+
+def _plot(folder: Path, panels: Sequence[_Panel]) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     rows = read_metrics(folder)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, style in (("loss", "training", "-"), ("heldout_loss", "held out, fixed masks", "o-")):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1.2)
-    reference = next((row for row in rows if "mean_fill_error" in row), None)
-    if reference is not None:
-        for key, label, dashes in (
-            ("mean_fill_error", "mean of the visible pixels", (6, 2)),
-            ("interpolation_error", "interpolation from the surroundings", (2, 2)),
-        ):
-            axes.axhline(reference[key], color="grey", linewidth=1, dashes=dashes, label=label)
-    axes.set(xlabel="step", ylabel="masked L1", ylim=(0, None))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
+    size = (7 * len(panels) ** 0.7, 4)
+    figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        for key, (label, style) in panel.lines.items():
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1.2)
+        for key, (label, color, dashes) in panel.levels.items():
+            level = next((row[key] for row in rows if key in row), None)
+            if level is not None:
+                axes.axhline(level, color=color, linewidth=1, dashes=dashes, label=label)
+        axes.set(xlabel="step", ylabel=panel.ylabel, ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False)
     path = folder / "plots" / "loss.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -5,20 +5,30 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swin_mim.errors import UserError
-from swin_mim.training import checkpoint
+from swin_mim.training import checkpoint, run_state
 from swin_mim.training.optim import adamw
-from swin_mim.training.run_state import Checkpoints, RunState
+from swin_mim.training.run_state import (
+    Best,
+    Checkpoints,
+    RunState,
+    newest_checkpoint,
+    published_weights,
+    read_state,
+)
+from swin_mim.training.weight_average import WeightAverage
 
 FILES = ("MANIFEST.json", "deepspeed/state/shard.bin", "model.safetensors", "trainer.json")
 
@@ -175,6 +185,31 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
         committed(tmp_path, step)
     checkpoint.prune(tmp_path, keep)
     assert names(tmp_path) == {f"step_{step:010d}" for step in sorted(steps)[-keep:]}
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [
+        (None, {30, 100}),
+        (4, {4, 30, 100}),
+        (9, {9, 30, 100}),
+        (30, {30, 100}),
+        (100, {30, 100}),
+        (5, {30, 100}),  # it is gone: another run's, or set aside
+    ],
+)
+def test_prune_keeps_the_best_besides(tmp_path: Path, best: int | None, kept: set[int]) -> None:
+    for step in (9, 100, 30, 4):
+        committed(tmp_path, step)
+    checkpoint.prune(tmp_path, 2, besides=best)
+    assert names(tmp_path) == {f"step_{step:010d}" for step in kept}
+    assert not any(checkpoint.verify(path) for path in checkpoint.steps_on_disk(tmp_path))
+
+
+@pytest.mark.parametrize("step", [0, 7, 9_999_999_999])
+def test_the_path_of_a_step_is_where_it_is_committed(tmp_path: Path, step: int) -> None:
+    assert checkpoint.path_of(tmp_path / "none", step) == tmp_path / "none" / f"step_{step:010d}"
+    assert committed(tmp_path, step) == checkpoint.path_of(tmp_path, step)
 
 
 def test_all_is_flushed_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,3 +468,157 @@ def test_a_run_on_other_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"images abc, now it is xyz") as caught:
         run_checkpoints(tmp_path, 1, images="xyz").restore(tmp_path / "step_0000000001")
     assert "step_0000000001" in str(caught.value)
+
+
+# The best step and the average of the weights.
+
+
+def averaged(folder: Path, init: int) -> Checkpoints:
+    """The checkpoints of a run with a running average."""
+    checkpoints = run_checkpoints(folder, init)
+    return replace(checkpoints, average=WeightAverage(checkpoints.model, 0.9))
+
+
+def train_and_follow(checkpoints: Checkpoints, steps: range) -> None:
+    assert checkpoints.average is not None
+    for step in steps:
+        train(checkpoints.model, checkpoints.optimizer.optimizer, range(step, step + 1))
+        checkpoints.average.update(step)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    PartialState(cpu=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+@pytest.mark.parametrize("best", [None, Best(2, 1 / 3), Best(3, float("-1e-30"))])
+def test_the_best_step_so_far_comes_back(tmp_path: Path, best: Best | None) -> None:
+    first = run_checkpoints(tmp_path, 1)
+    train(first.model, first.optimizer.optimizer, range(1))
+    state = RunState(step=3, samples_seen=24, broken=1, sums={"loss": 0.5}, best=best)
+    first.save(state)
+    path = tmp_path / "step_0000000003"
+    assert run_checkpoints(tmp_path, 2).restore(path) == state == read_state(path)
+    assert read_state(path).best == best
+
+
+def test_a_checkpoint_from_before_there_was_a_best_step_is_read(tmp_path: Path) -> None:
+    state = asdict(RunState(step=5, samples_seen=40))
+    del state["best"]
+    checkpoint.write_json(tmp_path / "trainer.json", {"state": state})
+    assert read_state(tmp_path) == RunState(step=5, samples_seen=40)
+
+
+def test_the_best_checkpoint_stays_while_newer_ones_come_and_go(tmp_path: Path) -> None:
+    run = run_checkpoints(tmp_path, 1)
+    state = RunState()
+    for step, best in ((1, None), (2, Best(2, 0.5)), (3, None), (4, None), (5, None), (6, Best(6, 0.6)), (7, None)):
+        train(run.model, run.optimizer.optimizer, range(step - 1, step))
+        state.step, state.best = step, best or state.best
+        run.save(state)
+        kept = {max(1, step - 1), step} | ({state.best.step} if state.best else set())
+        assert names(tmp_path) == {f"step_{step:010d}" for step in kept}
+    assert read_state(checkpoint.path_of(tmp_path, 6)).best == Best(6, 0.6)
+
+
+def test_the_average_comes_back_bit_for_bit_and_goes_on(tmp_path: Path) -> None:
+    first, second = averaged(tmp_path, 1), averaged(tmp_path, 2)
+    train_and_follow(first, range(3))
+    first.save(RunState(step=3))
+    path = tmp_path / "step_0000000003"
+    assert names(path) >= {"average.safetensors", "model.safetensors"}
+    second.restore(path)
+    for steps in (range(0), range(3, 6)):
+        train_and_follow(first, steps)
+        train_and_follow(second, steps)
+        assert first.average is not None
+        assert second.average is not None
+        for name, value in first.average.state().items():
+            assert torch.equal(value, second.average.state()[name]), name
+            assert torch.equal(first.model.state_dict()[name], second.model.state_dict()[name]), name
+            assert not torch.equal(value, first.model.state_dict()[name]), "the test could not tell one from the other"
+
+
+def test_without_an_average_there_is_no_file_of_it(tmp_path: Path) -> None:
+    run = run_checkpoints(tmp_path, 1)
+    train(run.model, run.optimizer.optimizer, range(1))
+    run.save(RunState(step=1))
+    assert not list(tmp_path.rglob("average*"))
+
+
+def test_the_average_is_published_where_there_is_one(tmp_path: Path) -> None:
+    run = averaged(tmp_path / "averaged", 1)
+    train_and_follow(run, range(3))
+    run.save(RunState(step=3))
+    plain = replace(run, folder=tmp_path / "plain", average=None)
+    plain.save(RunState(step=3))
+    assert run.average is not None
+    for folder, expected in ((run.folder, run.average.state()), (plain.folder, run.model.state_dict())):
+        published = published_weights(checkpoint.path_of(folder, 3))
+        assert published.keys() == run.model.state_dict().keys()
+        assert all(torch.equal(published[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "flip", "missing"])
+@pytest.mark.parametrize("name", ["average.safetensors", "model.safetensors", "trainer.json", "MANIFEST.json"])
+def test_damaged_weights_are_not_published(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    run = averaged(tmp_path, 1)
+    train_and_follow(run, range(1))
+    run.save(RunState(step=1))
+    path = tmp_path / "step_0000000001"
+    damage(path / name)
+    with pytest.raises(UserError) as caught:
+        published_weights(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert name in message
+    assert "--save.export best or last" in message
+    assert "\n" not in message
+
+
+def test_weights_that_are_gone_are_not_published(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step_0000000007, .* is broken \(MANIFEST.json cannot be read"):
+        published_weights(checkpoint.path_of(tmp_path, 7))
+
+
+def test_the_newest_checkpoint_is_found(tmp_path: Path, one_process: None) -> None:
+    assert newest_checkpoint(tmp_path / "nothing") is None
+    assert newest_checkpoint(tmp_path) is None
+    for step in (1, 2):
+        committed(tmp_path, step)
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_0000000002"
+    flip(tmp_path / "step_0000000002" / "model.safetensors")
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_0000000001"
+    assert names(tmp_path) == {"step_0000000001", "bad_step_0000000002"}
+
+
+def test_a_run_of_which_all_is_broken_does_not_start_from_scratch(tmp_path: Path, one_process: None) -> None:
+    for step in (1, 2):
+        flip(committed(tmp_path, step) / "trainer.json")
+    for _ in range(2):  # nor at the second try, when they were set aside before
+        with pytest.raises(UserError, match=r"every checkpoint in .* is broken and was set aside as bad_") as caught:
+            newest_checkpoint(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    for path in tmp_path.iterdir():
+        shutil.rmtree(path)
+    assert newest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("told", [[None, False], [Path("step_0000000005"), False], [None, True]])
+def test_other_processes_believe_the_main_one(
+    tmp_path: Path, told: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not look: on a shared disk the main one may just be setting a broken checkpoint aside."""
+    flip(committed(tmp_path, 1) / "trainer.json")
+    monkeypatch.setattr(run_state, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(run_state, "broadcast_object_list", lambda own: own if any(own) else told)
+    if told[1]:
+        with pytest.raises(UserError, match="is broken"):
+            newest_checkpoint(tmp_path)
+    else:
+        assert newest_checkpoint(tmp_path) == told[0]
+    assert names(tmp_path) == {"step_0000000001"}

@@ -33,7 +33,7 @@ def plan(**changes):
 class Run:
     """Fits y = w x to given pairs; keeps what the loop did."""
 
-    def __init__(self, folder, plan, batches, *, state=None, rate=lambda step: 0.1, spoil=None):
+    def __init__(self, folder, plan, batches, *, state=None, rate=lambda step, scale: 0.1 * scale, spoil=None):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
         self.model = torch.nn.Linear(3, 1, bias=False)
         torch.nn.init.constant_(self.model.weight, 0.5)
@@ -62,12 +62,12 @@ def batches(count, poison=(), broken=0):
         images = torch.randn(2, 3, generator=generator) * 3
         if i in poison:
             images[0, 0] = torch.nan
-        yield Batch(images, 2 * i, [("name", "reason")] * broken)
+        yield Batch(images, 2 * i, [("name", "reason")] * broken, torch.arange(2 * i, 2 * i + 2))
 
 
 def test_equals_a_loop_by_hand(tmp_path):
     """Accumulated, clipped as a whole, decayed: against the same arithmetic written out with plain AdamW."""
-    run = Run(tmp_path, plan(), batches(12), rate=lambda step: 0.1 / (step + 1))
+    run = Run(tmp_path, plan(), batches(12), rate=lambda step, scale: 0.1 * scale / (step + 1))
     weight = torch.full((1, 3), 0.5, requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=0.0, weight_decay=0.1, foreach=False, fused=False)
     stream = batches(12)

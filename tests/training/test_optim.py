@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swin_mim import SimMIM, SwinConfig
+from swin_mim import SimMIM, SwinClassifier, SwinConfig
+from swin_mim.models.swin import freeze
 from swin_mim.training.optim import adamw, parameter_groups
 
 DECAYED = re.compile(
@@ -115,3 +116,64 @@ def test_a_step_with_found_inf_changes_nothing(poison: float, steps_before: int)
     counts = {float(optimizer.state[parameter]["step"]) for parameter in model.parameters()}
     assert counts == {steps_before + 1.0}, "the step that was left out does not count"
     assert not any(torch.equal(old, new) for old, new in zip(before, everything(model, optimizer), strict=False))
+
+
+def official_layer(name: str, depths: tuple[int, ...]) -> int:
+    """The layer of a parameter in the fine-tuning of microsoft/SimMIM, by its rules and under its names.
+
+    The embedding is 0 and block n of all blocks is n + 1; the patch merging that ends a stage has the number of the
+    stage's last block; whatever comes after the stages is one more.
+    """
+    if name.startswith("patch_embed."):
+        return 0
+    if merging := re.fullmatch(r"layers\.(\d)\.downsample\..+", name):
+        return sum(depths[: int(merging[1]) + 1])
+    if block := re.fullmatch(r"layers\.(\d)\.blocks\.(\d+)\..+", name):
+        return sum(depths[: int(block[1])]) + int(block[2]) + 1
+    return sum(depths) + 1
+
+
+def official_name(name: str) -> str:
+    """Our name -> microsoft's, where patch merging ends a stage instead of beginning one."""
+    name = name.removeprefix("encoder.")
+    merging = re.fullmatch(r"layers\.(\d)\.downsample\.(.+)", name)
+    return f"layers.{int(merging[1]) - 1}.downsample.{merging[2]}" if merging else name
+
+
+def official_decays(name: str, ndim: int) -> bool:
+    return not (ndim == 1 or name.endswith(".bias") or "relative_position_bias_table" in name)
+
+
+@pytest.mark.parametrize(("size", "decay"), [("swin_base", 0.9), ("swin_base", 0.8), ("swin_large", 0.7)])
+def test_groups_of_the_official_fine_tuning(size: str, decay: float) -> None:
+    """Every parameter in exactly one group, with the scale and the weight decay of the official code."""
+    with torch.device("meta"):
+        model = SwinClassifier(SwinConfig.named(size), num_classes=1000)
+    depths = model.encoder.config.depths
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=decay)
+    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    scales = [decay**power for power in range(sum(depths) + 1, -1, -1)]
+    for name, parameter in model.named_parameters():
+        theirs = official_name(name)
+        expected = scales[official_layer(theirs, depths)], 0.05 if official_decays(theirs, parameter.ndim) else 0.0
+        assert found[id(parameter)] == expected, name
+    assert len({(group["lr_scale"], group["weight_decay"]) for group in groups}) == len(groups) == 2 * (sum(depths) + 2)
+    assert scales[0] == pytest.approx(decay**25)
+
+
+def test_no_layer_decay_is_two_groups(tiny: SwinConfig) -> None:
+    groups = parameter_groups(SwinClassifier(tiny, 3), weight_decay=0.05)
+    assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.05, 1.0), (0.0, 1.0)]
+
+
+def test_frozen_stages_are_in_no_group(tiny: SwinConfig) -> None:
+    model = SwinClassifier(tiny, 3)
+    freeze(model.encoder, 2)
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kept = {names[id(parameter)] for group in groups for parameter in group["params"]}
+    assert all(name.startswith(("encoder.layers.2", "encoder.layers.3", "encoder.norm", "head")) for name in kept)
+    assert "encoder.layers.2.downsample.norm.weight" in kept
+    assert max(group["lr_scale"] for group in groups) == 1.0
+    assert min(group["lr_scale"] for group in groups) == 0.5**3  # the patch merging before the third stage

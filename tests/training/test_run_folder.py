@@ -8,20 +8,22 @@ import yaml
 
 from swin_mim.errors import UserError
 from swin_mim.training import checkpoint, run_folder
-from swin_mim.training.config import FREE, PretrainConfig, RunConfig, from_mapping, leaves
+from swin_mim.training.config import FREE, FinetuneConfig, PretrainConfig, RunConfig, from_mapping, leaves
 from swin_mim.training.run_state import RunState
 
 CONFIG = PretrainConfig(run=RunConfig(name="clouds", seed=3))
+TUNING = FinetuneConfig(run=RunConfig(name="clouds", seed=3))
+Config = PretrainConfig | FinetuneConfig
 
 
-def changed(key: str, value: Any) -> PretrainConfig:
-    section, name = key.split(".")
-    return replace(CONFIG, **{section: replace(getattr(CONFIG, section), **{name: value})})
+def changed(key: str, value: Any, of: Any = CONFIG) -> Any:
+    section, _, name = key.rpartition(".")
+    return replace(of, **({section: replace(getattr(of, section), **{name: value})} if section else {name: value}))
 
 
-def on_disk(folder: Path) -> PretrainConfig:
+def on_disk(folder: Path, kind: type[Config] = PretrainConfig) -> Config:
     path = folder / "config.yaml"
-    return from_mapping(PretrainConfig, yaml.safe_load(path.read_text()), where=str(path))
+    return from_mapping(kind, yaml.safe_load(path.read_text()), where=str(path))
 
 
 def with_checkpoint(folder: Path) -> None:
@@ -89,6 +91,71 @@ def test_free_settings_may_change_and_the_change_is_recorded(tmp_path: Path) -> 
         value = "reference" if key == "train.attention" else other[type(values[key])]
         run_folder.claim(tmp_path, changed(key, value))
         assert on_disk(tmp_path) == changed(key, value), key
+
+
+def test_free_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> None:
+    run_folder.claim(tmp_path, TUNING)
+    with_checkpoint(tmp_path)
+    values = dict(leaves(TUNING))
+    other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, tuple: (), type(None): "text"}
+    special = {"train.attention": "reference", "save.export": "last"}
+    free = FinetuneConfig.free & values.keys()
+    assert {"save.export", "evaluate", "predictions", "data.validation", "hub.repo"} < free
+    for key in sorted(free):
+        was = values[key]
+        config = changed(key, not was if isinstance(was, bool) else special.get(key, other[type(was)]), TUNING)
+        assert config != TUNING
+        run_folder.claim(tmp_path, config)
+        assert on_disk(tmp_path, FinetuneConfig) == config, key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("model.pretrained", "runs/other", "None -> runs/other"),
+        ("augment.mixup", 0.0, "0.8 -> 0.0"),
+        ("data.labels_per_class", 5, "0 -> 5"),
+        ("optim.layer_decay", 1.0, "0.9 -> 1.0"),
+        ("train.ema", 0.99, "0.0 -> 0.99"),
+        ("save.best_by", "loss", "auto -> loss"),
+    ],
+)
+def test_other_settings_do_not_continue_a_fine_tuning(tmp_path: Path, key: str, value: Any, shown: str) -> None:
+    run_folder.claim(tmp_path, TUNING)
+    with_checkpoint(tmp_path)
+    with pytest.raises(UserError) as caught:
+        run_folder.claim(tmp_path, changed(key, value, TUNING))
+    assert f"({key}: {shown})" in str(caught.value)
+    assert on_disk(tmp_path, FinetuneConfig) == TUNING
+
+
+@pytest.mark.parametrize(("first", "second"), [(CONFIG, TUNING), (TUNING, CONFIG)])
+def test_a_run_of_the_other_kind_is_not_continued(tmp_path: Path, first: Config, second: Config) -> None:
+    run_folder.claim(tmp_path, first)
+    with_checkpoint(tmp_path)
+    before = (tmp_path / "config.yaml").read_bytes()
+    for write in (True, False):
+        with pytest.raises(UserError) as caught:
+            run_folder.claim(tmp_path, second, write=write)
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path} holds a run of another kind or version (unknown key ")
+        assert message.endswith("start another one with --run.name")
+        assert "\n" not in message
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    assert on_disk(tmp_path, type(first)) == first
+
+
+@pytest.mark.parametrize("config", [CONFIG, TUNING])
+def test_a_look_at_a_run_checks_and_writes_nothing(tmp_path: Path, config: Config) -> None:
+    run_folder.claim(tmp_path, config, write=False)
+    assert list(tmp_path.iterdir()) == []
+    run_folder.claim(tmp_path, config)
+    with_checkpoint(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run_folder.claim(tmp_path, changed("log.every", "7 steps", config), write=False)
+    with pytest.raises(UserError, match=r"run\.seed: 3 -> 4"):
+        run_folder.claim(tmp_path, changed("run.seed", 4, config), write=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_without_a_checkpoint_there_is_no_run_to_protect(tmp_path: Path) -> None:

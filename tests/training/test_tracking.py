@@ -2,7 +2,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from swin_mim.training import tracking
@@ -18,6 +21,7 @@ from swin_mim.training.tracking import (
     Interval,
     RunLog,
     duration_text,
+    plot_curves,
     plot_losses,
     read_metrics,
     start_log,
@@ -275,3 +279,144 @@ def test_the_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]] | None
         picture.load()
         assert (picture.format, picture.size) == ("PNG", (840, 480))
     assert plot_losses(tmp_path) == path, "a second time it is replaced"
+
+
+PROBES = {"linear_stage1": 0.5, "linear_stage2": 0.6, "linear_stage3": 0.7}
+RANDOM = {f"random_{key}": value - 0.2 for key, value in PROBES.items()}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Path], Path], Figure]:
+    """Plots -> the figure that was saved."""
+
+    def draw(plot: Callable[[Path], Path], folder: Path) -> Figure:
+        figures: list[Figure] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(pyplot, "close", figures.append)
+            assert plot(folder) == folder / "plots" / "loss.png"
+        (figure,) = figures
+        pyplot.close(figure)
+        assert pyplot.get_fignums() == []
+        return figure
+
+    return draw
+
+
+Draw = Callable[[Callable[[Path], Path], Path], Figure]
+
+
+def lines(figure: Figure, panel: int) -> dict[str, list[tuple[float, float]]]:
+    """Name in the legend -> points, of a panel."""
+    axes = figure.axes[panel]
+    legend = axes.get_legend()
+    names = [text.get_text() for text in legend.get_texts()] if legend else []
+    found = {str(line.get_label()): list(zip(*map(list, line.get_data()), strict=True)) for line in axes.lines}
+    assert names == list(found), "what is drawn is named, and nothing else"
+    return found
+
+
+def size_of(folder: Path) -> tuple[int, int]:
+    with Image.open(folder / "plots" / "loss.png") as picture:
+        picture.load()
+        return picture.size
+
+
+def test_a_pretraining_without_probes_has_one_panel(tmp_path: Path, drawn: Draw) -> None:
+    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4, "heldout_loss": 0.45})
+    figure = drawn(plot_losses, tmp_path)
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_ylim()[0]) == ("step", "masked L1", 0)
+    assert lines(figure, 0) == {
+        "training": [(1, 0.5), (2, 0.4)],
+        "held out, fixed masks": [(0, 0.9), (2, 0.45)],
+        "mean of the visible pixels": [(0, 0.5), (1, 0.5)],
+        "interpolation from the surroundings": [(0, 0.4), (1, 0.4)],
+    }
+
+
+def test_probes_are_a_second_panel_beside_the_losses(tmp_path: Path, drawn: Draw) -> None:
+    rows = [{"step": step, **{key: value + step / 100 for key, value in PROBES.items()}} for step in (0, 10)]
+    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 0, **RANDOM}, rows[0], {"step": 5, "loss": 0.5}, rows[1])
+    figure = drawn(plot_losses, tmp_path)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["masked L1", "accuracy of a linear probe"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["step", "step"]
+    assert lines(figure, 0)["training"] == [(5, 0.5)]
+    found = lines(figure, 1)
+    for stage, (key, value) in enumerate(PROBES.items(), 1):
+        assert found.pop(f"stage {stage}") == [(0, rows[0][key]), (10, rows[1][key])]
+        assert [y for _, y in found.pop(f"stage {stage}, random weights")] == [value - 0.2] * 2
+    assert found == {}
+    colors = {str(line.get_label()): to_hex(line.get_color()) for line in figure.axes[1].lines}
+    assert all(colors[f"stage {stage}"] == colors[f"stage {stage}, random weights"] for stage in (1, 2, 3))
+    assert len(set(colors.values())) == 3
+    width, height = size_of(tmp_path)
+    assert height == 480
+    assert 1.5 * 840 < width < 2 * 840, "two panels, each a little narrower than one"
+
+
+def test_probes_without_random_weights_have_no_levels(tmp_path: Path, drawn: Draw) -> None:
+    write(tmp_path, {"step": 4, "linear_stage1": 0.5})
+    figure = drawn(plot_losses, tmp_path)
+    assert lines(figure, 0) == {}
+    assert lines(figure, 1) == {"stage 1": [(4, 0.5)]}
+
+
+def test_random_weights_alone_are_no_panel(tmp_path: Path, drawn: Draw) -> None:
+    write(tmp_path, {"step": 0, **RANDOM})
+    assert len(drawn(plot_losses, tmp_path).axes) == 1
+    assert size_of(tmp_path) == (840, 480)
+
+
+@pytest.mark.parametrize(
+    ("measured", "names"),
+    [
+        ({"accuracy": 0.8, "balanced_accuracy": 0.7}, ["accuracy", "balanced accuracy"]),
+        (
+            {"accuracy": 0.8, "balanced_accuracy": 0.7, "top5_accuracy": 0.9},
+            ["accuracy", "balanced accuracy", "top-5 accuracy"],
+        ),
+        ({"accuracy": 0.3, "mean_average_precision": 0.6}, ["accuracy", "mean average precision"]),
+    ],
+    ids=["few classes", "many classes", "several labels"],
+)
+def test_a_fine_tuning_has_its_loss_and_what_it_is_judged_by(
+    tmp_path: Path, measured: dict[str, float], names: list[str], drawn: Draw
+) -> None:
+    write(
+        tmp_path,
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "heldout_loss": 1.0, **{key: value / 2 for key, value in measured.items()}},
+        {"step": 4, "loss": 1.5},
+        {"step": 6, "heldout_loss": 0.9, **measured},
+    )
+    figure = drawn(plot_curves, tmp_path)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "evaluation images"]
+    assert all(axes.get_ylim()[0] == 0 for axes in figure.axes)
+    assert lines(figure, 0) == {"training, augmented": [(2, 2.0), (4, 1.5)], "evaluation": [(3, 1.0), (6, 0.9)]}
+    expected = [[(3, value / 2), (6, value)] for value in measured.values()]
+    assert lines(figure, 1) == dict(zip(names, expected, strict=True))
+
+
+@pytest.mark.parametrize(("plot", "panels"), [(plot_losses, 1), (plot_curves, 2)])
+@pytest.mark.parametrize("rows", [None, [], [{"step": 3}], [{"step": 3, "other": 0.5}]])
+def test_nothing_measured_is_a_picture_without_lines(
+    tmp_path: Path, plot: Callable[[Path], Path], panels: int, rows: list[dict[str, float]] | None, drawn: Draw
+) -> None:
+    if rows is not None:
+        write(tmp_path, *rows)
+    figure = drawn(plot, tmp_path)
+    assert [lines(figure, panel) for panel in range(panels)] == [{}] * panels
+    assert size_of(tmp_path)[0] >= 840
+
+
+def test_steps_are_whole_numbers_on_the_axis(tmp_path: Path, drawn: Draw) -> None:
+    write(
+        tmp_path, {"step": 0, "heldout_loss": 1.0, "accuracy": 0.1}, {"step": 1, "heldout_loss": 0.9, "accuracy": 0.2}
+    )
+    for axes in drawn(plot_curves, tmp_path).axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_a_loss_that_is_not_finite_does_not_cost_the_picture(tmp_path: Path, drawn: Draw) -> None:
+    write(tmp_path, {"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf"), "accuracy": 0.5})
+    assert len(lines(drawn(plot_curves, tmp_path), 0)["training, augmented"]) == 2

@@ -1,0 +1,125 @@
+"""The classifiers of a fine-tuning run: the one it starts from, those it measures, the one it publishes."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from swin_mim.errors import UserError
+from swin_mim.models.classifier import SwinClassifier
+from swin_mim.models.swin import freeze, initialise
+from swin_mim.training.finetune_config import check_architecture, new_encoder, sizes
+from swin_mim.training.finetune_settings import ClassifierConfig, LabelledDataConfig
+from swin_mim.training.run_state import TRAINER, published_weights
+
+_LOG = logging.getLogger(__name__)
+
+
+def to_train(
+    model: ClassifierConfig,
+    data: LabelledDataConfig,
+    names: Sequence[str],
+    *,
+    checkpoint: Path | None = None,
+    **options: Any,
+) -> SwinClassifier:
+    """A classifier in training mode, with one output for each class.
+
+    Args:
+        data: how images become its input; what is None there is as in the pretrained model.
+        names: of the classes. A head for other classes than these is drawn anew.
+        checkpoint: of this run: what it holds was started from, whatever `model` says of the start.
+        options: attention, activation_checkpointing.
+
+    Raises:
+        UserError: the weights cannot be read, or are of another architecture than the settings name.
+    """
+    if checkpoint is not None:
+        built = SwinClassifier.from_pretrained(checkpoint, drop_path_rate=model.drop_path_rate, **options)
+    elif model.pretrained is not None:
+        built = _pretrained(model, names, **options)
+    else:
+        built = SwinClassifier(new_encoder(model), len(names), **options)
+    seen = built.preprocessing
+    built.preprocessing = replace(
+        seen,
+        mean=data.mean or seen.mean,
+        std=data.std or seen.std,
+        interpolation=data.interpolation,
+        crop_pct=data.crop_share,
+    )
+    built.labels = tuple(names)
+    built.train()
+    freeze(built.encoder, model.freeze)
+    return built
+
+
+def to_measure(model: ClassifierConfig, **options: Any) -> SwinClassifier:
+    """A finished classifier as it is, with the head that it has.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it has no head.
+    """
+    if model.pretrained is None:
+        raise UserError("nothing to evaluate: the run has no checkpoint, and model.pretrained names no classifier")
+    path = Path(model.pretrained).expanduser()
+    if (path / TRAINER).is_file() and not sizes(model):
+        built = of_checkpoint(path, **options)
+    else:
+        built = SwinClassifier.from_pretrained(
+            model.pretrained, **sizes(model), bias_tables=model.bias_tables, pickles=True, **options
+        )
+    check_architecture(model, built.encoder.config)
+    return built
+
+
+def class_names(model: SwinClassifier, names: Sequence[str]) -> Sequence[str]:
+    """The model's classes; those of the images, in their order, where it has as many and does not name them.
+
+    Raises:
+        UserError: it has another number of them.
+    """
+    if model.labels is not None:
+        return model.labels
+    count = model.get_parameter("head.fc.bias").numel()
+    if count != len(names):
+        raise UserError(f"the model has {count} classes without names, and the images {len(names)}: they do not match")
+    _LOG.warning("the model does not name its classes: taken to be those of the images, in their order")
+    return names
+
+
+def of_checkpoint(path: Path, **options: Any) -> SwinClassifier:
+    """The classifier that a checkpoint would publish: with the average of the weights, if there is one.
+
+    Raises:
+        UserError: it is gone or broken.
+    """
+    weights = published_weights(path)
+    built = SwinClassifier.from_pretrained(path, **options)
+    built.load_state_dict(weights)
+    return built
+
+
+def _pretrained(model: ClassifierConfig, names: Sequence[str], **options: Any) -> SwinClassifier:
+    assert model.pretrained is not None
+    built = SwinClassifier.from_pretrained(
+        model.pretrained,
+        **sizes(model),
+        bias_tables=model.bias_tables,
+        drop_path_rate=model.drop_path_rate,
+        num_classes=len(names),
+        pickles=True,
+        **options,
+    )
+    check_architecture(model, built.encoder.config)
+    if built.encoder.config.in_channels != 3:
+        raise UserError(
+            f"{model.pretrained} takes {built.encoder.config.in_channels} channels, and images are read as RGB: change "
+            'it with SwinClassifier.from_pretrained(..., channels=["red", "green", "blue"]) and save_pretrained'
+        )
+    if built.labels != tuple(names):
+        # a head of as many classes may still be of other ones
+        _LOG.info("the head is new: %s was not made for these classes", model.pretrained)
+        initialise(built.head)
+    return built

@@ -1,0 +1,85 @@
+"""The labelled images that a run's settings name: to train on, and to evaluate on."""
+
+from typing import Any
+
+from swin_mim.data.labels import Labelled, labels_per_class, open_labelled, split_labelled, with_classes
+from swin_mim.errors import UserError
+from swin_mim.training.finetune_settings import LabelledDataConfig
+from swin_mim.training.settings import PretrainConfig
+
+HELDOUT_SEED = 0
+"""Decides which images of a source are held out: the same in every run, so that results can be compared."""
+
+
+def to_train_and_evaluate(data: LabelledDataConfig) -> tuple[Labelled, Labelled]:
+    """Those of data.source, and those of data.validation or the split data.validation_split: with the same classes.
+
+    Without these two a part of each class of data.source is held out; blue_marble has tiles for it.
+
+    Raises:
+        UserError: they cannot be opened, or the second ones have classes that the first ones lack.
+    """
+    training = open_labelled(data.source, split=data.split, **_columns(data))
+    if data.validation is None and data.validation_split is None and data.source != "blue_marble":
+        training, judged = split_labelled(training, data.heldout, HELDOUT_SEED)
+        if not len(judged):
+            raise UserError(
+                f"data.source {data.source!r} has too few images to hold some out: name others with data.validation"
+            )
+    else:
+        judged = with_classes(to_evaluate(data), training.names)
+    if data.labels_per_class:
+        training = labels_per_class(training, data.labels_per_class, data.subset_seed)
+    return training, judged
+
+
+def to_probe(data: LabelledDataConfig, images: int, seed: int) -> tuple[Labelled, Labelled]:
+    """As `to_train_and_evaluate`, with at most `images` to learn from, as many of each class and at least one.
+
+    Raises:
+        UserError: they cannot be opened.
+    """
+    training, judged = to_train_and_evaluate(data)
+    each = min(max(1, images // len(training.names)), int(training.counts().max()))
+    return labels_per_class(training, each, seed), judged
+
+
+def named_by(config: PretrainConfig) -> LabelledDataConfig:
+    """The labelled images that a pretraining is probed on."""
+    probe, own = config.probe, config.data
+    return LabelledDataConfig(
+        source=probe.source or own.source,
+        config=None if probe.source else own.config,
+        column=None if probe.source else own.column,
+        split=probe.split,
+        label_column=probe.label_column,
+        validation=probe.validation,
+        validation_split=probe.validation_split,
+    )
+
+
+def to_evaluate(data: LabelledDataConfig) -> Labelled:
+    """All images of data.validation, or else of data.source; of the split data.validation_split where that is given.
+
+    Raises:
+        UserError: they cannot be opened.
+    """
+    usual = "train" if data.validation else data.split
+    if (data.validation or data.source) == "blue_marble" and usual == "train":
+        usual = "validation"  # tiles overlap: none of those to train on can be held out
+    split = data.validation_split or usual
+    try:
+        return open_labelled(data.validation or data.source, split=split, **_columns(data))
+    except UserError as error:
+        if data.validation is None:
+            raise
+        raise UserError(str(error).replace("data.source", "data.validation")) from None
+
+
+def _columns(data: LabelledDataConfig) -> dict[str, Any]:
+    return {
+        "config": data.config,
+        "column": data.column,
+        "label_column": data.label_column,
+        "multi_label": data.multi_label,
+    }
