@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import run_recipe
 import yaml
 from PIL import Image
-from run_recipe import RECIPE
+from run_recipe import RECIPES
 
 TINY = {
     "run": {"name": "tiny"},
@@ -45,12 +46,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Recipe:
-    """Starts recipes/pretrain.py on the tiny model."""
+    """Starts a recipe with small settings of its own."""
 
-    def __init__(self, folder: Path, images: Path) -> None:
+    def __init__(self, script: str, folder: Path, settings: dict[str, Any]) -> None:
+        self.script = RECIPES / script
         self.folder = folder
         self.config = folder / "tiny.yaml"
-        settings = TINY | {"data": {**TINY["data"], "source": str(images)}}
         self.config.write_text(yaml.safe_dump(settings))
 
     def arguments(self, name: str, flags: tuple[str, ...]) -> list[str]:
@@ -58,19 +59,19 @@ class Recipe:
 
     def run(self, name: str, *flags: str, expect: int = 0) -> str:
         """Run to the end; the output."""
-        code, output = run_recipe.run(self.arguments(name, flags), self.folder)
+        code, output = run_recipe.run(self.script, self.arguments(name, flags), self.folder)
         assert code == expect, output
         return output
 
     def start(self, name: str, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start from nothing, as from a terminal."""
-        return self._start([sys.executable, str(RECIPE), *self.arguments(name, flags)], environment or {})
+        return self._start([sys.executable, str(self.script), *self.arguments(name, flags)], environment or {})
 
-    def launch(self, name: str, *flags: str, zero: int = 0) -> str:
-        """Run as two processes of torchrun, with DeepSpeed if `zero` is its stage; the output."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(RECIPE)]
-        stage = str(RECIPE.parent / "launch" / f"zero{zero}.json")
+    def launch(self, name: str, *flags: str, zero: int = 0, processes: int = 2) -> str:
+        """Run as several processes of torchrun, with DeepSpeed if `zero` is its stage; the output."""
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(self.script)]
+        stage = str(RECIPES / "launch" / f"zero{zero}.json")
         deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": stage}
         process = self._start([*command, *self.arguments(name, flags)], deepspeed if zero else {})
         output, _ = process.communicate(timeout=240)
@@ -101,11 +102,55 @@ class Recipe:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Recipe:
-    return Recipe(tmp_path_factory.mktemp("recipe"), images)
+    """Pretrains the tiny model."""
+    settings = TINY | {"data": {**TINY["data"], "source": str(images)}}
+    return Recipe("pretrain.py", tmp_path_factory.mktemp("recipe"), settings)
 
 
 @pytest.fixture(scope="session")
 def whole_run(recipe: Recipe) -> str:
     """Ten steps at one go, by one process: what every other way of running must equal."""
     recipe.run("whole")
+    return "whole"
+
+
+TINY_FINETUNE = {
+    "run": {"name": "tiny"},
+    "data": {"workers": 0, "crop_scale": [0.5, 1.0]},
+    "model": {**TINY["model"], "drop_path_rate": 0.0},
+    "optim": {"base_lr": 0.1, "warmup": "2 steps"},
+    "train": {**TINY["train"], "ema": 0.8},
+    "log": {"every": "1 step", "evaluate_every": "5 steps", "trackers": []},
+    "save": {"every": "5 steps"},
+}
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of colours: 15, 13 and 12 pictures to train on, 23 to evaluate on, which no 2 or 3 divide."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(1)
+    for split, counts in (("train", (15, 13, 12)), ("val", (9, 8, 6))):
+        for number, (name, count) in enumerate(zip(("blue", "green", "red"), counts, strict=True)):
+            for i in range(count):
+                picture = rng.integers(0, 140, (4, 5, 3), dtype=np.uint8)
+                picture[..., 2 - number] += 110
+                path = folder / split / name / f"{i:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).resize((50, 40)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finetune(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Recipe:
+    """Fine-tunes the tiny model, from new weights, with everything that is random: RandAugment, erasing, Mixup, EMA."""
+    folders = {"source": str(labelled / "train"), "validation": str(labelled / "val")}
+    settings = TINY_FINETUNE | {"data": {**TINY_FINETUNE["data"], **folders}}
+    return Recipe("finetune.py", tmp_path_factory.mktemp("finetune"), settings)
+
+
+@pytest.fixture(scope="session")
+def whole_finetune(finetune: Recipe) -> str:
+    """Ten steps at one go, by one process."""
+    finetune.run("whole")
     return "whole"

@@ -160,3 +160,20 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(flags, text, recipe):
     output = recipe.run("mistake", *flags, expect=2).strip()
     assert text in output
     assert output.count("\n") == 0, output
+
+
+def test_probes_while_it_learns(recipe, labelled, whole_run):
+    """At step 0 of an encoder with random weights, then of the one that learns; a resumed run does not begin again."""
+    flags = ["--probe.every", "5 steps", "--probe.source", str(labelled / "train"), "--probe.images", "30"]
+    flags += ["--probe.validation", str(labelled / "val")]
+    recipe.run("probed", *flags, "--train.stop_after", "5 steps")
+    output = recipe.run("probed", *flags)
+    assert "linear probe " in output
+    probed = {row["step"]: row for row in recipe.metrics("probed") if any("stage" in key for key in row)}
+    assert list(probed) == [0, 5, 10]
+    scores = {f"{kind}_stage{i}" for kind in ("linear", "linear_balanced", "knn", "knn_balanced") for i in (1, 2)}
+    assert set(probed[0]) == {"step"} | {f"random_{name}" for name in scores}
+    assert set(probed[5]) == set(probed[10]) == {"step"} | scores
+    assert all(0 <= value <= 1 for row in probed.values() for key, value in row.items() if key != "step")
+    assert probed[10]["linear_stage1"] > 0.6  # three classes that colours tell
+    assert recipe.losses("probed") == recipe.losses(whole_run)

@@ -1,0 +1,296 @@
+"""Fine-tune a Swin Transformer as a classifier, or measure one.
+
+    accelerate launch recipes/finetune.py --config recipes/configs/finetune_swin_base_224.yaml \
+        --model.pretrained runs/NAME --data.source DIR/train --data.validation DIR/val
+    python recipes/finetune.py --evaluate --model.pretrained FOLDER --data.source DIR --predictions predictions.csv
+
+The same command again continues the run. `--help` lists every setting.
+"""
+
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swin_mim.errors import one_line_errors
+from swin_mim.training.config import FinetuneConfig, load_config
+from swin_mim.training.finetune_config import best_by, check, mixes
+
+if TYPE_CHECKING:
+    from swin_mim.training.launch import Launch
+    from swin_mim.training.run_state import Best, RunState
+
+DEMO = Path(__file__).parent / "configs" / "finetune_demo.yaml"
+STOPPED = 75
+"""Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL)."""
+
+
+def main(config: FinetuneConfig) -> int:
+    """Run one fine-tuning, or what is left of it -> exit code."""
+    # The imports wait until the command line is known to be right: torch and accelerate take seconds.
+    import torch
+    from torch import Tensor
+
+    from swin_mim.data.labels import class_weights
+    from swin_mim.data.loader import Batch, training_batches
+    from swin_mim.data.mixing import Mixing, multi_hot, soft_targets
+    from swin_mim.data.sampling import BalancedOrder
+    from swin_mim.data.transforms import FinetuneTransform
+    from swin_mim.evaluation.classification import metrics
+    from swin_mim.evaluation.judge import Judge, last_report
+    from swin_mim.evaluation.reader import Reader
+    from swin_mim.hub import config_json, export, repository
+    from swin_mim.models.classifier import classification_loss
+    from swin_mim.models.swin import compile_blocks
+    from swin_mim.models.swin_config import as_pair
+    from swin_mim.models.window_attention import resolve_backend
+    from swin_mim.training import classifiers, engine, labelled_images, processes, run_folder
+    from swin_mim.training.checkpoint import path_of
+    from swin_mim.training.launch import launch
+    from swin_mim.training.optim import adamw
+    from swin_mim.training.plan import plan_of, rate_of
+    from swin_mim.training.run_state import Best, Checkpoints, RunState, newest_checkpoint, published_weights
+    from swin_mim.training.schedule import due
+    from swin_mim.training.tracking import RunLog
+    from swin_mim.training.weight_average import WeightAverage
+
+    run, data, augment, optim, train = config.run, config.data, config.augment, config.optim, config.train
+    hub, metric = config.hub, best_by(config.save, multi_label=data.multi_label)
+    job = launch(config, trains=not config.evaluate)
+    accelerator, device, folder, say = job.accelerator, job.device, job.folder, job.say
+    newest = newest_checkpoint(folder / "checkpoints")
+    if config.evaluate:
+        return measure(config, job, newest)
+
+    # Images with labels: those to train on, and those to evaluate on.
+    training, judged = labelled_images.to_train_and_evaluate(data)
+    names, targets = training.names, torch.from_numpy(training.targets).to(device)
+    plan = plan_of(config, images=len(training), accumulation=job.accumulation)
+    rate = rate_of(config, plan)
+
+    # Model, optimizer and learning rate. Where the run starts:
+    # 1. from its own newest whole checkpoint
+    # 2. from pretrained weights
+    # 3. from new weights
+    torch.manual_seed(run.seed)
+    options: dict[str, Any] = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
+    model = classifiers.to_train(config.model, data, names, checkpoint=newest, **options)
+    swin, seen = model.encoder.config, model.preprocessing
+    size = as_pair(swin.image_size)
+    if job.is_main:
+        origin = export.Origin.of(folder, config, base_is_simmim=model.from_simmim, resumed=newest is not None)
+        export.check(folder, config, model.description())
+        if hub.repo:
+            repository.check_write_access(hub.repo, private=hub.private)
+    if train.compile:
+        compile_blocks(model.encoder)
+    parameters = {"weight_decay": optim.weight_decay, "layer_decay": optim.layer_decay}
+    prepared, optimizer = accelerator.prepare(model, adamw(model, betas=optim.betas, eps=optim.eps, **parameters))
+    average = WeightAverage(model, train.ema) if train.ema else None
+    facts = {"images": training.fingerprint, "evaluation images": judged.fingerprint}
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        accelerator,
+        model,
+        prepared,
+        optimizer,
+        keep=config.save.keep,
+        facts=facts | {"seed": run.seed, "global_batch": train.global_batch},
+        documents={"config.json": config_json.document(model.description())},
+        average=average,
+    )
+    state = checkpoints.restore(newest) if newest else RunState()
+    processes.start_trackers(accelerator, run.name, step=state.step)
+
+    # From images to a loss: augmented in the workers, normalised and mixed on the device.
+    share: dict[str, Any] = {"rank": job.rank, "world": job.world, "workers": data.workers}
+    broken = run_folder.BrokenImages(folder / "broken_images.jsonl")
+    reader = Reader(seen, size, device, reduce=job.reduce, watch=broken.watch, batch=train.micro_batch, **share)
+    weights = torch.from_numpy(class_weights(training)).to(device) if data.balance == "weights" else None
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_probability, augment.mix_switch, seed=run.seed)
+
+    def loss_of(batch: Batch) -> Tensor:
+        labels = targets[batch.indices.to(device, non_blocking=True)]
+        encode = multi_hot if data.multi_label else soft_targets
+        images, wanted = reader.prepare(batch.images), encode(labels, len(names), augment.label_smoothing)
+        if mixes(augment):
+            images, wanted = mixing(images, wanted, batch.start)
+        return classification_loss(prepared(images), wanted, weights, multi_label=data.multi_label)
+
+    batches = training_batches(
+        training.images,
+        FinetuneTransform(
+            size,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            interpolation=seen.interpolation,
+            flips=augment.flips,
+            auto=augment.auto,
+            color_jitter=augment.color_jitter,
+            random_erasing=augment.random_erasing,
+            mean=seen.mean,
+            std=seen.std,
+        ),
+        seed=run.seed,
+        samples_seen=state.samples_seen,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        order=BalancedOrder(training.targets, run.seed) if data.balance == "sampling" else None,
+        pin_memory=device.type == "cuda",
+        **share,
+    )
+
+    # What is measured: every evaluation image once, by whatever process.
+    judge = Judge(judged, reader)
+    run_log = RunLog(folder, total_steps=plan.total_steps, step=state.step, accelerator=accelerator)
+
+    def evaluate(step: int) -> dict[str, float]:
+        with average.in_place() if average else nullcontext():
+            outcome = judge.outcome(model)
+        measured = metrics(outcome)
+        state.best = better(state.best, Best(step, measured[metric]), least=metric == "heldout_loss")
+        if job.is_main and step == published_step(config, state):
+            judge.write(folder / "evaluation", outcome, step=step)
+        say(f"step {step:>6}/{plan.total_steps}  {listed(measured)}")
+        return measured
+
+    # What it publishes: export/ of its folder, whole at any time, and the same on the Hub.
+    def write_export() -> None:
+        step = published_step(config, state)
+        about = export.about_finetuning(
+            folder,
+            config,
+            state,
+            origin=origin,
+            images=len(training),
+            classes=len(names),
+            report=last_report(folder / "evaluation"),
+            step=step,
+            devices=export.devices_text(device, job.world),
+            precision=processes.precision_text(accelerator),
+        )
+        final = classifiers.of_checkpoint(path_of(folder / "checkpoints", step))
+        final.save_pretrained(folder / "export", about=about, transformers=hub.transformers)
+
+    publisher = None
+    if hub.repo and job.is_main:
+        publisher = export.Publisher(folder / "export", write_export, hub.repo, private=hub.private)
+
+    def save(state: RunState) -> None:
+        checkpoints.save(state)
+        if publisher and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
+            publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
+
+    # The run.
+    start = f"resumed at step {state.step}" if newest else f"from {config.model.pretrained or 'new weights'}"
+    say(
+        f"{run.name}: {len(names)} classes, {sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters, "
+        f"{size[0]}x{size[1]} px, {len(training)} images and {len(judged)} to evaluate on; "
+        f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
+        f"{device.type}, {job.threads} threads, precision {processes.precision_text(accelerator)}, "
+        f"attention {resolve_backend(train.attention, device)}; {start} in {folder}"
+    )
+    with run_folder.reported(folder, state, plan.total_steps, main=job.is_main):
+        finished = engine.fit(
+            accelerator,
+            prepared,
+            optimizer,
+            plan=plan,
+            state=state,
+            batches=broken.watch(batches),
+            loss_of=loss_of,
+            learning_rate=rate,
+            evaluations=[(plan.steps(config.log.evaluate_every), evaluate)],
+            save=save,
+            log=run_log,
+            average=average,
+        )
+        if finished:
+            step = published_step(config, state)
+            model.load_state_dict(published_weights(path_of(folder / "checkpoints", step)))
+            outcome = judge.outcome(model)
+            if job.is_main:
+                judge.write(folder / "evaluation", outcome, step=step)
+                if config.predictions:
+                    judge.write_predictions(Path(config.predictions), outcome)
+            say(f"published: the weights after step {step}  {listed(metrics(outcome))}")
+    if not finished:
+        say(
+            f"stopped at step {state.step} of {plan.total_steps}, with a checkpoint: the same command continues the run"
+        )
+        if publisher:
+            publisher.leave()
+    elif job.is_main:
+        if publisher:
+            say(f"published: {publisher.finish(f'{run.name}, {plan.total_steps} steps')}")
+        else:
+            write_export()
+        say(f"finished; see {folder}: export/, evaluation/, plots/")
+    accelerator.end_training()
+    return 0 if finished or plan.ends_early_at(state.step) else STOPPED
+
+
+def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
+    """Evaluate the run's published weights, or another model's, without training -> exit code."""
+    from swin_mim.data.labels import with_classes
+    from swin_mim.evaluation.classification import metrics
+    from swin_mim.evaluation.judge import Judge
+    from swin_mim.evaluation.reader import Reader
+    from swin_mim.models.swin_config import as_pair
+    from swin_mim.training import classifiers, labelled_images, run_folder
+    from swin_mim.training.checkpoint import path_of
+    from swin_mim.training.run_state import read_state
+
+    data, attention = config.data, config.train.attention
+    step = None if newest is None else published_step(config, read_state(newest))
+    if step is None:
+        model = classifiers.to_measure(config.model, attention=attention)
+        images = labelled_images.to_evaluate(data)
+        images = with_classes(images, classifiers.class_names(model, images.names))
+    else:
+        model = classifiers.of_checkpoint(path_of(job.folder / "checkpoints", step), attention=attention)
+        _, images = labelled_images.to_train_and_evaluate(data)
+    seen, size = model.preprocessing, as_pair(model.encoder.config.image_size)
+    watch = run_folder.BrokenImages(job.folder / "broken_images.jsonl").watch
+    share = {"batch": config.train.micro_batch, "rank": job.rank, "world": job.world, "workers": data.workers}
+    judge = Judge(images, Reader(seen, size, job.device, reduce=job.reduce, watch=watch, **share))
+    outcome = judge.outcome(job.accelerator.prepare_model(model, evaluation_mode=True))
+    if job.is_main:
+        judge.write(job.folder / "evaluation", outcome, step=step)
+        if config.predictions:
+            judge.write_predictions(Path(config.predictions), outcome)
+    where = config.model.pretrained if step is None else f"step {step} of {config.run.name}"
+    job.say(f"{where}: {listed(metrics(outcome))}  {len(outcome.images)} images; see {job.folder / 'evaluation'}")
+    job.accelerator.end_training()
+    return 0
+
+
+def published_step(config: FinetuneConfig, state: "RunState") -> int:
+    """The step whose weights are published."""
+    return state.best.step if state.best and config.save.export == "best" else state.step
+
+
+def better(best: "Best | None", new: "Best", *, least: bool) -> "Best | None":
+    """The better step, of equally good ones the later; what is not a number never is."""
+    if math.isnan(new.value):
+        return best
+    sign = -1 if least else 1
+    return new if best is None or sign * new.value >= sign * best.value else best
+
+
+def listed(measured: dict[str, float]) -> str:
+    """ "accuracy 0.8123  heldout_loss 0.6420" """
+    return "  ".join(f"{key} {value:.4f}" for key, value in measured.items())
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        settings = load_config(
+            FinetuneConfig,
+            default_config=DEMO,
+            prog="recipes/finetune.py",
+            description="Fine-tune a Swin Transformer as a classifier, or measure one.",
+            check=check,
+        )
+        sys.exit(main(settings))
