@@ -1,0 +1,130 @@
+"""Probe the features of an encoder on labelled images: k-NN and a linear probe of every stage, nothing is trained.
+
+    python tools/probe.py runs/demo --source blue_marble --validation-split validation
+    python tools/probe.py user/name --source photos/train --validation photos/val --images 5000 --json probe.json
+
+MODEL is whatever `from_pretrained` loads. Beside it stand the same encoder with random weights, and the colours of the
+images alone: what these reach too is no merit of the pretraining.
+
+How to read it: the k-NN of the last stage under-rates masked image models, which do not arrange their features by
+similarity (a ViT-B of MAE has 11 % there, and 81 % when it is fine-tuned). Look at the linear probe of the best stage,
+and how far it is above random weights. What counts is fine-tuning with few labels: tools/transfer.py.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from swin_mim.errors import Parser, UserError, one_line_errors
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="probe.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a run, an export, a checkpoint, a weight file, or user/name on the Hub")
+    add("--source", required=True, metavar="DIR", help="images with labels: class folders, a data set, blue_marble")
+    add("--split", default="train", help="of a data set (default: train)")
+    add("--column", help="of the images")
+    add("--label-column", help="of the labels")
+    add("--validation", metavar="DIR", help="other images to test on (default: a tenth of the source)")
+    add("--validation-split", help="of a data set to test on")
+    add("--images", type=int, default=2000, metavar="N", help="to learn from, at most (default: 2000)")
+    add("--seed", type=int, default=0, help="of the choice of images and of the random weights")
+    add("--batch", type=int, default=64, metavar="N", help="images of one forward (default: 64)")
+    add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: 4)")
+    add("--json", type=Path, metavar="FILE", help="write the scores there too")
+    options = parser.parse_args(arguments)
+    for name, least in (("images", 1), ("seed", 0), ("batch", 1), ("workers", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} {getattr(options, name)} must be at least {least}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    with one_line_errors():
+        options = parse(arguments)
+        report = measure(options)
+        if options.json:
+            try:
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {options.json}: {error.strerror}") from None
+        print(text(report))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All scores, as JSON."""
+    import torch
+
+    from swin_mim import Swin
+    from swin_mim.evaluation.probes import Prober
+    from swin_mim.evaluation.reader import Reader
+    from swin_mim.models.swin_config import as_pair
+    from swin_mim.training.finetune_settings import LabelledDataConfig
+    from swin_mim.training.labelled_images import to_probe
+
+    encoder = Swin.from_pretrained(options.model, pickles=True)
+    data = LabelledDataConfig(
+        source=options.source,
+        split=options.split,
+        column=options.column,
+        label_column=options.label_column,
+        validation=options.validation,
+        validation_split=options.validation_split,
+    )
+    training, judged = to_probe(data, options.images, options.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reader = Reader(
+        encoder.preprocessing,
+        as_pair(encoder.config.image_size),
+        device,
+        reduce=lambda values: values,
+        watch=lambda batches: batches,
+        batch=options.batch,
+        rank=0,
+        world=1,
+        workers=options.workers,
+    )
+    prober = Prober(training, judged, reader)
+    torch.manual_seed(options.seed)
+    return {
+        "model": options.model,
+        "learnt_from": len(training),
+        "tested_on": len(judged),
+        "classes": list(training.names),
+        "colours": prober.colours()._asdict(),
+        "stages": [score._asdict() for score in prober.stages(encoder.to(device))],
+        "random_weights": [score._asdict() for score in prober.stages(Swin(encoder.config).to(device))],
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report as a table; accuracies in percent."""
+    head = f"{report['model']}: learnt from {report['learnt_from']} images of {len(report['classes'])} classes, "
+    lines = [
+        f"{head}tested on {report['tested_on']} others; accuracy in %, in brackets the mean over the classes",
+        f"{'':<18}{'linear probe':^34}{'k-NN':^34}",
+        f"{'features':<18}" + f"{'this model':<17}{'random weights':<17}" * 2,
+    ]
+    rows = [("colours alone", report["colours"], None)]
+    for stage, pair in enumerate(zip(report["stages"], report["random_weights"], strict=True), start=1):
+        rows.append((f"stage {stage}", *pair))
+    for name, own, other in rows:
+        cells = [cell(scores, kind) for kind in ("linear", "knn") for scores in (own, other)]
+        lines.append(f"{name:<18}" + "".join(f"{each:<17}" for each in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def cell(scores: dict[str, float] | None, kind: str) -> str:
+    return "-" if scores is None else f"{scores[kind]:5.1%} ({scores[f'{kind}_balanced']:.1%})".replace("%", "")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
