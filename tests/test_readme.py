@@ -38,8 +38,8 @@ def test_the_tree_is_the_tree():
 
 
 def test_every_file_it_names_exists():
-    names = re.findall(r"(?:tests/)?(?:recipes|docs|tools)/[\w/.]+\.\w+", README) + re.findall(
-        r"`(simmim_\w+\.yaml)`", README
+    names = re.findall(r"(?:tests/)?(?:recipes|docs|tools)/[-\w/.]+\.\w+", README) + re.findall(
+        r"`((?:simmim|finetune)_\w+\.yaml)`", README
     )
     assert len(names) > 10
     for name in names:
@@ -53,17 +53,18 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-RECIPE_COMMANDS = [command for command in COMMANDS if "recipes/pretrain.py" in command]
+RECIPE_COMMANDS = [command for command in COMMANDS if re.search(r"recipes/\w+\.py", command)]
 
 
 @pytest.mark.parametrize("command", RECIPE_COMMANDS)
 def test_recipe_commands_parse(command, tmp_path):
     """The recipe accepts every command line in README, with a real config where it says CONFIG."""
     words = shlex.split(command.replace("...", ""))
-    flags = words[words.index("recipes/pretrain.py") + 1 :]
+    start = next(number for number, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py"))
+    recipe, *flags = words[start:]
     flags = ["recipes/configs/simmim_swin_base_192_100ep.yaml" if word == "CONFIG" else word for word in flags]
     subprocess.run(
-        [sys.executable, "recipes/pretrain.py", *flags, "--print-config"],
+        [sys.executable, recipe, *flags, "--print-config"],
         cwd=ROOT,
         check=True,
         stdout=subprocess.DEVNULL,
@@ -114,10 +115,11 @@ SIZES = [(64, 64), (64, 64), (64, 64), (224, 224)]
 
 def test_tool_commands_parse(tmp_path, monkeypatch):
     """Every command line of tools/ in README, up to where it would need its files."""
-    commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/convert\.py|hub\.push", command)]
-    assert len(commands) == 4
+    commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/\w+\.py|hub\.push", command)]
+    commands = [words for words in commands if "tools/bench.py" not in words]
+    assert len(commands) == 6
     for words in commands:
-        words = [str(ROOT / word) if word.startswith("tools/") else word for word in words[1:]]
+        words = [str(ROOT / word) if word.startswith(("tools/", "recipes/")) else word for word in words[1:]]
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, text=True, capture_output=True)
         assert done.returncode == 2
         assert re.search("does not exist|is not a folder|there is no file or folder", done.stderr), done.stderr
