@@ -158,7 +158,15 @@ def test_a_comparison_is_run_once_and_extended(comparison: list[str], tmp_path: 
 def test_ctrl_c_stops_the_runs_with_checkpoints_and_the_same_command_goes_on(
     comparison: list[str], tmp_path: Path
 ) -> None:
-    long = ["--", "--train.duration", "4000 steps", "--log.evaluate_every", "4000 steps", "--save.every", "4000 steps"]
+    long = [
+        "--",
+        "--train.duration",
+        "400000 steps",
+        "--log.evaluate_every",
+        "400000 steps",
+        "--save.every",
+        "400000 steps",
+    ]
     process = subprocess.Popen([*comparison, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     outputs = [
         tmp_path / "out" / "cells" / f"{arm}_labels3_rate0.05_seed0" / "output.txt" for arm in ("scratch", "model1")
