@@ -167,7 +167,14 @@ def test_ctrl_c_stops_the_runs_with_checkpoints_and_the_same_command_goes_on(
         "--save.every",
         "400000 steps",
     ]
-    process = subprocess.Popen([*comparison, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*comparison, *long],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts the tests in the background has them, and all below, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     outputs = [
         tmp_path / "out" / "cells" / f"{arm}_labels3_rate0.05_seed0" / "output.txt" for arm in ("scratch", "model1")
     ]
