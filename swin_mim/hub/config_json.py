@@ -5,6 +5,7 @@ and our own, `swin_mim`, from which everything else follows.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Literal, get_args
 from swin_mim.errors import UserError
 from swin_mim.hub.formats import Kind
 from swin_mim.models.swin_config import SwinConfig, as_pair
+
+_LOG = logging.getLogger(__name__)
 
 Target = Literal["pixels", "normalized"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -319,6 +322,12 @@ def _resized_by(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resizing(height: int, width: int, share: float) -> dict[str, Any]:
     """How transformers gets from an image to the model's size. It can cut out a part of square images only."""
+    if share != 1 and height != width:
+        _LOG.warning(
+            "the model sees the middle %.3g of an image of %d x %d: transformers' processor cannot do that where sides "
+            "differ, and will show it the whole",
+            *(share, height, width),
+        )
     if share == 1 or height != width:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
     return {

@@ -1,6 +1,7 @@
 """How images become a model's input: written down, read back, and understood alike by timm and transformers."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,21 @@ def test_transformers_makes_the_same_of_a_photo(photo: Image.Image, interpolatio
 def test_transformers_resizes_to_a_size_that_is_not_square(photo: Image.Image, interpolation: str) -> None:
     of, image = description((96, 128), interpolation), photo.crop((0, 0, 512, 384))
     assert difference(by_us(of, image), by_transformers(of, image)) < GREY_LEVEL
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "told"), [((96, 128), 0.875, True), ((96, 128), 1.0, False), (96, 0.875, False)]
+)
+def test_what_transformers_cannot_cut_out_is_told(
+    size: int | tuple[int, int],
+    share: float,
+    told: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
+    transformers_documents(description(size, "bicubic", share))
+    assert ("the middle 0.875 of an image of 96 x 128" in caplog.text) == told
 
 
 def ramp(width: int, height: int) -> Image.Image:
