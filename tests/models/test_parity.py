@@ -17,14 +17,14 @@ TIMM = [
     ("swin_tiny", 224, 7),
     ("swin_tiny", 192, 6),
     ("swin_base", 224, 7),
-    ("swin_base", 192, 6),
+    pytest.param("swin_base", 192, 6, marks=pytest.mark.slow),
     ("swin_tiny", 192, 12),
     ("swin_tiny", 96, 6),
 ]
 TORCHVISION = [
     ("swin_tiny", 224, 7),
     ("swin_tiny", 192, 6),
-    ("swin_base", 224, 7),
+    pytest.param("swin_base", 224, 7, marks=pytest.mark.slow),
     ("swin_base", 192, 6),
     ("swin_tiny", 200, 6),
 ]
