@@ -17,7 +17,6 @@ written.
 """
 
 import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +81,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors(), warnings.catch_warnings():
+    with one_line_errors("interrupted: nothing was written"), warnings.catch_warnings():
         options = parse(arguments)
         check(options)
         # peers warn of their own old habits (timm.models.layers, meshgrid)
@@ -110,8 +109,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        sys.exit(130)
+    main()

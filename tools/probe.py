@@ -13,7 +13,6 @@ and how far it is above random weights. What counts is fine-tuning with few labe
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,8 +122,4 @@ def cell(scores: dict[str, float] | None, kind: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    main()

@@ -97,7 +97,7 @@ def rate(text: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors():
+    with one_line_errors("interrupted: the same command goes on"):
         compare(parse(arguments))
 
 
@@ -260,8 +260,4 @@ def colours(settings: "FinetuneConfig", encoder: "Swin", count: int, seeds: int)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    main()

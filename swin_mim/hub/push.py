@@ -7,7 +7,6 @@ something is missing or too much. A new repository is private. Log in with `hf a
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors():
+    with one_line_errors("interrupted: nothing was pushed"):
         options = parse(arguments)
         if not options.folder.is_dir():
             raise UserError(f"{options.folder} is not a folder: name the one that save_pretrained wrote")
@@ -57,8 +56,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted: nothing was pushed", file=sys.stderr)
-        sys.exit(130)
+    main()
