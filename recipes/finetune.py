@@ -9,11 +9,12 @@ The same command again continues the run. `--help` lists every setting.
 
 import math
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.errors import one_line_errors
+from swin_mim.errors import STOPPED, one_line_errors
 from swin_mim.training.config import FinetuneConfig, load_config
 from swin_mim.training.finetune_config import best_by, check, mixes
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from swin_mim.training.run_state import Best, RunState
 
 DEMO = Path(__file__).parent / "configs" / "finetune_demo.yaml"
-STOPPED = 75
-"""Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL)."""
 
 
-def main(config: FinetuneConfig) -> int:
-    """Run one fine-tuning, or what is left of it -> exit code."""
+def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
+    """Run one fine-tuning, or what is left of it -> exit code.
+
+    Args:
+        fit: the training loop, if not `engine.fit`.
+    """
     # The imports wait until the command line is known to be right: torch and accelerate take seconds.
     import torch
     from torch import Tensor
@@ -118,27 +121,35 @@ def main(config: FinetuneConfig) -> int:
             images, wanted = mixing(images, wanted, batch.start)
         return classification_loss(prepared(images), wanted, weights, multi_label=data.multi_label)
 
-    batches = training_batches(
-        training.images,
-        FinetuneTransform(
-            size,
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            interpolation=seen.interpolation,
-            flips=augment.flips,
-            auto=augment.auto,
-            color_jitter=augment.color_jitter,
-            random_erasing=augment.random_erasing,
-            mean=seen.mean,
-            std=seen.std,
-        ),
-        seed=run.seed,
-        samples_seen=state.samples_seen,
-        global_batch=train.global_batch,
-        micro_batch=train.micro_batch,
-        order=BalancedOrder(training.targets, run.seed) if data.balance == "sampling" else None,
-        pin_memory=device.type == "cuda",
-        **share,
+    transform = FinetuneTransform(
+        size,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        interpolation=seen.interpolation,
+        flips=augment.flips,
+        auto=augment.auto,
+        color_jitter=augment.color_jitter,
+        random_erasing=augment.random_erasing,
+        mean=seen.mean,
+        std=seen.std,
+    )
+
+    def batches(samples_seen: int) -> Iterator[Batch]:
+        loaded = training_batches(
+            training.images,
+            transform,
+            seed=run.seed,
+            samples_seen=samples_seen,
+            global_batch=train.global_batch,
+            micro_batch=train.micro_batch,
+            order=BalancedOrder(training.targets, run.seed) if data.balance == "sampling" else None,
+            pin_memory=device.type == "cuda",
+            **share,
+        )
+        return broken.watch(loaded)
+
+    skips = run_folder.SkippedSteps(
+        folder / "skipped_steps.jsonl", seed=run.seed, rank=job.rank, name_of=training.images.name
     )
 
     # What is measured: every evaluation image once, by whatever process.
@@ -177,9 +188,9 @@ def main(config: FinetuneConfig) -> int:
     if hub.repo and job.is_main:
         publisher = export.Publisher(folder / "export", write_export, hub.repo, private=hub.private)
 
-    def save(state: RunState) -> None:
-        checkpoints.save(state)
+    def saved() -> None:
         if publisher and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
+            checkpoints.writer.wait()  # what is published is read from it
             publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
 
     # The run.
@@ -192,20 +203,24 @@ def main(config: FinetuneConfig) -> int:
         f"attention {resolve_backend(train.attention, device)}; {start} in {folder}"
     )
     with run_folder.reported(folder, state, plan.total_steps, main=job.is_main):
-        finished = engine.fit(
+        finished = (fit or engine.fit)(
             accelerator,
             prepared,
             optimizer,
             plan=plan,
             state=state,
-            batches=broken.watch(batches),
+            batches=batches,
             loss_of=loss_of,
             learning_rate=rate,
             evaluations=[(plan.steps(config.log.evaluate_every), evaluate)],
-            save=save,
+            saving=checkpoints,
+            saved=saved,
+            skipped=skips.add,
+            stop=job.stop,
             log=run_log,
             average=average,
         )
+        job.stop.leave()
         if finished:
             step = published_step(config, state)
             model.load_state_dict(published_weights(path_of(folder / "checkpoints", step)))

@@ -7,11 +7,12 @@ The same command again continues the run. `--help` lists every setting.
 """
 
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swin_mim.errors import one_line_errors
+from swin_mim.errors import STOPPED, one_line_errors
 from swin_mim.training.config import PretrainConfig, check, load_config, swin_config
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
@@ -20,12 +21,14 @@ EVALUATION_SEED = 0
 scores can be compared."""
 CHANNELS = ("red", "green", "blue")
 """What images are read as."""
-STOPPED = 75
-"""Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL)."""
 
 
-def main(config: PretrainConfig) -> int:
-    """Run one pretraining, or what is left of it -> exit code."""
+def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
+    """Run one pretraining, or what is left of it -> exit code.
+
+    Args:
+        fit: the training loop, if not `engine.fit`.
+    """
     # The imports wait until the command line is known to be right: torch and accelerate take seconds.
     import torch
     from torch import Tensor
@@ -120,16 +123,20 @@ def main(config: PretrainConfig) -> int:
     def loss_of(batch: Batch) -> Tensor:
         return prepared(reader.prepare(batch.images), draw_mask(len(batch.images), batch.start, run.seed)).loss
 
-    batches = training_batches(
-        training,
-        PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio, flips=data.flips),
-        seed=run.seed,
-        samples_seen=state.samples_seen,
-        global_batch=train.global_batch,
-        micro_batch=train.micro_batch,
-        pin_memory=device.type == "cuda",
-        **share,
-    )
+    def batches(samples_seen: int) -> Iterator[Batch]:
+        loaded = training_batches(
+            training,
+            PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio, flips=data.flips),
+            seed=run.seed,
+            samples_seen=samples_seen,
+            global_batch=train.global_batch,
+            micro_batch=train.micro_batch,
+            pin_memory=device.type == "cuda",
+            **share,
+        )
+        return broken.watch(loaded)
+
+    skips = run_folder.SkippedSteps(folder / "skipped_steps.jsonl", seed=run.seed, rank=job.rank, name_of=training.name)
 
     # What is measured: always the same held-out images, under the same masks; and images with labels, if there are any.
     measured = HeldOut(
@@ -196,8 +203,7 @@ def main(config: PretrainConfig) -> int:
     if hub.repo and job.is_main:
         publisher = export.Publisher(folder / "export", write_export, hub.repo, private=hub.private)
 
-    def save(state: RunState) -> None:
-        checkpoints.save(state)
+    def saved() -> None:
         if publisher and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
             publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
 
@@ -209,19 +215,23 @@ def main(config: PretrainConfig) -> int:
             run_log.metrics(0, measured.errors_of_filling(model))
         if prober and not state.step:
             run_log.metrics(0, by_name(prober.stages(Swin(swin, attention=train.attention).to(device)), "random_"))
-        finished = engine.fit(
+        finished = (fit or engine.fit)(
             accelerator,
             prepared,
             optimizer,
             plan=plan,
             state=state,
-            batches=broken.watch(batches),
+            batches=batches,
             loss_of=loss_of,
             learning_rate=rate,
             evaluations=evaluations,
-            save=save,
+            saving=checkpoints,
+            saved=saved,
+            skipped=skips.add,
+            stop=job.stop,
             log=run_log,
         )
+        job.stop.leave()
     if not finished:
         say(
             f"stopped at step {state.step} of {plan.total_steps}, with a checkpoint: the same command continues the run"

@@ -18,11 +18,13 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
@@ -43,6 +45,11 @@ def stage(folder: Path, step: int) -> Path:
     return staging
 
 
+def step_of(path: Path) -> int:
+    """The step that the name of a checkpoint tells."""
+    return int(path.name.removeprefix("step_"))
+
+
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
     return folder / _name(step)
@@ -53,9 +60,19 @@ def staging_path(folder: Path, step: int) -> Path:
     return folder / f".staging_{_name(step)}"
 
 
-def commit(staging: Path, step: int) -> Path:
-    """Make a staged folder the checkpoint of `step`. After it returns, the checkpoint survives a power cut."""
-    files = {path.relative_to(staging).as_posix(): _hash_and_flush(path) for path in _files(staging)}
+def commit(staging: Path, step: int, meant: Mapping[str, str] | None = None) -> Path:
+    """Make a staged folder the checkpoint of `step`. After it returns, the checkpoint survives a power cut.
+
+    Args:
+        meant: SHA-256 of what was to be written, of the files of which it is known.
+
+    Raises:
+        OSError: the disk did not take it all, or holds something else than what was meant.
+    """
+    files = {path.relative_to(staging).as_posix(): _flush_and_hash(path) for path in _files(staging)}
+    for name, digest in (meant or {}).items():
+        if name not in files or files[name]["sha256"] != digest:
+            raise OSError(EIO, f"{name} is not on the disk as it was written")
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
     manifest["digest"] = _digest(manifest)
     (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -115,8 +132,11 @@ def prune(folder: Path, keep: int, *, besides: int | None = None) -> None:
         if besides is not None and path.name == _name(besides):
             continue
         trash = path.with_name(f".trash_{path.name}")  # half a deletion must not look like a checkpoint
-        path.rename(trash)
-        shutil.rmtree(trash)
+        try:
+            path.rename(trash)
+            shutil.rmtree(trash)
+        except OSError as error:
+            _LOG.warning("the old checkpoint %s could not be removed: %s", path, error.strerror)
 
 
 def steps_on_disk(folder: Path) -> list[Path]:
@@ -131,28 +151,22 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def save_model(state: dict[str, Tensor], path: Path) -> None:
-    """A state dict on any device -> safetensors."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
-
-
 def load_model(model: nn.Module, path: Path) -> None:
     """Strictly: every parameter and no other key."""
     model.load_state_dict(load_file(path))
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The moments of every parameter under `<moment>/<parameter>`."""
-    state = {
+    return {
         f"{moment}/{name}": value
         for name, parameter in model.named_parameters()
         for moment, value in optimizer.state.get(parameter, {}).items()  # a frozen one has none, and [] would make one
     }
-    save_model(state, path)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """The inverse of `save_optimizer`; moments are put where their parameters are."""
+    """The inverse of `optimizer_tensors`, from a file; moments are put where their parameters are."""
     named = dict(model.named_parameters())
     index = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     state: dict[int, dict[str, Tensor]] = {}
@@ -190,8 +204,12 @@ def _fault(file: Path, entry: dict[str, Any]) -> str:
     return "" if _sha256(file) == entry["sha256"] else "was changed"
 
 
-def _hash_and_flush(path: Path) -> dict[str, Any]:
+def _flush_and_hash(path: Path) -> dict[str, Any]:
+    """Size and digest of a file as the disk has it, and not the memory that it was written through."""
     _flush(path)
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "accumulation",
     "check",
+    "free_differences",
     "from_mapping",
     "frozen_differences",
     "leaves",
@@ -55,9 +56,19 @@ __all__ = [
 
 def frozen_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
     """Settings that differ and may not: lines such as "optim.base_lr: 0.0002 -> 0.0004"."""
+    return [line for key, line in _differences(saved, current) if key not in current.free]
+
+
+def free_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
+    """Settings that differ and may, in the same words."""
+    return [line for key, line in _differences(saved, current) if key in current.free]
+
+
+def _differences(
+    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
+) -> list[tuple[str, str]]:
     now = dict(leaves(current))
-    differing = [(key, value) for key, value in leaves(saved) if value != now[key] and key not in current.free]
-    return [f"{key}: {value} -> {now[key]}" for key, value in differing]
+    return [(key, f"{key}: {value} -> {now[key]}") for key, value in leaves(saved) if value != now[key]]
 
 
 def swin_config(model: ModelConfig) -> SwinConfig:

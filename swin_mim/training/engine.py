@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from swin_mim.data.loader import Batch
-from swin_mim.errors import UserError
+from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
+from swin_mim.training.loss_spikes import LossSpikes
 from swin_mim.training.plan import Plan
+from swin_mim.training.replicas import check_replicas
 from swin_mim.training.run_state import RunState
 from swin_mim.training.schedule import due
 from swin_mim.training.stop_signal import StopSignal
@@ -26,7 +28,7 @@ from swin_mim.training.weight_average import WeightAverage
 BROKEN_GRACE = 1000
 """Images that are read before the share of broken ones says anything."""
 SKIPS_IN_A_ROW = 3
-"""Non-finite steps in a row after which a run has diverged; a loss scaler finds its scale by many more."""
+"""Non-finite steps in a row after which a run goes back; a loss scaler finds its scale by many more."""
 SKIPS_IN_A_ROW_SCALED = 50
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +38,45 @@ Evaluation = tuple[int, Callable[[int], dict[str, float]]]
 """(every, function of the step that returns metrics)"""
 
 
+class Saving(Protocol):
+    """How a run gets to the disk and back; every method is called by all processes together."""
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint of the state."""
+
+    def finish(self) -> None:
+        """Wait until the last one is on the disk."""
+
+    def trouble(self) -> str:
+        """Why this process would end the run now; empty if all is well. Asked at every step."""
+
+    def roll_back(self, state: RunState) -> None:
+        """Return to the newest checkpoint, behind the images that have been seen; changes model and state in place."""
+
+
+class SkippedPart(NamedTuple):
+    """A micro batch of this process whose loss was not finite."""
+
+    start: int
+    """Position of its first image."""
+    indices: list[int]
+    """Of its images in the source."""
+    loss: float
+
+
+class SkippedStep(NamedTuple):
+    """A step whose update was left out."""
+
+    step: int
+    positions: tuple[int, int]
+    """Of its images, over all processes: the first one, and the one behind the last."""
+    loss: float
+    """Mean over all processes."""
+    grad_norm: float
+    parts: list[SkippedPart]
+    """Of this process; none if its losses were finite, and only a gradient or another process's loss was not."""
+
+
 def fit(
     accelerator: Accelerator,
     model: Any,
@@ -43,54 +84,59 @@ def fit(
     *,
     plan: Plan,
     state: RunState,
-    batches: Iterator[Batch],
+    batches: Callable[[int], Iterator[Batch]],
     loss_of: Callable[[Batch], Tensor],
     learning_rate: Callable[[int, float], float],
     evaluations: Sequence[Evaluation],
-    save: Callable[[RunState], None],
+    saving: Saving,
+    saved: Callable[[], None],
+    skipped: Callable[[SkippedStep], None],
+    stop: StopSignal,
     log: RunLog,
     average: WeightAverage | None = None,
 ) -> bool:
     """Train from `state` to the end of the plan, or until a stop is asked for.
 
+    A step whose loss or gradient is not finite changes nothing but the counters. After a few of them in a row the run
+    goes back to its newest checkpoint and on with the images behind those that led there.
+
     Args:
-        batches: micro batches of this process, from `state.samples_seen` on.
+        batches: a position in the data -> micro batches of this process from there on.
         loss_of: a micro batch -> its mean loss, by a forward of the prepared model.
         learning_rate: (step, "lr_scale" of a parameter group) -> absolute rate.
-        evaluations: what to measure and how often. One that finds the best step so far says so in `state.best`, and
-            it is saved.
-        save: writes a checkpoint of the state; called by all processes together.
+        evaluations: one that finds the best step so far says so in `state.best`, and it is saved.
+        saving, saved: checkpoints; called when one was taken.
+        skipped: told of every step that was left out.
+        stop: whether this process was asked to stop.
         average: follows the weights.
 
     Returns:
-        whether the run reached its end.
+        whether the run reached its end. The last checkpoint is on the disk.
 
     Raises:
-        UserError: the loss stays non-finite, or too many images are broken.
+        UserError: it diverged for good, too many images are broken, replicas differ, checkpoints cannot be written.
     """
-    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of, average)
-    resumed_at = state.step  # which was evaluated and saved when it was reached
-    with StopSignal() as stop:
-        while True:
-            new = state.step > resumed_at
-            for every, evaluation in evaluations:
-                if new and due(state.step, every, plan.total_steps):
-                    trainer.read_reports()
-                    log.metrics(state.step, evaluation(state.step))
-                    trainer.interval.restart_clock()
-            stopping = trainer.stop_agreed or (new and plan.ends_early_at(state.step))
-            best = state.best is not None and state.best.step == state.step
-            if new and (stopping or best or due(state.step, plan.save_every, plan.total_steps)):
-                trainer.read_reports()
-                save(trainer.snapshot())
-                trainer.interval.restart_clock()
-            if stopping or state.step >= plan.total_steps:
-                log.close()
-                return state.step >= plan.total_steps
-            trainer.step(partial(learning_rate, state.step), stop)
-            log.advance()
-            if due(state.step, plan.log_every, plan.total_steps):
-                _log_interval(log, trainer, learning_rate(state.step - 1, 1.0))
+    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of, average, saving, skipped, log)
+    done = state.step  # evaluated and saved when it was reached
+    while True:
+        new = state.step > done
+        if new:
+            trainer.evaluate(evaluations)
+        stopping = trainer.stop_agreed or (new and plan.ends_early_at(state.step))
+        if new and (stopping or trainer.save_is_due()):
+            trainer.save(saved)
+        if stopping or state.step >= plan.total_steps:
+            saving.finish()
+            log.close()
+            return state.step >= plan.total_steps
+        trainer.step(partial(learning_rate, state.step), stop)
+        if trainer.diverged:
+            trainer.roll_back()
+            done = state.step
+            continue
+        log.advance()
+        if due(state.step, plan.log_every, plan.total_steps):
+            _log_interval(log, trainer, learning_rate(state.step - 1, 1.0))
 
 
 class _Trainer:
@@ -103,15 +149,20 @@ class _Trainer:
         optimizer: Any,
         plan: Plan,
         state: RunState,
-        batches: Iterator[Batch],
+        batches: Callable[[int], Iterator[Batch]],
         loss_of: Callable[[Batch], Tensor],
         average: WeightAverage | None,
+        saving: Saving,
+        skipped: Callable[[SkippedStep], None],
+        log: RunLog,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.plan, self.state = plan, state
         self.stop_agreed = False
         self.interval = Interval(accelerator.device, state.sums)
-        self._batches, self._loss_of, self._average = batches, loss_of, average
+        self._batches_from, self._loss_of, self._average = batches, loss_of, average
+        self._batches = batches(state.samples_seen)
+        self._saving, self._skipped, self._log, self._spikes = saving, skipped, log, LossSpikes()
         self._reports: deque[_Report] = deque()
         # Reading a report waits until the device has computed it; one step later it has.
         self._lag = 0 if accelerator.device.type == "cpu" else 1
@@ -121,23 +172,24 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(group.get("lr_scale", 1.0))
         broken = 0
-        losses = []
+        losses, parts = [], []
         for _ in range(self.plan.accumulation):
             batch = self._next_batch()
             broken += len(batch.broken)
             with self.accelerator.accumulate(self.model):
-                _seed_forward(self.plan.seed, batch.start)
+                seed_forward(self.plan.seed, batch.start)
                 loss = self._loss_of(batch)
                 self.accelerator.backward(loss)
-                losses.append(loss.detach())
-        mean = torch.stack(losses).mean().float() / self.accelerator.num_processes
-        counts = [torch.full_like(mean, count) for count in (float(stop.received), float(broken))]
-        shared = self.accelerator.reduce(torch.stack([mean, *counts]), "sum")
+            losses.append(loss.detach().float())
+            parts.append((batch.start, batch.indices))
+        mean = torch.stack(losses).mean() / self.accelerator.num_processes
+        flags = [float(stop.received), float(broken), float(bool(self._saving.trouble()))]
+        shared = self.accelerator.reduce(torch.stack([mean, *(torch.full_like(mean, flag) for flag in flags)]), "sum")
         norm, finite = self._update(shared[0])
         if self._average is not None:
             self._average.update(self.state.step)
         self.interval.add(shared[0], norm)
-        self._reports.append(_Report(torch.cat([shared, finite[None]])))
+        self._reports.append(_Report(torch.cat([shared, torch.stack([finite, norm, *losses])]), parts))
         self.state.step += 1
         self.state.samples_seen += self.plan.global_batch
         self.read_reports(self._lag)
@@ -145,22 +197,71 @@ class _Trainer:
     def read_reports(self, behind: int = 0) -> None:
         """Act on what all processes reported, up to the step `behind` the last one."""
         while len(self._reports) > behind:
-            loss, stop, broken, good = self._reports.popleft().read()
+            report = self._reports.popleft()
+            loss, stop, broken, trouble, finite, norm, *losses = report.read()
             state = self.state
+            step = state.step - len(self._reports)  # reports of later steps may be on their way
             self.stop_agreed |= stop > 0
             state.broken += int(broken)
-            state.skipped += not good
-            state.skipped_in_a_row = 0 if good else state.skipped_in_a_row + 1
-            if not good:
-                step = state.step - len(self._reports)  # reports of later steps may be on their way
+            if finite:
+                state.skipped_in_a_row = 0
+                self._spikes.add(step, loss)
+            else:
+                state.skipped += 1
+                state.skipped_in_a_row += 1
                 _LOG.warning("step %d: loss %s or its gradient is not finite: update skipped", step, loss)
-            _check_finite(state, scaled=self.accelerator.mixed_precision == "fp16")
+                end = state.samples_seen - len(self._reports) * self.plan.global_batch
+                positions = (end - self.plan.global_batch, end)
+                self._skipped(SkippedStep(step, positions, loss, norm, _not_finite(report.parts, losses)))
+            if trouble:
+                other = "another process cannot write checkpoints"
+                raise UserError(self._saving.trouble() or other, code=CANNOT_WRITE)
             _check_broken(state, self.plan)
 
-    def snapshot(self) -> RunState:
-        """The state with the sums of the running interval, ready to be saved."""
+    @property
+    def diverged(self) -> bool:
+        """Whether so many steps in a row were not finite that the run has to go back."""
+        limit = SKIPS_IN_A_ROW if self.accelerator.scaler is None else SKIPS_IN_A_ROW_SCALED
+        return self.state.skipped_in_a_row >= limit
+
+    def roll_back(self) -> None:
+        """Return to the newest checkpoint, and go on behind the images that led here."""
+        self._reports.clear()
+        self._saving.roll_back(self.state)
+        self._batches = iter(())  # the workers end before new ones start
+        self._batches = self._batches_from(self.state.samples_seen)
+        self.interval = Interval(self.accelerator.device, self.state.sums)
+        self._log.rewind(self.state.step)
+
+    def evaluate(self, evaluations: Sequence[Evaluation]) -> None:
+        """What is due at this step, into the metrics."""
+        for every, evaluation in evaluations:
+            if due(self.state.step, every, self.plan.total_steps):
+                self.read_reports()
+                self._log.metrics(self.state.step, evaluation(self.state.step))
+                self.interval.restart_clock()
+
+    def save_is_due(self) -> bool:
+        """The best step so far at once; others at their time, but not in a row of steps that were left out: a run that
+        goes back wants to be before them."""
+        state, plan = self.state, self.plan
+        if state.best is not None and state.best.step == state.step:
+            return True
+        if not due(state.step, plan.save_every, plan.total_steps):
+            return False
+        self.read_reports()
+        return not state.skipped_in_a_row or state.step >= plan.total_steps
+
+    def save(self, saved: Callable[[], None]) -> None:
+        """A checkpoint of the state, with the sums of the running interval; and what is to be done after it."""
+        self.read_reports()
+        check_replicas(self.accelerator, self.model)
         self.state.sums = self.interval.sums()
-        return self.state
+        start = time.perf_counter()
+        self._saving.save(self.state)
+        self.interval.saved(time.perf_counter() - start)
+        saved()
+        self.interval.restart_clock()
 
     def _next_batch(self) -> Batch:
         start = time.perf_counter()
@@ -183,10 +284,20 @@ class _Trainer:
         return norm, finite.float()
 
 
+def _not_finite(parts: list[tuple[int, Tensor]], losses: list[float]) -> list[SkippedPart]:
+    return [
+        SkippedPart(start, indices.tolist(), loss)
+        for (start, indices), loss in zip(parts, losses, strict=True)
+        if not math.isfinite(loss)
+    ]
+
+
 class _Report:
     """A few numbers of one step on their way from the device; a GPU goes on working while they are copied."""
 
-    def __init__(self, numbers: Tensor) -> None:
+    def __init__(self, numbers: Tensor, parts: list[tuple[int, Tensor]]) -> None:
+        self.parts = parts
+        """Position and indices of this process's micro batches."""
         self._numbers, self._arrived = numbers, None
         if numbers.is_cuda:
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
@@ -200,20 +311,10 @@ class _Report:
         return self._numbers.tolist()
 
 
-def _seed_forward(seed: int, position: int) -> None:
+def seed_forward(seed: int, position: int) -> None:
     """Stochastic depth and dropout are functions of the run's seed and the micro batch's position too."""
     words = np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)
     torch.manual_seed(int(words[0]))
-
-
-def _check_finite(state: RunState, *, scaled: bool) -> None:
-    limit = SKIPS_IN_A_ROW_SCALED if scaled else SKIPS_IN_A_ROW
-    if state.skipped_in_a_row >= limit:
-        raise UserError(
-            f"the loss or its gradient was not finite for {limit} steps in a row, up to step {state.step}: "
-            "the run has diverged; resume it from its last checkpoint, with a smaller optim.base_lr under another "
-            "run.name, or with train.precision fp32"
-        )
 
 
 def _check_broken(state: RunState, plan: Plan) -> None:
@@ -221,13 +322,15 @@ def _check_broken(state: RunState, plan: Plan) -> None:
         raise UserError(
             f"{state.broken} of {state.samples_seen} images could not be read, more than data.max_broken "
             f"{plan.max_broken:.2%}: they are listed in broken_images.jsonl in the run's folder; "
-            "repair or remove them, or raise data.max_broken"
+            "repair or remove them, or raise data.max_broken",
+            code=DATA_ERROR,
         )
 
 
 def _log_interval(log: RunLog, trainer: _Trainer, rate: float) -> None:
     plan, state = trainer.plan, trainer.state
     trainer.read_reports()
+    check_replicas(trainer.accelerator, trainer.model)
     values = {
         "epoch": round(state.samples_seen / plan.dataset_size, 4),
         "samples_seen": state.samples_seen,

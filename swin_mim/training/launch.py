@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
+from swin_mim.errors import UserError
 from swin_mim.training import processes, run_folder
 from swin_mim.training.config import FinetuneConfig, PretrainConfig, accumulation
+from swin_mim.training.run_lock import lock
+from swin_mim.training.stop_signal import StopSignal, follow_launcher
 from swin_mim.training.tracking import start_log
 
 
@@ -25,6 +29,10 @@ class Launch(NamedTuple):
     """CPU threads of each process."""
     say: Callable[[str], None]
     """Says a text on the terminal and in train.log; in the main process only."""
+    stop: StopSignal
+    """Listens from now on, unless this is only a look at a run."""
+    held: IO[str] | None
+    """The lock on the folder; in the main process of a run that trains."""
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +62,10 @@ def launch(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> L
     Raises:
         UserError: settings that do not fit this machine or the run that is in the folder.
     """
+    stop = StopSignal()
+    if trains:
+        follow_launcher()
+        stop.listen()
     run, train = config.run, config.train
     folder, world = Path(run.root).expanduser() / run.name, processes.world_size()
     # whatever the number of processes, images can be dealt to them to be looked at
@@ -68,5 +80,20 @@ def launch(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> L
         trackers=config.log.trackers if trains else (),
     )
     say = start_log(folder, main=accelerator.is_main_process)
+    held = _hold(folder, main=accelerator.is_main_process) if trains else None
     run_folder.claim(folder, config, write=trains and accelerator.is_main_process)
-    return Launch(accelerator, folder, world, accumulated, threads, say)
+    return Launch(accelerator, folder, world, accumulated, threads, say, stop, held)
+
+
+def _hold(folder: Path, *, main: bool) -> IO[str] | None:
+    """Lock the folder for all processes; the main one has the lock, and all learn if it cannot."""
+    held, refusal = None, ""
+    if main:
+        try:
+            held = lock(folder)
+        except UserError as error:
+            refusal = str(error)
+    (refusal,) = broadcast_object_list([refusal])
+    if refusal:
+        raise UserError(refusal)
+    return held

@@ -1,5 +1,6 @@
 """The processes of a run: their number, their device and precision, their trackers."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from accelerate.utils import (
 )
 
 from swin_mim.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 def world_size() -> int:
@@ -55,6 +58,7 @@ def start_accelerator(
     if precision == "fp16" and not cuda:
         raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
     _check_trackers(trackers)
+    _warn_of_restarts()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,6 +82,14 @@ def start_accelerator(
     return accelerator
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process ended in the middle of a collective operation."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    # gloo has no error of its own: "[/.../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2"
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+
+
 def precision_text(accelerator: Accelerator) -> str:
     """ "fp32", "bf16" or "fp16"."""
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
@@ -86,6 +98,18 @@ def precision_text(accelerator: Accelerator) -> str:
 def start_trackers(accelerator: Accelerator, name: str, *, step: int) -> None:
     """Start the trackers; what TensorBoard has of steps after `step`, from a run that was cut off, it forgets."""
     accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {})
+
+
+def _warn_of_restarts() -> None:
+    # processes that torchrun starts again find the addresses of their dead predecessors in the store that it shares
+    # with them: https://github.com/pytorch/pytorch/issues/135712
+    environment = os.environ
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and environment.get("RANK") == "0":
+        _LOG.warning(
+            "restarts by torchrun (--max-restarts) fail now and then, as new processes look for old ones: start it "
+            "with --rdzv-backend c10d or --standalone, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
 
 
 def _check_trackers(wanted: Sequence[str]) -> None:

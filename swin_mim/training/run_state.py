@@ -5,7 +5,9 @@ Works with one process, with DDP and with DeepSpeed up to ZeRO-2, in which every
 
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from swin_mim.errors import UserError
+from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
 from swin_mim.training import checkpoint
+from swin_mim.training.background_writer import BackgroundWriter
+from swin_mim.training.tensor_file import copied, write_tensors
 from swin_mim.training.weight_average import WeightAverage
 
-MODEL, AVERAGE, TRAINER = "model.safetensors", "average.safetensors", "trainer.json"
+MODEL, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+TRAINER = "trainer.json"
+ROLLBACKS = 2
+"""Times that a run goes back to a checkpoint because it diverged, before it gives up."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +50,8 @@ class RunState:
     skipped: int = 0
     """Updates left out because a loss or gradient was not finite."""
     skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    """Times that the run went back to a checkpoint, past the images that led to numbers that are not finite."""
     broken: int = 0
     """Images that could not be read and were replaced."""
     sums: dict[str, float] | None = None
@@ -100,6 +109,9 @@ def _state(trainer: dict[str, Any]) -> RunState:
 class Checkpoints:
     """Saves and restores one run.
 
+    A checkpoint is copied out of the model and written beside the training. DeepSpeed's is written by all processes
+    together, and the training waits for it.
+
     Args:
         folder: holds the checkpoints.
         model, prepared, optimizer: the bare model, and what accelerate's `prepare` made of it and its optimizer.
@@ -119,28 +131,75 @@ class Checkpoints:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     average: WeightAverage | None = None
 
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+
     def save(self, state: RunState) -> None:
-        """Write a checkpoint; all processes call it together."""
-        accelerator = self.accelerator
-        if accelerator.is_main_process:
-            checkpoint.stage(self.folder, state.step)
-        accelerator.wait_for_everyone()
-        staging = checkpoint.staging_path(self.folder, state.step)
+        """Write a checkpoint; all processes call it together. One that cannot be written is reported by `trouble`."""
         if self._deepspeed:
-            self.prepared.save_checkpoint(str(staging / "deepspeed"), tag="state", save_latest=False)
-        if accelerator.is_main_process:
-            checkpoint.save_model(self.model.state_dict(), staging / MODEL)
+            self._save_together(state)
+        elif self.accelerator.is_main_process:
+            self.writer.wait()  # before there is a second copy in memory
+            optimizer = checkpoint.optimizer_tensors(self.optimizer.optimizer, self.model)
+            tensors = {MODEL: copied(self.model.state_dict()), OPTIMIZER: copied(optimizer)}
             if self.average is not None:
-                checkpoint.save_model(self.average.state(), staging / AVERAGE)
-            if not self._deepspeed:
-                checkpoint.save_optimizer(self.optimizer.optimizer, self.model, staging / "optimizer.safetensors")
-            for name, content in {TRAINER: self._trainer(state), **self.documents}.items():
-                checkpoint.write_json(staging / name, content)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            checkpoint.commit(staging, state.step)
-            checkpoint.prune(self.folder, self.keep, besides=state.best.step if state.best else None)
-        accelerator.wait_for_everyone()
+                tensors[AVERAGE] = copied(self.average.state())
+            best = state.best.step if state.best else None
+            write = partial(self._write, state.step, tensors, self._documents(state), best)
+            self.writer.start(write, f"the checkpoint of step {state.step}")
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on the disk; all processes call it together.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self.writer.wait()
+        (reason,) = broadcast_object_list([self.writer.reason])
+        if reason:
+            raise UserError(
+                f"the last checkpoint could not be written to {self.folder} ({reason}): make room, and give the same "
+                "command again to continue from the one before it",
+                code=CANNOT_WRITE,
+            )
+
+    def trouble(self) -> str:
+        """Why this process would end the run now; empty as long as checkpoints can be written."""
+        if not self.writer.failing:
+            return ""
+        return (
+            f"{self.writer.failures} checkpoints in a row could not be written to {self.folder} "
+            f"({self.writer.reason}): make room, and give the same command again to continue from the last one"
+        )
+
+    def roll_back(self, state: RunState) -> None:
+        """Return to the newest checkpoint, but not to its place in the data: go on behind the images that led here.
+
+        Model, optimizer and `state` are changed in place. All processes call it together.
+
+        Raises:
+            UserError: there is no checkpoint, or the run has been here too often.
+        """
+        where = f"up to step {state.step} and image {state.samples_seen} of the run"
+        self.finish()
+        newest = newest_checkpoint(self.folder)
+        if newest is None or state.rollbacks == ROLLBACKS:
+            tried = (
+                f"{state.rollbacks} returns to a checkpoint did not help" if newest else "there is no checkpoint yet"
+            )
+            raise UserError(
+                f"the loss or its gradient was not finite for {state.skipped_in_a_row} steps in a row, {where}, and "
+                f"{tried}: the run has diverged; start another one with a smaller optim.base_lr under another "
+                "run.name, or with train.precision fp32 (skipped_steps.jsonl in the run's folder lists the images)",
+                code=DATA_ERROR,
+            )
+        back = self.restore(newest)
+        _LOG.warning(
+            "the loss or its gradient was not finite for %d steps in a row: back to step %d, and on with the images "
+            "behind number %d of the run; return %d of %d",
+            *(state.skipped_in_a_row, back.step, state.samples_seen, state.rollbacks + 1, ROLLBACKS),
+        )
+        kept = {"samples_seen": state.samples_seen, "skipped": state.skipped, "broken": state.broken}
+        vars(state).update(vars(back) | kept | {"rollbacks": state.rollbacks + 1, "skipped_in_a_row": 0})
 
     def restore(self, path: Path) -> RunState:
         """Load a checkpoint into model and optimizer.
@@ -155,20 +214,60 @@ class Checkpoints:
             assert loaded is not None, f"DeepSpeed found no state in {path}"
         else:
             checkpoint.load_model(self.model, path / MODEL)
-            checkpoint.load_optimizer(self.optimizer.optimizer, self.model, path / "optimizer.safetensors")
+            checkpoint.load_optimizer(self.optimizer.optimizer, self.model, path / OPTIMIZER)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(trainer["scaler"])
         if self.average is not None:
             self.average.load(load_file(path / AVERAGE))
         return _state(trainer)
 
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        documents: dict[str, dict[str, Any]],
+        best: int | None,
+    ) -> None:
+        """The main process's part of a checkpoint, from copies."""
+        staging = checkpoint.stage(self.folder, step)
+        try:
+            meant = {name: write_tensors(content, staging / name) for name, content in tensors.items()}
+            for name, document in documents.items():
+                checkpoint.write_json(staging / name, document)
+            checkpoint.commit(staging, step, meant)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # its bytes may be what the disk is short of
+            raise
+        checkpoint.prune(self.folder, self.keep, besides=best)
+
+    def _save_together(self, state: RunState) -> None:
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            checkpoint.stage(self.folder, state.step)
+        accelerator.wait_for_everyone()
+        staging = checkpoint.staging_path(self.folder, state.step)
+        self.prepared.save_checkpoint(str(staging / "deepspeed"), tag="state", save_latest=False)
+        if accelerator.is_main_process:
+            tensors = {MODEL: copied(self.model.state_dict())}
+            if self.average is not None:
+                tensors[AVERAGE] = copied(self.average.state())
+            meant = {name: write_tensors(content, staging / name) for name, content in tensors.items()}
+            for name, document in self._documents(state).items():
+                checkpoint.write_json(staging / name, document)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            checkpoint.commit(staging, state.step, meant)
+            checkpoint.prune(self.folder, self.keep, besides=state.best.step if state.best else None)
+        accelerator.wait_for_everyone()
+
     @property
     def _deepspeed(self) -> bool:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
-    def _trainer(self, state: RunState) -> dict[str, Any]:
+    def _documents(self, state: RunState) -> dict[str, dict[str, Any]]:
+        """The JSON files of a checkpoint, as they are now."""
         scaler = self.accelerator.scaler
-        return {
+        trainer = {
             "state": asdict(state),
             "facts": self.facts,
             "strategy": "deepspeed" if self._deepspeed else "replicated",
@@ -176,6 +275,7 @@ class Checkpoints:
             "scaler": None if scaler is None else scaler.state_dict(),
             "versions": {"torch": torch.__version__},
         }
+        return {TRAINER: trainer, **self.documents}
 
     def _check(self, path: Path, trainer: dict[str, Any]) -> None:
         for key, value in self.facts.items():

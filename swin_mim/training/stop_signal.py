@@ -1,33 +1,80 @@
-"""Ctrl-C and SIGTERM end a run between two steps, with a checkpoint."""
+"""Signals that end a run between two steps, with a checkpoint; and the end of the launcher, which is one too."""
 
+import ctypes
 import logging
 import os
 import signal
-from types import FrameType, TracebackType
+import sys
+from pathlib import Path
+from types import FrameType
 
 _LOG = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """While it is entered, SIGINT and SIGTERM only set `received`; a second signal ends the process at once."""
+    """From `listen` on, SIGINT, SIGTERM and SIGUSR1 only set `received`; a second one ends the process at once.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGUSR1 is what schedulers send ahead of the end: Slurm's `--signal=USR1@120`.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    LAUNCHER_ENDED = signal.SIGUSR2
+    """Of `follow_launcher`. One of its own, because a Ctrl-C ends the launcher too: that is no second wish."""
 
     def __init__(self) -> None:
         self.received = False
+        self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+    def listen(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._handle) for number in (*self.SIGNALS, self.LAUNCHER_ENDED)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def leave(self) -> None:
+        """Signals do again what they did before."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if number == self.LAUNCHER_ENDED:
+            if not self.received:
+                _LOG.warning("the launcher of this process has ended: stopping after this step, with a checkpoint")
+        elif self.received:
             os._exit(128 + number)
+        else:
+            name = signal.strsignal(number)
+            _LOG.info("%s: stopping after this step, with a checkpoint; again to leave at once", name)
         self.received = True
-        _LOG.info("%s: stopping after this step, with a checkpoint; again to leave at once", signal.strsignal(number))
+
+
+def follow_launcher() -> None:
+    """Get a signal when the launcher of this process ends, however it does: with it ends who would pass signals on.
+
+    `accelerate launch` with one process ends on a SIGTERM and leaves the process that it started behind. Only on
+    Linux; a process that a shell started is let be, so that it can outlive it (nohup).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    launcher = os.getppid()
+    if not _is_launcher(launcher):
+        return
+    parent_death_signal = 1  # PR_SET_PDEATHSIG
+    if ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, StopSignal.LAUNCHER_ENDED, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != launcher:  # it ended in between
+        os.kill(os.getpid(), StopSignal.LAUNCHER_ENDED)
+
+
+def _is_launcher(process: int) -> bool:
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    words = [os.fsdecode(word) for word in command[:4]]  # python -u -m module, or python script
+    return bool(_LAUNCHERS & {*words, *(Path(word).name for word in words)})
+
+
+_LAUNCHERS = {
+    *("accelerate", "accelerate.commands.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"),
+    "deepspeed.launcher.launch",
+}

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from swin_mim.training.json_lines import append_line, whole_lines
+from swin_mim.training.private import PrivateFormatter
 
 _LOG = logging.getLogger("swin_mim")
 
@@ -45,6 +46,14 @@ class RunLog:
         if self._main:
             append_line(self._path, {"step": step, **values})
 
+    def rewind(self, step: int) -> None:
+        """The run is back at `step`: what was measured after it is removed."""
+        if self._main:
+            _keep_metrics_until(self._path, step)
+        if self._bar is not None:
+            self._bar.reset()
+            self._bar.update(step)
+
     def advance(self) -> None:
         """One step is done."""
         if self._bar is not None:
@@ -70,7 +79,7 @@ def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
     _LOG.addHandler(terminal)
     if main:
         file = logging.FileHandler(folder / "train.log")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(PrivateFormatter("%(asctime)s %(levelname)s %(message)s"))
         _LOG.addHandler(file)
 
     return _LOG.info
@@ -96,6 +105,7 @@ class Interval:
         values = [0.0] * len(self.FIELDS) if sums is None else [sums[field] for field in self.FIELDS]
         precision = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.tensor(values, dtype=precision, device=device)
+        self._saving = 0.0
         self.restart_clock()
 
     def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
@@ -117,17 +127,24 @@ class Interval:
         """What came before (an evaluation, a checkpoint) does not count as training time."""
         self._start, self._waited, self.steps_timed = time.perf_counter(), 0.0, 0
 
+    def saved(self, seconds: float) -> None:
+        """Time that the training stood still for a checkpoint."""
+        self._saving += seconds
+
     def waited(self, seconds: float) -> None:
         """Time that the step spent waiting for images."""
         self._waited += seconds
 
     def speed(self, global_batch: int) -> dict[str, float]:
-        """images/s over all processes, and the share of the time spent waiting for images; restarts the clock."""
+        """images/s over all processes, the share of that time spent waiting for images, and the seconds that the
+        training stood still for checkpoints, which is not part of it; restarts the clock."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         speed = {
             "images_per_second": round(self.steps_timed * global_batch / seconds, 2),
             "data_wait": round(self._waited / seconds, 4),
+            "save_wait": round(self._saving, 3),
         }
+        self._saving = 0.0
         self.restart_clock()
         return speed
 

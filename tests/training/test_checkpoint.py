@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -5,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from swin_mim.errors import UserError
+from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
 from swin_mim.training import checkpoint, run_state
 from swin_mim.training.optim import adamw
 from swin_mim.training.run_state import (
@@ -28,6 +30,7 @@ from swin_mim.training.run_state import (
     published_weights,
     read_state,
 )
+from swin_mim.training.tensor_file import write_tensors
 from swin_mim.training.weight_average import WeightAverage
 
 FILES = ("MANIFEST.json", "deepspeed/state/shard.bin", "model.safetensors", "trainer.json")
@@ -38,7 +41,7 @@ def committed(folder: Path, step: int) -> Path:
     staging = checkpoint.stage(folder, step)
     (staging / "deepspeed" / "state").mkdir(parents=True)
     (staging / "deepspeed" / "state" / "shard.bin").write_bytes(bytes(range(64)))
-    checkpoint.save_model({"weight": torch.full((2, 3), float(step))}, staging / "model.safetensors")
+    write_tensors({"weight": torch.full((2, 3), float(step))}, staging / "model.safetensors")
     checkpoint.write_json(staging / "trainer.json", {"step": step})
     return checkpoint.commit(staging, step)
 
@@ -348,8 +351,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path, steps: int) -> None:
     model, optimizer = model_and_optimizer(seed=1)
     train(model, optimizer, range(steps))
-    checkpoint.save_model(model.state_dict(), tmp_path / "model.safetensors")
-    checkpoint.save_optimizer(optimizer, model, tmp_path / "optimizer.safetensors")
+    write_tensors(model.state_dict(), tmp_path / "model.safetensors")
+    write_tensors(checkpoint.optimizer_tensors(optimizer, model), tmp_path / "optimizer.safetensors")
 
     resumed, its_optimizer = model_and_optimizer(seed=2)
     checkpoint.load_model(resumed, tmp_path / "model.safetensors")
@@ -364,7 +367,7 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path, steps: int) -
         assert its_optimizer.state[new]["step"] == steps
 
     # A run that is resumed twice saves what it loaded.
-    checkpoint.save_optimizer(its_optimizer, resumed, tmp_path / "again.safetensors")
+    write_tensors(checkpoint.optimizer_tensors(its_optimizer, resumed), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "optimizer.safetensors").read_bytes()
 
     # The file may go: the moments do not hang on it.
@@ -378,7 +381,7 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path, steps: int) -
 def test_loading_keeps_the_settings_of_this_run(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer(seed=1)
     train(model, optimizer, range(1))
-    checkpoint.save_optimizer(optimizer, model, tmp_path / "o.safetensors")
+    write_tensors(checkpoint.optimizer_tensors(optimizer, model), tmp_path / "o.safetensors")
     for group in optimizer.param_groups:
         group["lr"] = 0.5
     checkpoint.load_optimizer(optimizer, model, tmp_path / "o.safetensors")
@@ -393,7 +396,7 @@ def test_saving_does_not_touch_the_optimizer_of_a_model_with_frozen_parts(tmp_pa
     optimizer = adamw(model)
     train(model, optimizer, range(1))
     before = optimizer.state_dict()
-    checkpoint.save_optimizer(optimizer, model, tmp_path / "o.safetensors")
+    write_tensors(checkpoint.optimizer_tensors(optimizer, model), tmp_path / "o.safetensors")
     assert {key.split("/")[1] for key in load_file(tmp_path / "o.safetensors")} == {"1.weight", "1.bias"}
     assert optimizer.state_dict()["state"].keys() == before["state"].keys()
     checkpoint.load_optimizer(optimizer, model, tmp_path / "o.safetensors")
@@ -417,7 +420,7 @@ def test_weights_load_strictly(tmp_path: Path, change: str) -> None:
         weights["extra"] = torch.zeros(1)
     else:
         del weights["0.bias"]
-    checkpoint.save_model(weights, tmp_path / "m.safetensors")
+    write_tensors(weights, tmp_path / "m.safetensors")
     with pytest.raises(RuntimeError, match="extra" if change == "more" else "0.bias"):
         checkpoint.load_model(model, tmp_path / "m.safetensors")
 
@@ -436,6 +439,12 @@ def run_checkpoints(folder: Path, init: int, **facts: object) -> Checkpoints:
     return Checkpoints(folder, accelerator, model, model, wrapped, keep=2, facts=facts)  # type: ignore[arg-type]
 
 
+def save(run: Checkpoints, state: RunState) -> None:
+    """To the disk, and not only on its way."""
+    run.save(state)
+    run.writer.wait()
+
+
 def test_a_run_is_saved_without_pickle_and_comes_back(tmp_path: Path) -> None:
     first = run_checkpoints(tmp_path, 1, images="abc", seed=0)
     train(first.model, first.optimizer.optimizer, range(3))
@@ -446,7 +455,7 @@ def test_a_run_is_saved_without_pickle_and_comes_back(tmp_path: Path) -> None:
         broken=2,
         sums={"steps": 3.0, "loss": 0.1 + 0.2, "grad_norm": 1 / 3},
     )
-    first.save(state)
+    save(first, state)
     path = tmp_path / "step_0000000003"
     assert names(path) == {"MANIFEST.json", "trainer.json", "model.safetensors", "optimizer.safetensors"}
     for file in path.iterdir():
@@ -464,7 +473,7 @@ def test_a_run_is_saved_without_pickle_and_comes_back(tmp_path: Path) -> None:
 def test_a_run_on_other_images_is_refused(tmp_path: Path) -> None:
     first = run_checkpoints(tmp_path, 1, images="abc")
     train(first.model, first.optimizer.optimizer, range(1))
-    first.save(RunState(step=1))
+    save(first, RunState(step=1))
     with pytest.raises(UserError, match=r"images abc, now it is xyz") as caught:
         run_checkpoints(tmp_path, 1, images="xyz").restore(tmp_path / "step_0000000001")
     assert "step_0000000001" in str(caught.value)
@@ -499,7 +508,7 @@ def test_the_best_step_so_far_comes_back(tmp_path: Path, best: Best | None) -> N
     first = run_checkpoints(tmp_path, 1)
     train(first.model, first.optimizer.optimizer, range(1))
     state = RunState(step=3, samples_seen=24, broken=1, sums={"loss": 0.5}, best=best)
-    first.save(state)
+    save(first, state)
     path = tmp_path / "step_0000000003"
     assert run_checkpoints(tmp_path, 2).restore(path) == state == read_state(path)
     assert read_state(path).best == best
@@ -518,7 +527,7 @@ def test_the_best_checkpoint_stays_while_newer_ones_come_and_go(tmp_path: Path) 
     for step, best in ((1, None), (2, Best(2, 0.5)), (3, None), (4, None), (5, None), (6, Best(6, 0.6)), (7, None)):
         train(run.model, run.optimizer.optimizer, range(step - 1, step))
         state.step, state.best = step, best or state.best
-        run.save(state)
+        save(run, state)
         kept = {max(1, step - 1), step} | ({state.best.step} if state.best else set())
         assert names(tmp_path) == {f"step_{step:010d}" for step in kept}
     assert read_state(checkpoint.path_of(tmp_path, 6)).best == Best(6, 0.6)
@@ -527,7 +536,7 @@ def test_the_best_checkpoint_stays_while_newer_ones_come_and_go(tmp_path: Path) 
 def test_the_average_comes_back_bit_for_bit_and_goes_on(tmp_path: Path) -> None:
     first, second = averaged(tmp_path, 1), averaged(tmp_path, 2)
     train_and_follow(first, range(3))
-    first.save(RunState(step=3))
+    save(first, RunState(step=3))
     path = tmp_path / "step_0000000003"
     assert names(path) >= {"average.safetensors", "model.safetensors"}
     second.restore(path)
@@ -545,16 +554,16 @@ def test_the_average_comes_back_bit_for_bit_and_goes_on(tmp_path: Path) -> None:
 def test_without_an_average_there_is_no_file_of_it(tmp_path: Path) -> None:
     run = run_checkpoints(tmp_path, 1)
     train(run.model, run.optimizer.optimizer, range(1))
-    run.save(RunState(step=1))
+    save(run, RunState(step=1))
     assert not list(tmp_path.rglob("average*"))
 
 
 def test_the_average_is_published_where_there_is_one(tmp_path: Path) -> None:
     run = averaged(tmp_path / "averaged", 1)
     train_and_follow(run, range(3))
-    run.save(RunState(step=3))
+    save(run, RunState(step=3))
     plain = replace(run, folder=tmp_path / "plain", average=None)
-    plain.save(RunState(step=3))
+    save(plain, RunState(step=3))
     assert run.average is not None
     for folder, expected in ((run.folder, run.average.state()), (plain.folder, run.model.state_dict())):
         published = published_weights(checkpoint.path_of(folder, 3))
@@ -567,7 +576,7 @@ def test_the_average_is_published_where_there_is_one(tmp_path: Path) -> None:
 def test_damaged_weights_are_not_published(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     run = averaged(tmp_path, 1)
     train_and_follow(run, range(1))
-    run.save(RunState(step=1))
+    save(run, RunState(step=1))
     path = tmp_path / "step_0000000001"
     damage(path / name)
     with pytest.raises(UserError) as caught:
@@ -622,3 +631,151 @@ def test_other_processes_believe_the_main_one(
     else:
         assert newest_checkpoint(tmp_path) == told[0]
     assert names(tmp_path) == {"step_0000000001"}
+
+
+# Beside the training.
+
+
+def train_on(run: Checkpoints, steps: range) -> None:
+    train(run.model, run.optimizer.optimizer, steps)
+
+
+def test_what_is_trained_meanwhile_does_not_reach_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is held up until weights, moments and counters have moved on."""
+    may_write = threading.Event()
+    written = run_state.write_tensors
+
+    def late(tensors: dict[str, torch.Tensor], path: Path) -> str:
+        assert may_write.wait(30)
+        return written(tensors, path)
+
+    monkeypatch.setattr(run_state, "write_tensors", late)
+    run = averaged(tmp_path, 1)
+    train_and_follow(run, range(2))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    assert run.average is not None
+    average = {name: value.clone() for name, value in run.average.state().items()}
+    state = RunState(step=2, samples_seen=16, sums={"loss": 1.0})
+    run.save(state)
+    assert not any(tmp_path.rglob("*.safetensors")), "save() waited for the disk"
+    train_and_follow(run, range(2, 4))
+    state.step, state.samples_seen, state.sums = 4, 32, None
+    may_write.set()
+    run.writer.wait()
+    path = tmp_path / "step_0000000002"
+    assert read_state(path) == RunState(step=2, samples_seen=16, sums={"loss": 1.0})
+    for name, value in load_file(path / "model.safetensors").items():
+        assert torch.equal(value, before[name])
+        assert not torch.equal(value, run.model.state_dict()[name])
+    assert all(torch.equal(value, average[name]) for name, value in load_file(path / "average.safetensors").items())
+    assert {value.item() for key, value in load_file(path / "optimizer.safetensors").items() if "step/" in key} == {2}
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
+    run = run_checkpoints(tmp_path, 1)
+    train_on(run, range(1))
+    for step in range(1, 6):
+        run.save(RunState(step=step))
+    run.writer.wait()
+    assert names(tmp_path) == {"step_0000000004", "step_0000000005"}
+    assert not any(checkpoint.verify(path) for path in checkpoint.steps_on_disk(tmp_path))
+
+
+def full_disk(limit: int) -> Callable[[dict[str, torch.Tensor], Path], str]:
+    def write(tensors: dict[str, torch.Tensor], path: Path) -> str:
+        path.write_bytes(b"x" * limit)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return write
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, one_process: None
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
+    run = run_checkpoints(tmp_path, 1)
+    train_on(run, range(1))
+    save(run, RunState(step=1))
+    with monkeypatch.context() as broken:
+        broken.setattr(run_state, "write_tensors", full_disk(100))
+        for step in (2, 3):
+            save(run, RunState(step=step))
+            assert names(tmp_path) == {"step_0000000001"}, "what was written in part is removed: it takes up room"
+            assert run.trouble() == ""
+        assert "the checkpoint of step 3 could not be written (No space left on device)" in caplog.text
+        with pytest.raises(UserError, match="No space left on device") as caught:
+            run.finish()
+        assert caught.value.code == CANNOT_WRITE
+    save(run, RunState(step=4))
+    run.finish()
+    assert names(tmp_path) == {"step_0000000001", "step_0000000004"}
+    monkeypatch.setattr(run_state, "write_tensors", full_disk(100))
+    for step in (5, 6, 7):
+        assert run.trouble() == "", "the count begins again after a success"
+        save(run, RunState(step=step))
+    assert "3 checkpoints in a row could not be written" in run.trouble()
+    assert names(tmp_path) == {"step_0000000001", "step_0000000004"}
+
+
+def test_an_error_that_is_ours_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(tensors: dict[str, torch.Tensor], path: Path) -> str:
+        raise KeyError("oh")
+
+    run = run_checkpoints(tmp_path, 1)
+    train_on(run, range(1))
+    monkeypatch.setattr(run_state, "write_tensors", wrong)
+    run.save(RunState(step=1))
+    with pytest.raises(KeyError, match="oh"):
+        run.writer.wait()
+    run.writer.wait()  # it is raised once
+
+
+def test_what_the_disk_has_wrong_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte that changes between the memory and the disk."""
+    written = run_state.write_tensors
+
+    def spoilt(tensors: dict[str, torch.Tensor], path: Path) -> str:
+        digest = written(tensors, path)
+        flip(path)
+        return digest
+
+    run = run_checkpoints(tmp_path, 1)
+    train_on(run, range(1))
+    save(run, RunState(step=1))
+    monkeypatch.setattr(run_state, "write_tensors", spoilt)
+    save(run, RunState(step=2))
+    assert names(tmp_path) == {"step_0000000001"}
+    assert run.writer.reason == "model.safetensors is not on the disk as it was written"
+
+
+def test_back_to_the_newest_checkpoint_and_on_behind_the_images_seen(tmp_path: Path, one_process: None) -> None:
+    run = run_checkpoints(tmp_path, 1, images="abc")
+    train_on(run, range(2))
+    state = RunState(step=2, samples_seen=16, broken=1, sums={"loss": 0.5}, best=Best(2, 0.25))
+    run.save(state)
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for number in (1, 2):
+        train_on(run, range(2, 5))
+        state.step, state.samples_seen, state.skipped, state.skipped_in_a_row = 5, 16 + 24 * number, 3 * number, 3
+        state.broken, state.sums, state.best = 4, None, Best(5, 0.5)
+        run.roll_back(state)
+        assert state == RunState(
+            step=2,
+            samples_seen=16 + 24 * number,
+            skipped=3 * number,
+            broken=4,
+            rollbacks=number,
+            sums={"loss": 0.5},
+            best=Best(2, 0.25),
+        )
+        assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
+    with pytest.raises(UserError, match="2 returns to a checkpoint did not help: the run has diverged") as caught:
+        run.roll_back(state)
+    assert caught.value.code == DATA_ERROR
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path, one_process: None) -> None:
+    run = run_checkpoints(tmp_path, 1)
+    with pytest.raises(UserError, match="there is no checkpoint yet: the run has diverged"):
+        run.roll_back(RunState(step=3, skipped_in_a_row=3))

@@ -18,6 +18,7 @@ from swin_mim.hub.adapt import resize_bias_table
 from swin_mim.models.saving import Preprocessing
 from swin_mim.training import checkpoint, classifiers
 from swin_mim.training.finetune_settings import ClassifierConfig, LabelledDataConfig
+from swin_mim.training.tensor_file import write_tensors
 
 CONFIG = SwinConfig(32, embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=4)
 TINY = ClassifierConfig(
@@ -87,9 +88,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SwinClas
 def committed(folder: Path, model: SwinClassifier, *, average: dict[str, Tensor] | None = None, step: int = 5) -> Path:
     """A checkpoint as the engine writes it."""
     staging = checkpoint.stage(folder / "checkpoints", step)
-    checkpoint.save_model(model.state_dict(), staging / "model.safetensors")
+    write_tensors(model.state_dict(), staging / "model.safetensors")
     if average is not None:
-        checkpoint.save_model(average, staging / "average.safetensors")
+        write_tensors(average, staging / "average.safetensors")
     checkpoint.write_json(staging / "config.json", config_json.document(model.description()))
     return checkpoint.commit(staging, step)
 

@@ -1,6 +1,9 @@
 """The training loop on a model small enough to compute by hand."""
 
+import copy
 import json
+import math
+from itertools import chain, count, islice
 
 import pytest
 import torch
@@ -8,9 +11,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from swin_mim.data.loader import Batch
+from swin_mim.errors import CANNOT_WRITE, UserError
 from swin_mim.training.engine import Plan, fit
 from swin_mim.training.run_folder import BrokenImages
 from swin_mim.training.run_state import RunState
+from swin_mim.training.stop_signal import StopSignal
 from swin_mim.training.tracking import RunLog
 
 
@@ -30,16 +35,61 @@ def plan(**changes):
     return Plan(**(values | changes))
 
 
+class Memory:
+    """Checkpoints that need no disk; the saves of the steps in `full` fail."""
+
+    def __init__(self, model, optimizer, events, full):
+        self.model, self.optimizer, self.events, self.full = model, optimizer, events, full
+        self.saved = None
+        self.failed = 0
+
+    def save(self, state):
+        self.events.append(f"save {state.step}")
+        self.failed += state.step in self.full
+        state_dicts = self.model.state_dict(), self.optimizer.optimizer.state_dict()
+        self.saved = copy.deepcopy((vars(state), *state_dicts))
+
+    def finish(self):
+        self.events.append("finish")
+
+    def trouble(self):
+        return "the disk is full" if self.failed == 2 else ""
+
+    def roll_back(self, state):
+        if self.saved is None:
+            raise UserError("no checkpoint")
+        counters, model, optimizer = copy.deepcopy(self.saved)
+        self.model.load_state_dict(model)
+        self.optimizer.optimizer.load_state_dict(optimizer)
+        vars(state).update(counters | {"samples_seen": state.samples_seen, "skipped_in_a_row": 0})
+        self.events.append(f"back to {state.step} at image {state.samples_seen}")
+
+
 class Run:
     """Fits y = w x to given pairs; keeps what the loop did."""
 
-    def __init__(self, folder, plan, batches, *, state=None, rate=lambda step, scale: 0.1 * scale, spoil=None):
+    def __init__(
+        self,
+        folder,
+        plan,
+        batches,
+        *,
+        state=None,
+        rate=lambda step, scale: 0.1 * scale,
+        spoil=None,
+        full=(),
+        stopped=False,
+    ):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
         self.model = torch.nn.Linear(3, 1, bias=False)
         torch.nn.init.constant_(self.model.weight, 0.5)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.1, fused=True)
         prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.events, self.weights = [], []
+        self.events, self.weights, self.skipped = [], [], []
+        self.saving = Memory(self.model, self.optimizer, self.events, full)
+        stop = StopSignal()
+        stop.received = stopped
+        stream = batches if callable(batches) else lambda _: iter(batches)
         self.state = state or RunState()
         log = RunLog(folder, total_steps=plan.total_steps, step=self.state.step, accelerator=self.accelerator)
 
@@ -49,20 +99,33 @@ class Run:
             return spoil(loss, batch) if spoil else loss
 
         self.finished = fit(
-            self.accelerator, prepared, self.optimizer, plan=plan, state=self.state, batches=iter(batches),
+            self.accelerator, prepared, self.optimizer, plan=plan, state=self.state, batches=stream,
             loss_of=loss_of, learning_rate=rate, log=log,
             evaluations=[(2, lambda step: self.events.append(f"evaluate {step}") or {"score": step})],
-            save=lambda state: self.events.append(f"save {state.step}"),
+            saving=self.saving, saved=lambda: None, skipped=self.skipped.append, stop=stop,
         )  # fmt: skip
 
 
-def batches(count, poison=(), broken=0):
+def batches(number, poison=(), broken=0):
     generator = torch.Generator().manual_seed(1)
-    for i in range(count):
+    for i in range(number):
         images = torch.randn(2, 3, generator=generator) * 3
         if i in poison:
             images[0, 0] = torch.nan
         yield Batch(images, 2 * i, [("name", "reason")] * broken, torch.arange(2 * i, 2 * i + 2))
+
+
+def stream(poison=()):
+    """The endless micro batches from a position on: a function of the position alone."""
+
+    def start(seen):
+        for i in count(seen // 2):
+            images = torch.randn(2, 3, generator=torch.Generator().manual_seed(i)) * 3
+            if i in poison:
+                images[0, 0] = torch.nan
+            yield Batch(images, 2 * i, [], torch.arange(2 * i, 2 * i + 2))
+
+    return start
 
 
 def test_equals_a_loop_by_hand(tmp_path):
@@ -70,9 +133,9 @@ def test_equals_a_loop_by_hand(tmp_path):
     run = Run(tmp_path, plan(), batches(12), rate=lambda step, scale: 0.1 * scale / (step + 1))
     weight = torch.full((1, 3), 0.5, requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=0.0, weight_decay=0.1, foreach=False, fused=False)
-    stream = batches(12)
+    micro_batches = batches(12)
     for step in range(6):
-        images = torch.cat([next(stream).images, next(stream).images])
+        images = torch.cat([next(micro_batches).images, next(micro_batches).images])
         weight.grad = torch.autograd.grad((images @ weight.T).square().mean(), weight)[0]
         norm = weight.grad.norm()
         assert norm > 0.5, "nothing to clip"
@@ -86,7 +149,7 @@ def test_equals_a_loop_by_hand(tmp_path):
 
 def test_the_order_of_things(tmp_path):
     run = Run(tmp_path, plan(), batches(12))
-    assert run.events == ["evaluate 2", "save 3", "evaluate 4", "evaluate 6", "save 6"]
+    assert run.events == ["evaluate 2", "save 3", "evaluate 4", "evaluate 6", "save 6", "finish"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], "loss" in row) for row in rows] == [
         (2, True), (2, False), (4, True), (4, False), (6, True), (6, False)
@@ -95,13 +158,19 @@ def test_the_order_of_things(tmp_path):
 
 def test_a_resumed_run_does_not_repeat_what_was_done_at_its_step(tmp_path):
     state = RunState(step=2, samples_seen=8)
-    assert Run(tmp_path, plan(), batches(8), state=state).events == ["save 3", "evaluate 4", "evaluate 6", "save 6"]
+    assert Run(tmp_path, plan(), batches(8), state=state).events == [
+        "save 3",
+        "evaluate 4",
+        "evaluate 6",
+        "save 6",
+        "finish",
+    ]
 
 
 def test_stop_after_saves_and_leaves(tmp_path):
     run = Run(tmp_path, plan(stop_after=1), batches(2))
     assert not run.finished
-    assert run.events == ["save 1"]
+    assert run.events == ["save 1", "finish"]
     again = Run(tmp_path, plan(stop_after=1), batches(10), state=RunState(step=1, samples_seen=4))
     assert again.finished, "the same command does not continue the run"
     assert run.state.sums["steps"] == 1  # the interval of the log is not over: its sums belong to the state
@@ -135,11 +204,53 @@ def test_a_non_finite_step_changes_nothing(poison, tmp_path, caplog):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert run.optimizer.optimizer.state[run.model.weight]["step"] == 5
     assert run.finished
+    (skipped,) = run.skipped
+    assert (skipped.step, len(skipped.parts)) == (3, 1)
+    assert not math.isfinite(skipped.loss)
+    assert (skipped.parts[0].start, skipped.parts[0].indices) == (2 * poison, [2 * poison, 2 * poison + 1])
 
 
-def test_three_non_finite_steps_in_a_row_end_the_run(tmp_path):
-    with pytest.raises(ValueError, match="not finite for 3 steps in a row, up to step 4: the run has diverged"):
-        Run(tmp_path, plan(), batches(12, poison={2, 5, 6}))
+def test_three_non_finite_steps_in_a_row_without_a_checkpoint_end_the_run(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        Run(tmp_path, plan(save_every=0), batches(12, poison={2, 5, 6}))
+
+
+def test_three_non_finite_steps_in_a_row_go_back(tmp_path):
+    """Steps 4 to 6 (micro batches 6 to 11) are bad: from the checkpoint of step 3, with the images from 24 on."""
+    for name in ("back", "by_hand"):
+        (tmp_path / name).mkdir()
+    run = Run(tmp_path / "back", plan(), stream(poison={6, 9, 10}))
+    before, after = ["evaluate 2", "save 3", "evaluate 4"], ["evaluate 4", "evaluate 6", "save 6", "finish"]
+    assert run.events == [*before, "back to 3 at image 24", *after]
+    assert (run.finished, run.state.step, run.state.samples_seen) == (True, 6, 36)
+    assert [skipped.step for skipped in run.skipped] == [4, 5, 6]
+    by_hand = Run(tmp_path / "by_hand", plan(), lambda _: chain(islice(stream()(0), 6), stream()(24)))
+    assert torch.equal(run.model.weight, by_hand.model.weight)
+    rows, expected = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("back", "by_hand")
+    )
+    assert [(row["step"], row.get("loss")) for row in rows] == [(row["step"], row.get("loss")) for row in expected]
+
+
+def test_checkpoints_that_cannot_be_written_end_the_run(tmp_path):
+    with pytest.raises(UserError, match="the disk is full") as caught:
+        Run(tmp_path, plan(save_every=1), batches(12), full={2, 4})
+    assert caught.value.code == CANNOT_WRITE
+    assert Run(tmp_path, plan(save_every=1), batches(12), full={2}).finished
+
+
+def test_a_stop_that_came_before_the_first_step_ends_the_run_after_it(tmp_path):
+    run = Run(tmp_path, plan(), batches(12), stopped=True)
+    assert (run.finished, run.state.step, run.events) == (False, 1, ["save 1", "finish"])
+
+
+def test_the_wait_for_checkpoints_is_in_the_metrics(tmp_path):
+    Run(tmp_path, plan(save_every=1), batches(12))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    waits = [row["save_wait"] for row in rows if "loss" in row]
+    assert len(waits) == 3
+    assert all(0 <= wait < 1 for wait in waits)
 
 
 def test_two_in_a_row_do_not(tmp_path):

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from swin_mim.errors import UserError
+from swin_mim.errors import PEER_LOST, UserError
 from swin_mim.training import checkpoint, run_folder
-from swin_mim.training.config import FREE, FinetuneConfig, PretrainConfig, RunConfig, from_mapping, leaves
+from swin_mim.training.config import FREE, FinetuneConfig, PretrainConfig, RunConfig, from_mapping, leaves, to_yaml
+from swin_mim.training.engine import SkippedPart, SkippedStep
+from swin_mim.training.json_lines import whole_lines
 from swin_mim.training.run_state import RunState
 
 CONFIG = PretrainConfig(run=RunConfig(name="clouds", seed=3))
@@ -91,6 +94,19 @@ def test_free_settings_may_change_and_the_change_is_recorded(tmp_path: Path) -> 
         value = "reference" if key == "train.attention" else other[type(values[key])]
         run_folder.claim(tmp_path, changed(key, value))
         assert on_disk(tmp_path) == changed(key, value), key
+
+
+def test_what_changed_is_written_down_with_the_step(tmp_path: Path) -> None:
+    run_folder.claim(tmp_path, CONFIG)
+    run_folder.claim(tmp_path, changed("log.every", "5 steps"))
+    assert not (tmp_path / "config_changes.jsonl").exists(), "without a checkpoint it is another run"
+    with_checkpoint(tmp_path)
+    run_folder.claim(tmp_path, changed("log.every", "5 steps"))
+    assert not (tmp_path / "config_changes.jsonl").exists(), "nothing changed"
+    run_folder.claim(tmp_path, changed("log.every", "7 steps"), write=False)
+    run_folder.claim(tmp_path, changed("data.workers", 3, changed("log.every", "7 steps")))
+    (entry,) = whole_lines(tmp_path / "config_changes.jsonl")
+    assert (entry["step"], entry["changes"]) == (1, ["data.workers: 4 -> 3", "log.every: 5 steps -> 7 steps"])
 
 
 def test_free_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> None:
@@ -195,3 +211,52 @@ def test_only_the_main_process_writes_the_status(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="oh"), run_folder.reported(tmp_path, RunState(), 10, main=False):
         raise OSError("oh")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_skipped_step_is_listed_with_its_images(tmp_path: Path) -> None:
+    path = tmp_path / "skipped_steps.jsonl"
+    nan = float("nan")
+    for rank, parts in ((0, []), (1, [SkippedPart(36, [7, 2], nan)])):
+        skips = run_folder.SkippedSteps(path, seed=3, rank=rank, name_of=lambda index: f"{index}.png")
+        skips.add(SkippedStep(5, (32, 40), nan, float("inf"), parts))
+    common = {"step": 5, "positions": [32, 40], "seed": 3}
+    assert whole_lines(path) == [
+        common | {"loss": "nan", "grad_norm": "inf"},
+        common | {"process": 1, "loss": "nan", "images": [[36, "7.png"], [37, "2.png"]]},
+    ]
+
+
+class Gone(torch.distributed.DistBackendError):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2"), Gone("NCCL\nmore")],
+)
+def test_a_lost_process_is_said_in_one_line(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(UserError) as caught, run_folder.reported(tmp_path, RunState(), 10, main=True):
+        raise error
+    assert caught.value.code == PEER_LOST
+    assert caught.value.local
+    assert "another process of the run is gone" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert status(tmp_path)["status"] == "failed"
+
+
+def test_a_home_folder_is_written_as_one_and_is_the_same_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/jo")
+    config = changed("model.pretrained", "/home/jo/runs/a", changed("data.source", "/home/jo/photos", TUNING))
+    run_folder.claim(tmp_path, config)
+    with_checkpoint(tmp_path)
+    assert "/home/jo" not in (tmp_path / "config.yaml").read_text()
+    assert on_disk(tmp_path, FinetuneConfig).data.source == "~/photos"
+    run_folder.claim(tmp_path, config)
+    run_folder.claim(tmp_path, changed("model.pretrained", "~/runs/a", config))
+    assert not (tmp_path / "config_changes.jsonl").exists()
+    (tmp_path / "config.yaml").write_text(to_yaml(config))  # of a version that wrote it out
+    run_folder.claim(tmp_path, config)
+    with pytest.raises(UserError, match=r"model\.pretrained: ~/runs/a -> ~/runs/b"):
+        run_folder.claim(tmp_path, changed("model.pretrained", "/home/jo/runs/b", config))

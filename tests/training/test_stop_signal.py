@@ -1,9 +1,12 @@
 import logging
+import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -16,15 +19,16 @@ from swin_mim.training.stop_signal import StopSignal
 # a process that a script starts in the background ignores SIGINT from its birth
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-with StopSignal() as stop:
-    for line in sys.stdin:
-        if line == "leave\\n":
-            break
-        print(stop.received, flush=True)
+stop = StopSignal().listen()
+for line in sys.stdin:
+    if line == "leave\\n":
+        break
+    print(stop.received, flush=True)
+stop.leave()
 print("left", flush=True)
 sys.stdin.readline()
 """
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 @contextmanager
@@ -69,21 +73,81 @@ def test_outside_a_signal_does_what_it_did(number: signal.Signals) -> None:
         assert process.wait(timeout=10) == -number
 
 
+def test_the_end_of_the_launcher_is_no_second_signal() -> None:
+    """A Ctrl-C reaches launcher and trainer at once, and the end of the launcher comes on top."""
+    with child() as process:
+        assert ask(process) == "False"
+        for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGUSR2):
+            process.send_signal(number)
+            assert ask(process) == "True"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 128 + signal.SIGINT
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with StopSignal():
-        assert all(signal.getsignal(number) not in before for number in SIGNALS)
-    assert [signal.getsignal(number) for number in SIGNALS] == before
-    with pytest.raises(RuntimeError), StopSignal():
-        raise RuntimeError
+    stop = StopSignal().listen()
+    assert all(signal.getsignal(number) not in before for number in SIGNALS)
+    stop.leave()
+    stop.leave()
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_the_signal_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
-    with caplog.at_level(logging.INFO, "swin_mim.training.stop_signal"), StopSignal() as stop:
-        assert not stop.received
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.received
+    stop = StopSignal().listen()
+    try:
+        with caplog.at_level(logging.INFO, "swin_mim.training.stop_signal"):
+            assert not stop.received
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.received
+    finally:
+        stop.leave()
     assert caplog.text.count("Terminated") == 1
     assert "checkpoint" in caplog.text
+
+
+FOLLOWER = """
+import signal, sys
+from swin_mim.training.stop_signal import StopSignal, follow_launcher
+
+stop = StopSignal().listen()
+follow_launcher()
+print("following", flush=True)
+while not stop.received:
+    if not sys.stdin.readline():
+        signal.pause()
+print("told", flush=True)
+"""
+LAUNCHER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.DEVNULL)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a process of its parent's end")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("name", "follows"), [("accelerate", True), ("torchrun", True), ("shell", False)])
+def test_the_end_of_a_launcher_is_a_signal_and_that_of_a_shell_is_not(
+    tmp_path: Path, name: str, follows: bool, number: signal.Signals
+) -> None:
+    (tmp_path / name).write_text(LAUNCHER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / name), FOLLOWER], stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        lines = {launcher.stdout.readline().strip() for _ in range(2)}
+        (child,) = (int(line) for line in lines if line.isdecimal())
+        assert "following" in lines
+        launcher.send_signal(number)
+        launcher.wait(timeout=10)
+        try:
+            if follows:
+                assert launcher.stdout.readline().strip() == "told"
+            else:
+                assert not select.select([launcher.stdout], [], [], 0.5)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)

@@ -208,12 +208,15 @@ def test_speed_counts_the_time_since_the_clock_started(monkeypatch: pytest.Monke
     add(interval, range(2))
     interval.waited(1.0)
     now[0] += 4
-    assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.25}
+    assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.25, "save_wait": 0.0}
     now[0] += 100
+    interval.saved(1.5)
+    interval.saved(0.25)
     interval.restart_clock()
     add(interval, range(1))
     now[0] += 2
-    assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.0}
+    assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.0, "save_wait": 1.75}
+    assert interval.speed(global_batch=8)["save_wait"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from swin_mim.training.checkpoint import save_model
+from swin_mim.training.tensor_file import write_tensors
 from swin_mim.training.weight_average import WeightAverage
 
 
@@ -156,7 +156,7 @@ def test_a_saved_average_goes_on_as_if_never_saved(tmp_path: Path) -> None:
         average.update(step)
     state = average.state()
     assert list(state) == [name for name, _ in model.named_parameters()]
-    save_model(state, tmp_path / "average.safetensors")
+    write_tensors(state, tmp_path / "average.safetensors")
     twin = network()
     twin.load_state_dict(model.state_dict())
     again = WeightAverage(twin, 0.99)

@@ -1,0 +1,55 @@
+"""One run at a time in a folder."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from swin_mim.errors import UserError
+
+LOCK = "run.lock"
+
+_LOG = logging.getLogger(__name__)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold a run's folder as long as the answer is open: until this process ends, however it ends.
+
+    The system gives the lock back with the process, so that none is ever left over. Processes that are forked from this
+    one, such as workers, do not have it.
+
+    Raises:
+        UserError: another process has it; says which, where and since when.
+    """
+    path = folder / LOCK
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = _described(file.read())
+        file.close()
+        raise UserError(
+            f"{folder} is in use by {holder}: wait for its end or stop it, or start another run with --run.name"
+        ) from None
+    except OSError as error:
+        _LOG.warning("%s cannot be locked (%s): nothing keeps two runs out of this folder", path, error.strerror)
+        return file
+    file.truncate(0)
+    json.dump(
+        {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file
+    )
+    file.flush()
+    return file
+
+
+def _described(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
+        return "another process"
