@@ -1,0 +1,65 @@
+"""The short version of tools/chaos.py: fewer points, the same faults."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+SHORT = """
+import sys
+sys.path.insert(0, {tools!r})
+import chaos, chaos_saves, chaos_runs
+chaos_saves.BYTE_POINTS, chaos_saves.FLIPS, chaos_saves.CUTS = 40, 150, 50
+chaos.main(sys.argv[1:])
+"""
+
+
+def figures(tmp_path: Path, *parts: str) -> dict[str, dict[str, float]]:
+    """In a process of its own: it forks, and sets up an accelerator."""
+    file = tmp_path / "chaos.json"
+    command = [sys.executable, "-c", SHORT.format(tools=str(TOOLS)), *parts, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(file.read_text()))
+
+
+def test_no_save_is_lost_and_no_damage_goes_unseen(tmp_path: Path) -> None:
+    found = figures(tmp_path, "saves", "damage")
+    saves, damage = found["saves"], found["damage"]
+    assert saves["kill_points_by_byte"] == saves["disk_full_points"] == 40
+    assert saves["kill_points_by_call"] > 20
+    assert saves["unloadable"] == saves["silently_wrong"] == 0
+    assert saves["continued_from_the_old_one"] > 60
+    assert saves["continued_from_the_new_one"] > 2
+    assert damage["detected"] == damage["bit_flips"] + damage["truncations"] == 200
+    assert damage["unloadable"] == damage["silently_wrong"] == 0
+
+
+@pytest.mark.slow
+def test_a_nan_in_one_process_of_two_is_left_out_and_found_again(tmp_path: Path) -> None:
+    found = figures(tmp_path, "numbers")["numbers"]
+    assert found["faults"] == 4
+    assert found["returns_before_giving_up"] == 2
+    assert found["non_finite_weights"] == found["wrong_step"] == found["wrong_module"] == 0
+
+
+def test_it_counts_what_is_lost(tmp_path: Path) -> None:
+    """With checkpoints that are not verified, damage is silent: the figures say so, and the tool fails."""
+    careless = "from swin_mim.training import checkpoint\ncheckpoint.verify = lambda path: ''\n" + SHORT
+    command = [sys.executable, "-c", careless.format(tools=str(TOOLS)), "damage"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: not as promised: damage.")
+
+
+def test_a_part_that_is_none_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, str(TOOLS / "chaos.py"), "savs"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no such part: savs" in done.stderr

@@ -1,0 +1,69 @@
+"""Break runs in every way that this machine can, and count what was lost.
+
+    python tools/chaos.py --json chaos.json
+    python tools/chaos.py saves damage
+
+    saves    kill the process at every byte and system call of a save, and let the disk be full at every byte
+    damage   flip bits in a published checkpoint, and cut its files
+    stops    SIGTERM in the middle of every step of a run, in one process and in two; and from one to two to one
+    numbers  NaN in input, activation and gradient, in one process of two; and tools/replay.py, which has to find it
+
+Everything is real: processes, signals, files. The models are tiny. All of it takes half an hour on 2 cores.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from swin_mim.errors import Parser, UserError, one_line_errors
+
+PARTS = ("saves", "damage", "stops", "numbers")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="chaos.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args(arguments)
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    with one_line_errors():
+        options = parse(arguments)
+        figures = {}
+        for part in options.parts or PARTS:
+            start = time.monotonic()
+            with TemporaryDirectory(prefix="chaos_") as folder:
+                figures[part] = run(part, Path(folder)) | {"seconds": round(time.monotonic() - start, 1)}
+            print(json.dumps({part: figures[part]}, indent=1), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        lost = [f"{part}.{name}" for part, values in figures.items() for name in BAD if values.get(name)]
+        if lost:
+            raise UserError(f"not as promised: {', '.join(lost)}")
+
+
+BAD = ("unloadable", "silently_wrong", "different", "non_finite_weights", "wrong_step", "wrong_module")
+"""Figures that have to be 0."""
+
+
+def run(part: str, folder: Path) -> dict[str, object]:
+    """One part, in a new folder -> its figures."""
+    if part in ("saves", "damage"):
+        import chaos_saves
+
+        return chaos_saves.saves(folder) if part == "saves" else chaos_saves.damage(folder)
+    import chaos_runs
+
+    return chaos_runs.stops(folder) if part == "stops" else chaos_runs.numbers(folder)
+
+
+if __name__ == "__main__":
+    main()
