@@ -4,30 +4,26 @@ Which images and crops a batch holds is a function of (source, seed, positions):
 the number of processes nor the size of a micro batch changes a sample.
 """
 
-import atexit
-import signal
-import warnings
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
-from weakref import WeakSet
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from swin_mim.data.decode import BrokenImage
-from swin_mim.data.sampling import SampleOrder, positions, sample_generator
+from swin_mim.data.sampling import Place, SampleOrder, positions, sample_generator
 from swin_mim.data.sources import Source
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
+from swin_mim.data.workers import load_batches
 from swin_mim.errors import UserError
 
 ATTEMPTS = 8
 """Images that are tried for one position: the one drawn, and its replacements."""
-
-
-_running: "WeakSet[Generator[Batch, None, None]]" = WeakSet()
 
 
 class Broken(NamedTuple):
@@ -77,7 +73,7 @@ def training_batches(
         order: of the images; None visits all of them, epoch after epoch.
 
     Raises:
-        UserError: while iterating, when 8 images in a row cannot be read.
+        UserError: while iterating, when 8 images in a row cannot be read, and as `load_batches`.
     """
     visits = order or SampleOrder(len(source), seed)
 
@@ -88,7 +84,8 @@ def training_batches(
     def crop(image: Image.Image, position: int) -> Tensor:
         return transform(image, sample_generator(seed, position))
 
-    return _batches(_Samples(source, crop, seed), micro_batches(), workers, pin_memory)
+    size = _bytes(micro_batch, transform.size)
+    return _batches(_Samples(source, crop, seed), micro_batches(), workers, size, pin_memory)
 
 
 def heldout_batches(
@@ -105,19 +102,13 @@ def heldout_batches(
     The last batch may be smaller, and processes may get one batch more than others, or none.
 
     Raises:
-        UserError: while iterating, when 8 images in a row cannot be read.
+        UserError: while iterating, as `training_batches`.
     """
     starts = range(0, len(source), batch_size)[rank::world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
     places = ([Place(index, index) for index in batch] for batch in ranges)
-    return _batches(_Samples(source, lambda image, _: transform(image), seed=0), places, workers)
-
-
-class Place(NamedTuple):
-    """Where a sample stands in the stream, and which image of the source that is."""
-
-    position: int
-    image: int
+    samples = _Samples(source, lambda image, _: transform(image), seed=0)
+    return _batches(samples, places, workers, _bytes(batch_size, transform.size))
 
 
 class _Sample(NamedTuple):
@@ -170,60 +161,15 @@ def _collate(samples: list[_Sample]) -> _Collated:
 
 
 def _batches(
-    samples: _Samples, places: Iterable[list[Place]], workers: int, pin_memory: bool = False
-) -> Iterator[Batch]:
-    batches = _load(samples, places, workers, pin_memory)
-    _running.add(batches)
-    return batches
-
-
-def _load(
-    samples: _Samples, places: Iterable[list[Place]], workers: int, pin_memory: bool
+    samples: _Samples, places: Iterable[list[Place]], workers: int, batch_bytes: int, pin_memory: bool = False
 ) -> Generator[Batch, None, None]:
-    loader = DataLoader(
-        samples,
-        batch_sampler=places,
-        collate_fn=_collate,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-        # not the default everywhere: fork shares the source (file names, decoded composites) and needs no pickling
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # the default one would advance the state that the model's dropout draws from
-    )
-    with warnings.catch_warnings():
-        # Python 3.12 warns of fork beside threads, for the locks that they may hold. Torch starts threads in every
-        # process; the workers use none of torch's pools and no device, only Pillow and numpy.
-        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-        loaded = iter(loader)
-    try:
+    loaded = load_batches(samples, places, _collate, workers=workers, batch_bytes=batch_bytes, pin_memory=pin_memory)
+    with closing(loaded):
         for batch, failure in loaded:
             if failure:
                 raise UserError(failure, local=True)
             yield batch
-    finally:
-        if workers:
-            _end_workers(loaded)
 
 
-@atexit.register
-def _close_running() -> None:
-    # the workers ignore SIGTERM, by which multiprocessing, next at exit, would have them end: it would wait for ever
-    for batches in list(_running):
-        batches.close()
-
-
-def _end_workers(loaded: Any) -> None:
-    # by itself torch ends them with the last reference to its iterator, which an error's traceback may hold
-    loaded._shutdown_workers()  # waits 5 s for each
-    for worker in loaded._workers:
-        worker.kill()  # one that hangs in a decoder; the others have ended
-        worker.join()
-
-
-def _start_worker(_: int) -> None:
-    # a terminal or a scheduler signals the whole process group: the training process decides when workers end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _bytes(images: int, size: tuple[int, int]) -> int:
+    return images * 3 * math.prod(size)

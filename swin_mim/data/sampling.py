@@ -5,6 +5,7 @@ random bits are Philox's (Salmon et al., SC 2011), counter based: nothing is car
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,6 +65,13 @@ def sample_generator(seed: int, position: int, stream: int = 0) -> np.random.Gen
     # the counter starts at 1: with 0 the crop at position e would reuse the bits that order epoch e
     counter = np.array([0, 0, 0, stream + 1], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=_key(seed, position), counter=counter))
+
+
+class Place(NamedTuple):
+    """Where a sample stands in the stream, and which image of the source that is."""
+
+    position: int
+    image: int
 
 
 def positions(samples_seen: int, global_batch: int, micro_batch: int, rank: int, world: int) -> Iterator[int]:

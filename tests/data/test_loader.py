@@ -217,6 +217,7 @@ def test_workers_outlive_the_signals_of_a_process_group() -> None:
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGINT)
         os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGUSR1)
     assert [batch.start for batch in islice(batches, 30)] == list(range(8, 128, 4))  # more than was prefetched
     batches.close()  # type: ignore[attr-defined]
 
