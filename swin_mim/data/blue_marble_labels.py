@@ -31,7 +31,7 @@ from swin_mim.data.blue_marble import (
     tile_rows,
     training_columns,
 )
-from swin_mim.data.decode import MAX_PIXELS
+from swin_mim.data.limits import MAX_PIXELS
 from swin_mim.data.sampling import sample_generator
 from swin_mim.errors import UserError
 

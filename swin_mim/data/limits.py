@@ -1,0 +1,160 @@
+"""What an image file may ask for, so that none takes a data worker's time or memory without end.
+
+A small file may be a large picture (which its header tells), and smaller ones make a decoder work on and on: a JPEG
+that goes over the same pixels a thousand times, a GIF of ten million comments, a TIFF whose tags all point at the
+same megabytes. What is refused is decided by what the file says, never by a clock or by the memory at hand, so that
+every machine trains on the same images.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from itertools import islice
+
+MAX_PIXELS = 64 * 2**20
+MAX_SIDE = 30_000
+MAX_BYTES = 512 * 2**20
+"""Of the file."""
+MAX_MEMORY = 1280 * 2**20
+"""Bytes that decoding takes at most for a while, besides the file: what every data worker may need. A transparent WebP
+image of `MAX_PIXELS` was seen to take 1100 MiB, a progressive JPEG in four colours 770 MiB, others 560 MiB or less."""
+
+MAX_SCANS = 24
+"""How often a JPEG of `MAX_PIXELS` may go over them, a smaller one more often: a progressive one does 10 times, in four
+colours 18 times."""
+MAX_HEADER = 16 * 2**20
+"""Bytes of metadata before the pixels."""
+MAX_TAG_VALUES = 2**16
+"""Numbers in a tag of a TIFF file: more than the strips are in two planes of `MAX_SIDE` rows each."""
+
+_HEADER_READS = 10_000  # a hundred is much
+_PIXEL_READS = 2**17  # besides one for each KiB: a TIFF takes one for a strip or tile, a PNG three for a chunk
+# the marker, its length and the number of components, as far as libjpeg takes them
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_SCANS = 1000  # of any JPEG
+_EXIF = re.compile(rb"\xff\xe1..Exif\x00\x00", re.DOTALL)
+_EXIF_PARTS = 16
+_TAGS = 4096  # in a directory; a hundred is much
+_BYTE_KINDS = (1, 2, 7)  # of which Pillow makes one object in all
+_KINDS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+"""Bytes of a value, by the number of its type in a TIFF file."""
+_WHOLE = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L", 16: "Q"}
+_DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability: Pillow reads them with the pixels
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be used; the message is the reason, in one line."""
+
+
+class MeteredFile(io.BytesIO):
+    """A file in memory that lets its metadata be read only so often, and its pixels after `begin_pixels`.
+
+    What loops over the parts of a file in Python reads for each of them, so that this bounds all such loops.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._length = len(data)
+        self._reads = _HEADER_READS
+        # Pillow takes a WebP in one piece, and the tags of a TIFF, which may be most of it, are checked by themselves
+        whole = data[8:12] == b"WEBP" or data[:2] in (b"II", b"MM")
+        self._bytes = MAX_HEADER + (2 * self._length if whole else 0)
+
+    def begin_pixels(self) -> None:
+        self._reads = _PIXEL_READS + self._length // 1024
+        self._bytes = self._reads * 2**16 + self._length
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._reads -= 1
+        self._bytes -= len(data)
+        if self._reads < 0 or self._bytes < 0:
+            raise BrokenImage("it consists of more parts, or more metadata, than a picture needs")
+        return data
+
+
+def check_length(length: int) -> None:
+    """Raises `BrokenImage` for a file that need not be looked into."""
+    if not length:
+        raise BrokenImage("the file is empty")
+    if length > MAX_BYTES:
+        raise BrokenImage(f"{length} bytes are more than {MAX_BYTES}")
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises `BrokenImage` for too many pixels, or none."""
+    width, height = size
+    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
+        raise BrokenImage(f"{width} x {height} pixels are more than {MAX_PIXELS} in all or {MAX_SIDE} a side")
+    if min(size) < 1:
+        raise BrokenImage(f"{width} x {height} pixels are none")
+
+
+def check_scans(data: bytes, pixels: int) -> None:
+    """Raises `BrokenImage` for a JPEG that goes over its pixels too often."""
+    most = min(MAX_SCANS * MAX_PIXELS // pixels, _SCANS)
+    if _is_jpeg(data) and _more_than(most, _SCAN.finditer(data)):
+        raise BrokenImage(f"it has more than {most} scans, which are too many for {pixels} pixels")
+
+
+def check_metadata(data: bytes) -> None:
+    """Raises `BrokenImage` for a JPEG with EXIF in too many parts, which Pillow joins, and as `_check_tags`."""
+    if _is_jpeg(data) and _more_than(_EXIF_PARTS, _EXIF.finditer(data, 0, MAX_HEADER)):
+        raise BrokenImage(f"it has more than {_EXIF_PARTS} parts of EXIF")
+    _check_tags(data)
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data.startswith(b"\xff\xd8")
+
+
+def _more_than(most: int, matches: Iterator[object]) -> bool:
+    return next(islice(matches, most, None), None) is not None
+
+
+def _check_tags(data: bytes) -> None:
+    """Raises `BrokenImage` for a TIFF file with tags that are too large, or that count the same bytes again and again.
+
+    Pillow makes a Python object of every number. Other damage is left for Pillow to find.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 16:
+        return
+    for big in {43 in data[2:4], data[2] == 43}:  # Pillow takes the header of a big-endian BigTIFF for a small one's
+        _check_directories(data, order, big)
+
+
+def _check_directories(data: bytes, order: str, big: bool) -> None:
+    waiting, seen, total = [struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)[0]], set(), 0
+    while waiting:
+        start = waiting.pop()
+        if start in seen:
+            continue
+        seen.add(start)
+        for tag, kind, count, at in _entries(data, start, order, big):
+            size = count * _KINDS.get(kind, 0)
+            if kind not in _KINDS or at + size > len(data):
+                continue  # as Pillow does
+            total += size
+            if total > len(data) or (count > MAX_TAG_VALUES and kind not in _BYTE_KINDS):
+                raise BrokenImage(f"its tag {tag} has {count} values, which is more than a picture needs")
+            if tag in _DIRECTORIES and kind in _WHOLE and at <= len(data) - 8:
+                waiting.append(struct.unpack_from(order + _WHOLE[kind], data, at)[0])
+
+
+def _entries(data: bytes, start: int, order: str, big: bool) -> Iterator[tuple[int, int, int, int]]:
+    """(tag, type, number of values, position of the first) of a directory, as far as it lies in the file."""
+    length, entry = struct.Struct(order + ("Q" if big else "H")), struct.Struct(order + ("HHQQ" if big else "HHLL"))
+    inline = 8 if big else 4
+    if not 0 <= start <= len(data) - length.size:
+        return
+    tags = length.unpack_from(data, start)[0]
+    for number in range(tags):
+        position = start + length.size + number * entry.size
+        if position + entry.size > len(data):
+            return
+        if number >= _TAGS:
+            raise BrokenImage(f"it has {tags} tags, which are more than a picture needs")
+        tag, kind, count, at = entry.unpack_from(data, position)
+        yield tag, kind, count, at if count * _KINDS.get(kind, 0) > inline else position + entry.size - inline
