@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from swin_mim.data.decode import BrokenImage, decode_image
+from swin_mim.data.decode import decode_image
+from swin_mim.data.limits import BrokenImage, check_length
 from swin_mim.data.sampling import epoch_order
 from swin_mim.errors import UserError
 
@@ -88,8 +89,9 @@ class FolderSource:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        # a file name may hold any bytes, a log only text
-        return os.fsencode(self.paths[index]).decode(errors="backslashreplace")
+        # a file name may hold any bytes, a line of a log only text
+        text = os.fsencode(self.paths[index]).decode(errors="backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     def image(self, index: int) -> Image.Image:
         return decode_image(_read(os.path.join(self._root, self.paths[index])))
@@ -112,7 +114,14 @@ class Table:
 
         column = _image_column(self.name, self.dataset.features, column)
         rows = self.dataset.with_format(None).select_columns([column])
-        return TableSource(rows.cast_column(column, datasets.Image(decode=False)), column, self._roots)
+        try:
+            undecoded = rows.cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:  # also what pyarrow raises
+            raise UserError(
+                f"data.column {column!r} of data.source {self.name!r} holds no bytes of images ({error}): its columns "
+                f"are {columns_text(self.dataset.features)}"
+            ) from error
+        return TableSource(undecoded, column, self._roots)
 
 
 class TableSource:
@@ -296,15 +305,17 @@ def _find_files(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
     while folders:
         relative, folder = folders.pop()
         for name, real, status in _entries(folder, unreadable):
-            is_image = stat.S_ISREG(status.st_mode) and name.lower().endswith(suffixes)
-            if real in seen or not (is_image or stat.S_ISDIR(status.st_mode)):
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if real in seen or not (is_folder or name.lower().endswith(suffixes)):
                 continue
             seen.add(real)
             path = os.path.join(relative, name)
-            if is_image:
+            if is_folder:
+                folders.append((path, real))
+            elif stat.S_ISREG(status.st_mode):
                 found.append((path, status.st_size))
             else:
-                folders.append((path, real))
+                unreadable.append(f"{path!r} is a pipe, a socket or a device")
     if unreadable:
         _log.warning("%s: %d entries cannot be read, the first: %s", root, len(unreadable), unreadable[0])
     return sorted(found)
@@ -330,7 +341,13 @@ def _entries(folder: str, unreadable: list[str]) -> Iterator[tuple[str, str, os.
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        # what was a file when the folder was listed may be a pipe by now, which would block, or a device without end
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BrokenImage("cannot be read: it is no regular file")
+            check_length(status.st_size)
+            return file.read(status.st_size)
     except OSError as error:
         raise BrokenImage(f"cannot be read: {error.strerror}") from error
 

@@ -1,9 +1,13 @@
 import io
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -16,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swin_mim.data.decode import BrokenImage
+from swin_mim.data.loader import training_batches
 from swin_mim.data.sources import FolderSource, Source, Subset, TableSource, open_source, split_heldout
+from swin_mim.data.transforms import PretrainTransform
 from swin_mim.errors import UserError
 
 
@@ -125,12 +131,73 @@ def test_what_cannot_be_read_is_left_out_and_reported(tmp_path: Path, caplog: py
     assert "dangling.png" in caplog.text or "gone.png" in caplog.text
 
 
+def test_pipes_sockets_and_devices_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.png"))
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "no_image")
+    assert names(open_source(str(tmp_path))) == ["a.png"]
+    assert "3 entries cannot be read, the first: 'pipe.png' is a pipe, a socket or a device" in caplog.text
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that other users reach, unlike pytest's."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_what_one_has_no_right_to_read(public_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(public_folder / "a.png", 1)
+    write(public_folder / "secret.png", 2).chmod(0)
+    write(public_folder / "closed" / "b.png", 3)
+    (public_folder / "closed").chmod(0)
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)  # root has every right
+    try:
+        source = open_source(str(public_folder))
+        assert names(source) == ["a.png", "secret.png"]
+        assert source.image(0).size == (6, 4)
+        with pytest.raises(BrokenImage, match="cannot be read: Permission denied"):
+            source.image(1)
+    finally:
+        os.seteuid(user)
+        (public_folder / "closed").chmod(0o700)
+    assert "1 entries cannot be read" in caplog.text
+    assert "closed" in caplog.text
+
+
+def test_folders_deeper_than_a_path_can_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.png")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=folder)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    assert names(open_source(str(tmp_path))) == ["a.png"]
+    assert "1 entries cannot be read" in caplog.text
+    assert "File name too long" in caplog.text
+
+
 def test_file_names_of_any_bytes(tmp_path: Path) -> None:
     write(tmp_path / os.fsdecode(b"caf\xe9 \xf0\x9f\x8c\x8d.png"), 5)
     source = open_source(str(tmp_path))
     assert reds(source) == [5]
     assert source.name(0) == "caf\\xe9 \N{EARTH GLOBE EUROPE-AFRICA}.png"
     source.name(0).encode()
+
+
+def test_a_file_name_makes_no_line_of_a_log(tmp_path: Path) -> None:
+    write(tmp_path / "a\nerror: b\x1b[2J\u2028.png", 5)
+    source = open_source(str(tmp_path))
+    assert reds(source) == [5]
+    assert source.name(0) == "a\\nerror: b\\x1b[2J\\u2028.png"
 
 
 def test_broken_and_vanished_files_are_broken_images(tmp_path: Path) -> None:
@@ -142,6 +209,63 @@ def test_broken_and_vanished_files_are_broken_images(tmp_path: Path) -> None:
         source.image(0)
     with pytest.raises(BrokenImage, match="No such file"):
         source.image(1)
+
+
+def test_what_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png", "d.png", "e.png"):
+        write(tmp_path / name)
+    source = open_source(str(tmp_path))
+    for name in source.paths:  # type: ignore[attr-defined]
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "a.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "b.png"))
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    (tmp_path / "d.png").mkdir()
+    (tmp_path / "e.png").symlink_to("e.png")
+    for index in range(5):
+        with pytest.raises(BrokenImage, match="cannot be read: "):
+            source.image(index)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    os.truncate(write(tmp_path / "a.png"), 2**40)
+    with pytest.raises(BrokenImage, match="1099511627776 bytes are more than 536870912"):
+        open_source(str(tmp_path)).image(0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_files_that_go_while_a_run_reads_them_are_replaced_and_listed(tmp_path: Path) -> None:
+    for red in range(40):
+        write(tmp_path / f"{red:02}.png", red)
+    batches = training_batches(
+        open_source(str(tmp_path)),
+        PretrainTransform((2, 2)),
+        seed=0,
+        samples_seen=0,
+        global_batch=8,
+        micro_batch=8,
+        rank=0,
+        world=1,
+        workers=2,
+    )
+    assert not next(batches).broken
+    gone = {red + k for red in range(0, 40, 10) for k in range(3)}
+    for red in range(0, 40, 10):
+        (tmp_path / f"{red:02}.png").unlink()
+        (tmp_path / f"{red + 1:02}.png").write_bytes(b"")
+        (tmp_path / f"{red + 2:02}.png").unlink()
+        os.mkfifo(tmp_path / f"{red + 2:02}.png")
+    later = list(islice(batches, 20))[-10:]  # two epochs; some of the first were read ahead
+    batches.close()  # type: ignore[attr-defined]
+    assert all(batch.images.shape == (8, 3, 2, 2) for batch in later)
+    assert {int(red) for batch in later for red in batch.images[:, 0, 0, 0]} == set(range(40)) - gone
+    assert {int(entry.name[:2]) for batch in later for entry in batch.broken} == gone
+    assert {entry.reason for batch in later for entry in batch.broken} == {
+        "cannot be read: No such file or directory",
+        "the file is empty",
+        "cannot be read: it is no regular file",
+    }
 
 
 def test_metadata_of_an_image_folder_is_not_looked_at(tmp_path: Path, table: datasets.Dataset) -> None:
@@ -255,6 +379,7 @@ def test_paths_of_a_table_are_opened_only_below_its_folder(tmp_path: Path) -> No
     outside = write(tmp_path / "secret.png", 200)
     inside = write(folder / "blobs" / "1.bin", 100)
     (folder / "link.bin").symlink_to(outside)
+    os.mkfifo(folder / "pipe.bin")
     paths = [
         str(inside),
         "blobs/1.bin",
@@ -265,6 +390,7 @@ def test_paths_of_a_table_are_opened_only_below_its_folder(tmp_path: Path) -> No
         "hf://datasets/user/name/x.png",
         "/etc/hostname",
         "blobs",
+        "pipe.bin",
         "nul\0.png",
         "",
         None,
@@ -278,6 +404,20 @@ def test_paths_of_a_table_are_opened_only_below_its_folder(tmp_path: Path) -> No
     for index in range(2, len(paths)):
         with pytest.raises(BrokenImage, match=r"not opened|empty"):
             source.image(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "path"),
+    [([1, 2], ["a.png", "b.png"]), ([None, None], [["/etc/hostname"], ["a"]]), ([[b"a"], [b"b"]], ["a", "b"])],
+)
+def test_cells_that_only_look_like_images(tmp_path: Path, content: list[object], path: list[object]) -> None:
+    pq.write_table(
+        pa.table({"image": [{"bytes": a, "path": b} for a, b in zip(content, path, strict=True)]}),
+        tmp_path / "x.parquet",
+    )
+    with pytest.raises(UserError, match=r"data\.column 'image' of .* holds no bytes of images .*image \(") as error:
+        open_source(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_empty_cells_are_broken_images(tmp_path: Path) -> None:
