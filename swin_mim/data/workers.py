@@ -29,7 +29,8 @@ PREFETCH = 4
 RESTARTS = 3
 """How often lost workers are replaced without a batch in between."""
 PATIENCE = 300.0
-"""Seconds without a batch after which workers count as lost: a batch of 128 huge images takes some 200."""
+"""Seconds without a batch after which workers count as lost: less than the ten minutes that other processes wait for
+this one, more than a batch takes (128 photographs of 12 Mpx on one core: half a minute)."""
 SHARED_MEMORY = "/dev/shm"
 """Through which batches leave the workers, on Linux."""
 
