@@ -17,6 +17,7 @@ nor touch: at least 14 pixels (100 km at the equator) lie between them.
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -90,6 +91,9 @@ class TileSource:
         top, left = self._corners[index]
         tile = composite()[top : top + self._side, left : left + self._side]
         return Image.fromarray(tile if self._turns is None else turned(tile, int(self._turns[index])))
+
+    def listing(self) -> Iterator[tuple[str, int]]:
+        return ((self.name(index), 3 * self._side**2) for index in range(len(self)))
 
 
 def turned(tile: np.ndarray, turn: int) -> np.ndarray:

@@ -44,6 +44,9 @@ class Source(Protocol):
     def image(self, index: int) -> Image.Image:
         """Decode an image: loaded, mode "RGB". Raises `BrokenImage`."""
 
+    def listing(self) -> Iterator[tuple[str, int]]:
+        """(name, size) of every image of the data set, also of those that a part of it leaves out."""
+
 
 def open_source(spec: str, *, config: str | None = None, split: str = "train", column: str | None = None) -> Source:
     """Open a folder of images, a folder of parquet or arrow files, or a data set on the Hugging Face Hub.
@@ -81,6 +84,7 @@ class FolderSource:
         """`files` are (relative path, size in bytes)."""
         self._root = str(root)
         self.paths = [path for path, _ in files]
+        self._sizes = np.array([size for _, size in files], dtype=np.int64)
         # contents are not read: a data set may be terabytes
         lines = (os.fsencode(path) + f"\0{size}\n".encode() for path, size in files)
         self.fingerprint = sha256(lines)
@@ -95,6 +99,9 @@ class FolderSource:
 
     def image(self, index: int) -> Image.Image:
         return decode_image(_read(os.path.join(self._root, self.paths[index])))
+
+    def listing(self) -> Iterator[tuple[str, int]]:
+        return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
 
 
 class Table:
@@ -154,13 +161,21 @@ class TableSource:
         cell = self._dataset[int(index)][self._column] or {}
         return cell.get("bytes"), cell.get("path")
 
-    def _contents(self) -> Iterable[bytes]:
-        """The length of every image and the content of 64: enough to notice a change without reading all."""
+    def listing(self) -> Iterator[tuple[str, int]]:
+        sizes = (int(size) for lengths in self._lengths() for size in lengths)
+        return ((self.name(index), size) for index, size in enumerate(sizes))
+
+    def _lengths(self) -> Iterator[np.ndarray]:
+        """int64: of the bytes in the cells of each chunk of the table."""
         import pyarrow.compute as pc
 
         for chunk in self._dataset.data.column(self._column).chunks:
             lengths = pc.fill_null(pc.binary_length(pc.struct_field(chunk, "bytes")), 0)
-            yield lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+            yield lengths.to_numpy(zero_copy_only=False).astype("<i8")
+
+    def _contents(self) -> Iterable[bytes]:
+        """The length of every image and the content of 64: enough to notice a change without reading all."""
+        yield from (lengths.tobytes() for lengths in self._lengths())
         for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int):
             content, path = self._cell(index)
             # paths lead into a cache, which lies elsewhere on another machine
@@ -182,6 +197,9 @@ class Subset:
 
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._indices[index]))
+
+    def listing(self) -> Iterator[tuple[str, int]]:
+        return self._source.listing()
 
 
 def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source]:
