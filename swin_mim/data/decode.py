@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from swin_mim.data.limits import BrokenImage, MeteredFile, check_length, check_metadata, check_scans, check_size
+from swin_mim.data.limits import (
+    BrokenImage,
+    MeteredFile,
+    check_length,
+    check_metadata,
+    check_runs,
+    check_scans,
+    check_size,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no "MPO": Pillow's JPEG opener already covers it
 BACKGROUND = (255, 255, 255)
@@ -18,6 +26,7 @@ BACKGROUND = (255, 255, 255)
 
 _STRIP = 2**20  # pixels that are converted at a time
 _EXIF_BYTES = 2**16  # of which each of thousands of tags may count all
+_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324  # TIFF tags
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,10 +86,19 @@ def _decode(data: bytes) -> tuple[Image.Image, Image.Transpose | None]:
     check_metadata(data)
     with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
         check_size(image.size)
-        check_scans(data, image.width * image.height)
+        pixels = image.width * image.height
+        check_scans(data, pixels, _strips_stored(image))
+        check_runs(image.info.get("compression"), pixels)
         file.begin_pixels()
         image.load()
         return to_rgb(image), _turn(image)
+
+
+def _strips_stored(image: Image.Image) -> int:
+    """In how many strips or tiles a TIFF keeps the pixels; 0 for other formats."""
+    tags = getattr(image, "tag_v2", {})
+    offsets = tags.get(_STRIP_OFFSETS, tags.get(_TILE_OFFSETS, ()))
+    return len(offsets) if isinstance(offsets, tuple) else 1
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

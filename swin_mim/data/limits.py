@@ -23,13 +23,15 @@ image of `MAX_PIXELS` was seen to take 1100 MiB, a progressive JPEG in four colo
 MAX_SCANS = 24
 """How often a JPEG of `MAX_PIXELS` may go over them, a smaller one more often: a progressive one does 10 times, in four
 colours 18 times."""
+MAX_RUN_PIXELS = 16 * 2**20
+"""Of a BMP that is compressed by runs: Pillow makes its pixels one by one, in Python."""
 MAX_HEADER = 16 * 2**20
 """Bytes of metadata before the pixels."""
 MAX_TAG_VALUES = 2**16
 """Numbers in a tag of a TIFF file: more than the strips are in two planes of `MAX_SIDE` rows each."""
 
 _HEADER_READS = 10_000  # a hundred is much
-_PIXEL_READS = 2**17  # besides one for each KiB: a TIFF takes one for a strip or tile, a PNG three for a chunk
+_PIXEL_READS = 2**20  # a TIFF takes one for a strip or tile, a PNG three for a chunk, a BMP two for a run
 # the marker, its length and the number of components, as far as libjpeg takes them
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _SCANS = 1000  # of any JPEG
@@ -55,15 +57,14 @@ class MeteredFile(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._length = len(data)
         self._reads = _HEADER_READS
         # Pillow takes a WebP in one piece, and the tags of a TIFF, which may be most of it, are checked by themselves
-        whole = data[8:12] == b"WEBP" or data[:2] in (b"II", b"MM")
-        self._bytes = MAX_HEADER + (2 * self._length if whole else 0)
+        whole = data[8:12] == b"WEBP" or _is_tiff(data)
+        self._bytes = MAX_HEADER + (2 * len(data) if whole else 0)
 
     def begin_pixels(self) -> None:
-        self._reads = _PIXEL_READS + self._length // 1024
-        self._bytes = self._reads * 2**16 + self._length
+        self._reads = _PIXEL_READS
+        self._bytes = _PIXEL_READS * 2**16
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -91,11 +92,17 @@ def check_size(size: tuple[int, int]) -> None:
         raise BrokenImage(f"{width} x {height} pixels are none")
 
 
-def check_scans(data: bytes, pixels: int) -> None:
-    """Raises `BrokenImage` for a JPEG that goes over its pixels too often."""
-    most = min(MAX_SCANS * MAX_PIXELS // pixels, _SCANS)
-    if _is_jpeg(data) and _more_than(most, _SCAN.finditer(data)):
+def check_scans(data: bytes, pixels: int, strips: int) -> None:
+    """Raises `BrokenImage` for a JPEG, or JPEGs in the strips of a TIFF, that go over their pixels too often."""
+    most = min(MAX_SCANS * MAX_PIXELS // pixels, _SCANS) + 4 * strips  # four colours one by one are no sign of malice
+    if (_is_jpeg(data) or _is_tiff(data)) and _more_than(most, _SCAN.finditer(data)):
         raise BrokenImage(f"it has more than {most} scans, which are too many for {pixels} pixels")
+
+
+def check_runs(compression: object, pixels: int) -> None:
+    """Raises `BrokenImage` for a BMP of runs that is too large; `compression` is the number in its header."""
+    if compression in (1, 2) and pixels > MAX_RUN_PIXELS:
+        raise BrokenImage(f"{pixels} pixels are more than {MAX_RUN_PIXELS}, which a BMP of runs may have")
 
 
 def check_metadata(data: bytes) -> None:
@@ -109,6 +116,10 @@ def _is_jpeg(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8")
 
 
+def _is_tiff(data: bytes) -> bool:
+    return data.startswith((b"II", b"MM"))
+
+
 def _more_than(most: int, matches: Iterator[object]) -> bool:
     return next(islice(matches, most, None), None) is not None
 
@@ -118,9 +129,9 @@ def _check_tags(data: bytes) -> None:
 
     Pillow makes a Python object of every number. Other damage is left for Pillow to find.
     """
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None or len(data) < 16:
+    if not _is_tiff(data) or len(data) < 16:
         return
+    order = "<" if data.startswith(b"II") else ">"
     for big in {43 in data[2:4], data[2] == 43}:  # Pillow takes the header of a big-endian BigTIFF for a small one's
         _check_directories(data, order, big)
 

@@ -263,6 +263,14 @@ def _() -> dict[str, bytes]:
     return {
         "TIFF of more pixels than a model needs": grey(width=8193, height=8193),
         "TIFF of the most pixels": grey(width=2**32 - 1, height=2**32 - 1),
+        "TIFF of JPEG that goes over its pixels 90 times": grey(
+            (259, SHORT, 1, 7),
+            (273, LONG, 1, 122),
+            (279, LONG, 1, 2**20),
+            width=8192,
+            height=8192,
+            pixels=scans(90, 8192).ljust(2**20, b"\0"),
+        ),
         "TIFF of no pixels": grey(width=0, height=0),
         "TIFF with its directory beyond the end": b"II*\0\xff\xff\xff\xff" + bytes(100),
         "TIFF with its directory in its header": b"II*\0\0\0\0\0" + bytes(100),
@@ -460,6 +468,12 @@ def _() -> dict[str, bytes]:
 BMP = encode(NOISE, "BMP")
 
 
+def bmp_of_runs(side: int, runs: bytes) -> bytes:
+    start = 14 + 40 + 1024
+    info = struct.pack("<LllHHLLllLL", 40, side, side, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<LLL", start + len(runs), 0, start) + info + bytes(1024) + runs
+
+
 def bmp(at: int, layout: str, *values: int) -> bytes:
     part = struct.pack("<" + layout, *values)
     return BMP[:at] + part + BMP[at + len(part) :]
@@ -472,6 +486,8 @@ def _() -> dict[str, bytes]:
         "BMP of the most pixels": bmp(18, "ll", 2**31 - 1, 2**31 - 1),
         "BMP of negative width": bmp(18, "l", -31),
         "BMP of no size": bmp(18, "ll", 0, 0),
+        "BMP of 64 Mpx in short rows": bmp_of_runs(8192, b"\1\7\0\0" * 8192),
+        "BMP of five million runs": bmp_of_runs(700, b"\xff\7" * 5 * 10**6),
         "BMP of three bits": bmp(28, "H", 3),
         "BMP of unknown compression": bmp(30, "L", 99),
         "BMP with a header of unknown length": bmp(14, "L", 41),
