@@ -31,7 +31,7 @@ MAX_TAG_VALUES = 2**16
 """Numbers in a tag of a TIFF file: more than the strips are in two planes of `MAX_SIDE` rows each."""
 
 _HEADER_READS = 10_000  # a hundred is much
-_PIXEL_READS = 2**20  # a TIFF takes one for a strip or tile, a PNG three for a chunk, a BMP two for a run
+_PIXEL_READS = 2**19  # a TIFF takes one for a strip or tile, a PNG three for a chunk, a BMP two for a run
 # the marker, its length and the number of components, as far as libjpeg takes them
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _SCANS = 1000  # of any JPEG

@@ -331,7 +331,11 @@ def _() -> dict[str, bytes]:
 
 @files(IMAGE)
 def _() -> dict[str, bytes]:
-    return {"TIFF of 500 pages": encode(NOISE, "TIFF", save_all=True, append_images=[NOISE.resize((2, 2))] * 499)}
+    return {
+        "TIFF of 500 pages": encode(NOISE, "TIFF", save_all=True, append_images=[NOISE.resize((2, 2))] * 499),
+        "TIFF of strips of JPEG": encode(NOISE.resize((900, 900)), "TIFF", compression="jpeg", strip_size=8 * 2700),
+        "BMP of a quarter of a million runs": bmp_of_runs(500, (b"\1\7" * 500 + b"\0\0") * 500),
+    }
 
 
 # JPEG
