@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -156,18 +155,17 @@ def _by_workers(loader: DataLoader[Any]) -> Generator[Any, None, None]:
 
 
 def _start_workers(loader: DataLoader[Any]) -> Any:
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of fork beside threads, for the locks that they may hold. Torch starts threads in every
-            # process; the workers use none of torch's pools and no device, only Pillow and numpy.
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            return iter(loader)
-    finally:
-        # Torch handles the death of a worker by an error in whatever this thread does at the moment, be it in the
-        # middle of an update; `_next` notices in time.
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
+    # Torch meets the death of a worker with an error in whatever the main thread does at that moment, be it in the
+    # middle of an update. `_next` notices in time, so that torch needs neither a handler nor the names of the workers.
+    signal_handling._SIGCHLD_handler_set = True
+    with warnings.catch_warnings():
+        # Python 3.12 warns of fork beside threads, for the locks that they may hold. Torch starts threads in every
+        # process; the workers use none of torch's pools and no device, only Pillow and numpy.
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        loaded: Any = iter(loader)
+    signal_handling._remove_worker_pids(id(loaded))
+    loaded._worker_pids_set = False
+    return loaded
 
 
 def _next(loaded: Any) -> Any:
@@ -203,8 +201,6 @@ def _death(worker: Any) -> str:
 def _abandon_workers(loaded: Any) -> None:
     """End workers of which one is lost. Torch's own way waits for the locks that it may have held."""
     loaded._shutdown = True
-    signal_handling._remove_worker_pids(id(loaded))
-    loaded._worker_pids_set = False
     for worker in loaded._workers:
         worker.kill()
         worker.join()

@@ -214,11 +214,13 @@ def test_closing_and_dropping_the_iterator_ends_its_workers() -> None:
 def test_workers_outlive_the_signals_of_a_process_group() -> None:
     batches = running()
     next(batches)  # of the second worker, which may only now have begun
-    for child in multiprocessing.active_children():
+    children = {child.pid: child for child in multiprocessing.active_children()}
+    for child in children.values():
         os.kill(child.pid, signal.SIGINT)
         os.kill(child.pid, signal.SIGTERM)
         os.kill(child.pid, signal.SIGUSR1)
     assert [batch.start for batch in islice(batches, 30)] == list(range(8, 128, 4))  # more than was prefetched
+    assert {child.pid for child in multiprocessing.active_children()} == set(children)  # none had to be replaced
     batches.close()  # type: ignore[attr-defined]
 
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from test_loader import CROP, Noise, assert_equal, by_position
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from swin_mim.data import workers
 from swin_mim.data.loader import Batch, heldout_batches, training_batches
@@ -107,14 +110,35 @@ def test_held_out_images_come_once_though_workers_die() -> None:
     assert_equal(by_position(received), {i: transform(source.image(i)) for i in range(23)})
 
 
-def test_the_death_of_a_worker_does_not_interrupt_what_the_training_process_does() -> None:
+@pytest.fixture
+def torchs_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As after the use of another DataLoader."""
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    assert list(DataLoader(range(2), num_workers=1, multiprocessing_context="fork"))
+    assert signal.getsignal(signal.SIGCHLD) != before
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("fixtures", [(), ("torchs_handler",)], ids=["alone", "beside torch's"])
+def test_the_death_of_a_worker_does_not_interrupt_what_the_training_process_does(
+    fixtures: tuple[str, ...], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    for fixture in fixtures:
+        request.getfixturevalue(fixture)
     handler = signal.getsignal(signal.SIGCHLD)
     batches = stream(2)
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) == handler
-    for worker in multiprocessing.active_children():
-        kill(worker)
-    assert sum(range(10**5)) > 0  # signals are handled between any two steps of Python
+    children = multiprocessing.active_children()
+    for worker in children:
+        os.kill(worker.pid, signal.SIGKILL)
+    for worker in children:
+        assert wait([worker.sentinel], timeout=60)
+    assert sum(range(10**6)) > 0  # signals are handled between any two steps of Python
     assert next(batches).start == 4
     batches.close()  # type: ignore[attr-defined]
 
