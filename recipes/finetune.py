@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     from torch import Tensor
 
     from swin_mim.data.labels import class_weights
+    from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, training_batches
     from swin_mim.data.mixing import Mixing, multi_hot, soft_targets
     from swin_mim.data.sampling import BalancedOrder
@@ -81,7 +83,10 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     model = classifiers.to_train(config.model, data, names, checkpoint=newest, **options)
     swin, seen = model.encoder.config, model.preprocessing
     size = as_pair(swin.image_size)
+    listing = folder / "images.gz"
     if job.is_main:
+        if newest is None:
+            save_listing(listing, training.images)
         origin = export.Origin.of(folder, config, base_is_simmim=model.from_simmim, resumed=newest is not None)
         export.check(folder, config, model.description())
         if hub.repo:
@@ -102,6 +107,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         facts=facts | {"seed": run.seed, "global_batch": train.global_batch},
         documents={"config.json": config_json.document(model.description())},
         average=average,
+        changes={"images": partial(explain_change, listing, training.images)},
     )
     state = checkpoints.restore(newest) if newest else RunState()
     processes.start_trackers(accelerator, run.name, step=state.step)

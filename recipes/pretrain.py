@@ -34,6 +34,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from torch import Tensor
 
     from swin_mim.data.blue_marble import open_blue_marble
+    from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, training_batches
     from swin_mim.data.sources import open_source, split_heldout
     from swin_mim.data.transforms import PretrainTransform, denormalize
@@ -80,7 +81,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     else:
         model = SimMIM(swin, target=mim.target, **options)
     model.preprocessing = Preprocessing(data.mean, data.std, CHANNELS if swin.in_channels == len(CHANNELS) else None)
+    listing = folder / "images.gz"
     if job.is_main:
+        if newest is None:
+            save_listing(listing, training)
         origin = export.Origin.of(folder, config, base_is_simmim=model.from_simmim, resumed=newest is not None)
         export.check(folder, config, model.description())
         if hub.repo:
@@ -104,6 +108,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         keep=config.save.keep,
         facts={"images": training.fingerprint, "seed": run.seed, "global_batch": train.global_batch},
         documents={"config.json": config_json.document(model.description())},
+        changes={"images": partial(explain_change, listing, training)},
     )
     state = checkpoints.restore(newest) if newest else RunState()
     processes.start_trackers(accelerator, run.name, step=state.step)

@@ -6,6 +6,7 @@ Works with one process, with DDP and with DeepSpeed up to ZeRO-2, in which every
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -117,6 +118,8 @@ class Checkpoints:
         model, prepared, optimizer: the bare model, and what accelerate's `prepare` made of it and its optimizer.
         keep: how many of the newest stay.
         facts: what must be the same in a resumed run: values of JSON, such as the fingerprint of the data.
+        changes: of some facts what to call to learn how they changed, as the end of a sentence; raises OSError if it
+            cannot be told.
         documents: JSON files to put into every checkpoint, by name, such as the config.json that makes it loadable.
         average: of the weights, if there is one: a part of every checkpoint.
     """
@@ -130,7 +133,7 @@ class Checkpoints:
     facts: dict[str, Any] = field(default_factory=dict)
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     average: WeightAverage | None = None
-
+    changes: dict[str, Callable[[], str]] = field(default_factory=dict)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
 
     def save(self, state: RunState) -> None:
@@ -277,12 +280,19 @@ class Checkpoints:
         }
         return {TRAINER: trainer, **self.documents}
 
+    def _how(self, key: str) -> str:
+        """ " (of 20 images then and 19 now, 1 are gone (03.png))", as far as that is known."""
+        try:
+            return f" ({self.changes[key]()})" if key in self.changes else ""
+        except OSError as error:
+            return f" (how it changed is not known: {error})"
+
     def _check(self, path: Path, trainer: dict[str, Any]) -> None:
         for key, value in self.facts.items():
             saved = trainer["facts"].get(key)
             if saved != value:
                 raise UserError(
-                    f"{path} was written with {key} {saved}, now it is {value}: "
+                    f"{path} was written with {key} {saved}, now it is {value}{self._how(key)}: "
                     "restore it, or start another run with another run.name"
                 )
         strategy = "deepspeed" if self._deepspeed else "replicated"

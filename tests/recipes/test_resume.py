@@ -99,3 +99,4 @@ def test_other_images_do_not_continue_a_run(recipe, images, tmp_path):
     finally:
         (tmp_path / "gone.png").rename(images / "00.png")
     assert "was written with images" in output
+    assert "of 44 images then and 43 now, 1 are gone (00.png)" in output
