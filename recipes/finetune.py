@@ -52,6 +52,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.models.window_attention import resolve_backend
     from swin_mim.training import classifiers, engine, labelled_images, processes, run_folder
     from swin_mim.training.checkpoint import path_of
+    from swin_mim.training.json_lines import disk_may_fail
     from swin_mim.training.launch import launch
     from swin_mim.training.optim import adamw
     from swin_mim.training.plan import plan_of, rate_of
@@ -168,7 +169,8 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         measured = metrics(outcome)
         state.best = better(state.best, Best(step, measured[metric]), least=metric == "heldout_loss")
         if job.is_main and step == published_step(config, state):
-            judge.write(folder / "evaluation", outcome, step=step)
+            with disk_may_fail("the report of an evaluation"):
+                judge.write(folder / "evaluation", outcome, step=step)
         say(f"step {step:>6}/{plan.total_steps}  {listed(measured)}")
         return measured
 
@@ -226,7 +228,8 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
             log=run_log,
             average=average,
         )
-        job.stop.leave()
+        if finished:
+            job.stop.leave()
         if finished:
             step = published_step(config, state)
             model.load_state_dict(published_weights(path_of(folder / "checkpoints", step)))
@@ -236,6 +239,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
                 if config.predictions:
                     judge.write_predictions(Path(config.predictions), outcome)
             say(f"published: the weights after step {step}  {listed(metrics(outcome))}")
+    job.stop.leave()
     if not finished:
         say(
             f"stopped at step {state.step} of {plan.total_steps}, with a checkpoint: the same command continues the run"

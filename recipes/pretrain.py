@@ -48,6 +48,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.models.swin import Swin, compile_blocks
     from swin_mim.models.window_attention import resolve_backend
     from swin_mim.training import engine, labelled_images, processes, run_folder
+    from swin_mim.training.json_lines import disk_may_fail
     from swin_mim.training.launch import launch
     from swin_mim.training.optim import adamw
     from swin_mim.training.plan import plan_of, rate_of
@@ -165,7 +166,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
 
     def draw(step: int) -> dict[str, float]:
         if job.is_main:
-            measured.picture(model, folder / "samples" / f"step_{step:07d}.png", log.pictures)
+            with disk_may_fail("the picture of held-out images"):
+                measured.picture(model, folder / "samples" / f"step_{step:07d}.png", log.pictures)
         return {}
 
     def probe(step: int) -> dict[str, float]:
@@ -236,7 +238,9 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             stop=job.stop,
             log=run_log,
         )
-        job.stop.leave()
+        if finished:
+            job.stop.leave()
+    job.stop.leave()
     if not finished:
         say(
             f"stopped at step {state.step} of {plan.total_steps}, with a checkpoint: the same command continues the run"

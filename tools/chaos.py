@@ -3,7 +3,8 @@
     python tools/chaos.py --json chaos.json
     python tools/chaos.py saves damage
 
-    saves    kill the process at every byte and system call of a save, and let the disk be full at every byte
+    saves    kill the process at 400 places in the files of a save and before each of its system calls, and let the
+             disk be full at those places
     damage   flip bits in a published checkpoint, and cut its files
     stops    SIGTERM in the middle of every step of a run, in one process and in two; and from one to two to one
     numbers  NaN in input, activation and gradient, in one process of two; and tools/replay.py, which has to find it

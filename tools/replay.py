@@ -56,7 +56,7 @@ def replay(run: Path, step: int, precision: str | None) -> list[str]:
             recipe(again, fit=replaying(step, position(run, step)))
         except Replayed as done:
             return done.findings
-    raise UserError(f"{run} has no step {step}: its run is shorter")
+    raise AssertionError("a recipe that replays ends by its findings")
 
 
 def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | FinetuneConfig]":

@@ -228,7 +228,7 @@ def _close_running() -> None:
 
 def _start_worker(_: int) -> None:
     # a terminal or a scheduler signals the whole process group: the training process decides when workers end
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 

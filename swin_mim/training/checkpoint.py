@@ -40,7 +40,7 @@ def stage(folder: Path, step: int) -> Path:
     """A new empty folder to write a checkpoint into. What an interrupted save left behind is removed."""
     staging = staging_path(folder, step)
     for leftover in [*folder.glob(".staging_*"), *folder.glob(".trash_*")]:
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # a trash that cannot be removed is no reason not to save
     staging.mkdir(parents=True)
     return staging
 

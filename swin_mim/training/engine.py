@@ -221,12 +221,14 @@ class _Trainer:
     @property
     def diverged(self) -> bool:
         """Whether so many steps in a row were not finite that the run has to go back."""
-        limit = SKIPS_IN_A_ROW if self.accelerator.scaler is None else SKIPS_IN_A_ROW_SCALED
+        # DeepSpeed has a loss scaler of its own, which accelerate does not show
+        scaled = self.accelerator.mixed_precision == "fp16"
+        limit = SKIPS_IN_A_ROW_SCALED if scaled else SKIPS_IN_A_ROW
         return self.state.skipped_in_a_row >= limit
 
     def roll_back(self) -> None:
         """Return to the newest checkpoint, and go on behind the images that led here."""
-        self._reports.clear()
+        self.read_reports()
         self._saving.roll_back(self.state)
         self._batches = iter(())  # the workers end before new ones start
         self._batches = self._batches_from(self.state.samples_seen)

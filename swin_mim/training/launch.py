@@ -64,8 +64,8 @@ def launch(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> L
     """
     stop = StopSignal()
     if trains:
-        follow_launcher()
         stop.listen()
+        follow_launcher()
     run, train = config.run, config.train
     folder, world = Path(run.root).expanduser() / run.name, processes.world_size()
     # whatever the number of processes, images can be dealt to them to be looked at

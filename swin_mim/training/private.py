@@ -9,7 +9,10 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 def without_secrets(text: str) -> str:
     """The home folder -> "~", which every setting that is a path understands; tokens of the Hub -> "hf_..."."""
-    home = str(Path.home()).rstrip("/")
+    try:
+        home = str(Path.home()).rstrip("/")
+    except RuntimeError:  # a container's user that has neither HOME nor a name
+        home = ""
     if home:
         text = re.sub(rf"(?<![\w./~-]){re.escape(home)}(?![\w.-])", "~", text)
     return _TOKEN.sub("hf_...", text)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from swin_mim.data.loader import Batch
+from swin_mim.errors import UserError
 from swin_mim.training.engine import fit, seed_forward
 from swin_mim.training.plan import Plan
 from swin_mim.training.run_state import RunState
@@ -37,6 +38,7 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
 
     Raises:
         Replayed: when called, at its end.
+        UserError: when called: the run has no such step.
     """
 
     def loop(
@@ -50,13 +52,16 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
         loss_of: Callable[[Batch], Tensor],
         **others: Any,
     ) -> bool:
+        if step > plan.total_steps:
+            raise UserError(f"STEP {step} is beyond the run, which has {plan.total_steps} steps")
         if position is not None:
             state.samples_seen = position - (step - 1 - state.step) * plan.global_batch
         job: dict[str, Any] = {"state": state, "batches": batches, "loss_of": loss_of}
         quietly = {"evaluations": (), "saving": _Nowhere(), "saved": lambda: None, "skipped": lambda skipped: None}
         if state.step < step - 1:
             before = replace(plan, total_steps=step - 1, stop_after=0, save_every=0)
-            fit(accelerator, model, optimizer, plan=before, **job, **others | quietly)
+            if not fit(accelerator, model, optimizer, plan=before, **job, **others | quietly):
+                raise KeyboardInterrupt
         raise Replayed([*_parameters_not_finite(model), *_look(accelerator, model, plan, **job)])
 
     return loop
@@ -98,7 +103,8 @@ def _look(
         yield from (f"  {finding}" for finding in first)
     gradients = [(name, p.grad) for name, p in bare.named_parameters() if p.grad is not None]
     wrong = [name for name, gradient in gradients if not gradient.isfinite().all()]
-    norm = torch.stack([gradient.norm() for _, gradient in gradients]).norm()
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+    norm = torch.stack([gradient.norm() for _, gradient in gradients]).norm() / scale
     yield f"gradient norm {norm.item():.6g}; not finite: the gradients of {len(wrong)} of {len(gradients)} parameters"
     yield from (f"  {name}" for name in wrong[:3])
 

@@ -25,15 +25,16 @@ def check_replicas(accelerator: Any, model: nn.Module) -> None:
     names, parameters = zip(*model.named_parameters(), strict=True)
     sums = accelerator.gather(torch.stack([_sum_of_bits(parameter) for parameter in parameters])[None])
     rows = [tuple(row) for row in sums.tolist()]
-    usual, _ = Counter(rows).most_common(1)[0]
+    usual, times = Counter(rows).most_common(1)[0]
     odd = [process for process, row in enumerate(rows) if row != usual]
     if odd:
+        who = f"process {', '.join(map(str, odd))}" if times > len(odd) else "some process"
         name = next(
             name.removeprefix("module.") for name, a, b in zip(names, rows[odd[0]], usual, strict=True) if a != b
         )
         raise UserError(
-            f"the weights of process {', '.join(map(str, odd))} are not those of the others ({name} is the first that "
-            "differs): memory or a device made an error; start again to continue from the last checkpoint",
+            f"the weights of {who} are not those of the others ({name} is the first that differs): memory or a device "
+            "made an error; start again to continue from the last checkpoint",
             code=PEER_LOST,
         )
 

@@ -20,7 +20,7 @@ from swin_mim.training.config import (
     to_yaml,
 )
 from swin_mim.training.engine import SkippedStep
-from swin_mim.training.json_lines import append_line, whole_lines
+from swin_mim.training.json_lines import append_line, disk_may_fail, whole_lines
 from swin_mim.training.private import without_secrets
 from swin_mim.training.processes import lost_peer
 from swin_mim.training.run_state import RunState
@@ -86,7 +86,8 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
     def write(status: str) -> None:
         if main:
             values = {"status": status, "step": state.step, "total_steps": total_steps, "time": _now()}
-            checkpoint.write_json(folder / STATUS, values)
+            with disk_may_fail(STATUS):
+                checkpoint.write_json(folder / STATUS, values)
 
     write("running")
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from swin_mim.errors import UserError
+from swin_mim.training.json_lines import disk_may_fail
 
 LOCK = "run.lock"
 
@@ -23,10 +24,13 @@ def lock(folder: Path) -> IO[str]:
     one, such as workers, do not have it.
 
     Raises:
-        UserError: another process has it; says which, where and since when.
+        UserError: another process has it; says which, where and since when. Or the folder cannot be written to.
     """
     path = folder / LOCK
-    file = path.open("a+")
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {path} ({error.strerror}): choose another run.root or run.name") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -39,11 +43,11 @@ def lock(folder: Path) -> IO[str]:
     except OSError as error:
         _LOG.warning("%s cannot be locked (%s): nothing keeps two runs out of this folder", path, error.strerror)
         return file
-    file.truncate(0)
-    json.dump(
-        {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file
-    )
-    file.flush()
+    name = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    with disk_may_fail(f"the name of the holder in {path}"):
+        file.truncate(0)
+        file.write(json.dumps(name))
+        file.flush()
     return file
 
 

@@ -183,7 +183,7 @@ class Checkpoints:
             UserError: there is no checkpoint, or the run has been here too often.
         """
         where = f"up to step {state.step} and image {state.samples_seen} of the run"
-        self.finish()
+        self.writer.wait()
         newest = newest_checkpoint(self.folder)
         if newest is None or state.rollbacks == ROLLBACKS:
             tried = (
@@ -218,7 +218,7 @@ class Checkpoints:
         else:
             checkpoint.load_model(self.model, path / MODEL)
             checkpoint.load_optimizer(self.optimizer.optimizer, self.model, path / OPTIMIZER)
-            if self.accelerator.scaler is not None:
+            if self.accelerator.scaler is not None and trainer["scaler"] is not None:  # tools/replay.py may add one
                 self.accelerator.scaler.load_state_dict(trainer["scaler"])
         if self.average is not None:
             self.average.load(load_file(path / AVERAGE))

@@ -12,12 +12,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """From `listen` on, SIGINT, SIGTERM and SIGUSR1 only set `received`; a second one ends the process at once.
+    """From `listen` on, signals only set `received`; a second one ends the process at once.
 
-    SIGUSR1 is what schedulers send ahead of the end: Slurm's `--signal=USR1@120`.
+    SIGUSR1 is what schedulers send ahead of the end: Slurm's `--signal=USR1@120`. SIGHUP comes when a terminal is
+    closed; a process that was told to ignore it (nohup) still does.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     LAUNCHER_ENDED = signal.SIGUSR2
     """Of `follow_launcher`. One of its own, because a Ctrl-C ends the launcher too: that is no second wish."""
 
@@ -26,25 +27,27 @@ class StopSignal:
         self._before: dict[signal.Signals, object] = {}
 
     def listen(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._handle) for number in (*self.SIGNALS, self.LAUNCHER_ENDED)}
+        for number in (*self.SIGNALS, self.LAUNCHER_ENDED):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def leave(self) -> None:
-        """Signals do again what they did before."""
+        """Signals do again what they did before; the end of the launcher does nothing any more."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if number == self.LAUNCHER_ENDED else handler)  # type: ignore[arg-type]
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        before, self.received = self.received, True
         if number == self.LAUNCHER_ENDED:
-            if not self.received:
+            if not before:
                 _LOG.warning("the launcher of this process has ended: stopping after this step, with a checkpoint")
-        elif self.received:
+        elif before:
             os._exit(128 + number)
         else:
             name = signal.strsignal(number)
             _LOG.info("%s: stopping after this step, with a checkpoint; again to leave at once", name)
-        self.received = True
 
 
 def follow_launcher() -> None:

@@ -32,6 +32,7 @@ class RunLog:
         self._main: bool = accelerator.is_main_process
         self._path = folder / "metrics.jsonl"
         self._bar: tqdm | None = None
+        self._tracked = 0
         if not self._main:
             return
         _keep_metrics_until(self._path, step)
@@ -42,7 +43,9 @@ class RunLog:
         """One line of metrics.jsonl, and the same to the trackers; nothing measured is no line."""
         if not values:
             return
-        self._accelerator.log(values, step=step)
+        if step >= self._tracked:  # trackers go forwards only; what is done again they have
+            self._tracked = step
+            self._accelerator.log(values, step=step)
         if self._main:
             append_line(self._path, {"step": step, **values})
 

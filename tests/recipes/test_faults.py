@@ -82,6 +82,38 @@ def test_a_full_disk_ends_a_run_after_three_checkpoints_and_costs_nothing_else(r
     assert_same_run(recipe, whole_run, "full")
 
 
+def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, whole_run):
+    """From the first step on no file grows, be it checkpoint, metrics or status."""
+    script = recipe.folder / "full_from_now_on.py"
+    script.write_text(
+        "import resource, runpy, signal, sys\n"
+        "from swin_mim.training import engine\n"
+        "seed = engine.seed_forward\n"
+        "def full(*arguments):\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "    seed(*arguments)\n"
+        "engine.seed_forward = full\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(recipe.script), *recipe.arguments("read_only", ("--save.every", "3 steps"))],
+        env=os.environ | run_recipe.ENVIRONMENT,
+        stdout=subprocess.PIPE,  # a pipe has no size
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=recipe.folder,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 73, done.stdout
+    assert "a line of metrics.jsonl could not be written (File too large)" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].startswith("error: 3 checkpoints in a row could not be written")
+    recipe.run("read_only")
+    assert_same_run(recipe, whole_run, "read_only")
+
+
 @pytest.mark.parametrize(
     "number",
     [

@@ -775,6 +775,39 @@ def test_back_to_the_newest_checkpoint_and_on_behind_the_images_seen(tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_the_way_back_does_not_need_the_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_process: None
+) -> None:
+    run = run_checkpoints(tmp_path, 1)
+    train_on(run, range(1))
+    save(run, RunState(step=1, samples_seen=8))
+    monkeypatch.setattr(run_state, "write_tensors", full_disk(10))
+    save(run, RunState(step=2, samples_seen=16))
+    state = RunState(step=5, samples_seen=40, skipped_in_a_row=3)
+    run.roll_back(state)
+    assert (state.step, state.samples_seen) == (1, 40)
+
+
+def test_a_trash_that_cannot_be_removed_is_no_reason_not_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system, where another process has a file open."""
+    remove = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if ".trash_" not in str(path):
+            remove(path, ignore_errors=ignore_errors)
+        elif not ignore_errors:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    run = run_checkpoints(tmp_path, 1)
+    train_on(run, range(1))
+    for step in range(1, 6):
+        save(run, RunState(step=step))
+        assert checkpoint.newest(tmp_path) == checkpoint.path_of(tmp_path, step)
+
+
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path, one_process: None) -> None:
     run = run_checkpoints(tmp_path, 1)
     with pytest.raises(UserError, match="there is no checkpoint yet: the run has diverged"):

@@ -28,7 +28,7 @@ stop.leave()
 print("left", flush=True)
 sys.stdin.readline()
 """
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 
 @contextmanager
@@ -82,6 +82,16 @@ def test_the_end_of_the_launcher_is_no_second_signal() -> None:
             assert ask(process) == "True"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 128 + signal.SIGINT
+
+
+def test_nohup_holds() -> None:
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + CHILD
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+        assert ask(it) == "False"
+        for _ in range(2):
+            it.send_signal(signal.SIGHUP)
+            assert ask(it) == "False"
+        it.kill()
 
 
 def test_handlers_are_put_back() -> None:
