@@ -3,7 +3,7 @@
     python tools/chaos.py --json chaos.json
     python tools/chaos.py saves damage
 
-    saves    kill the process at 400 places in the files of a save and before each of its system calls, and let the
+    saves    kill the process at 500 places in the files of a save and before each of its system calls, and let the
              disk be full at those places
     damage   flip bits in a published checkpoint, and cut its files
     stops    SIGTERM in the middle of every step of a run, in one process and in two; and from one to two to one

@@ -20,7 +20,7 @@ from swin_mim.training import checkpoint, run_state
 from swin_mim.training.optim import adamw
 from swin_mim.training.run_state import Checkpoints, RunState
 
-BYTE_POINTS = 400
+BYTE_POINTS = 500
 """Places in the files of a save at which it is killed, and again at which the disk is full."""
 FLIPS, CUTS = 1500, 500
 CALLS = ((os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "rename"), (os, "replace"))

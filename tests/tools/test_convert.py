@@ -564,14 +564,16 @@ def test_outputs_that_differ_leave_nothing_behind(tools, refused, sources, tmp_p
 
 
 @pytest.mark.parametrize("to", TARGETS)
-def test_an_interruption_leaves_nothing_behind(tools, sources, tmp_path, monkeypatch, to):
+def test_an_interruption_leaves_nothing_behind(tools, sources, tmp_path, monkeypatch, capsys, to):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tools.conversion, "compare_target", interrupted)
     dest = tmp_path / ("model.pth" if to in ("torchvision", "microsoft") else "model")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as left:
         tools.convert.main([str(sources["timm"][0]), str(dest), "--to", to])
+    assert left.value.code == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted: nothing was written"
     assert os.listdir(tmp_path) == []
 
 
