@@ -43,6 +43,7 @@ CONFIG: dict[str, Any] = {
     "log": {"every": "1 step", "evaluate_every": "10 steps", "pictures_every": "0 steps", "trackers": []},
     "save": {"every": "5 steps"},
 }
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 TIMING = {"images_per_second", "data_wait", "save_wait", "memory_gb"}
 TOLERANCE = 1e-6
 """Between runs of one process and of two, whose sums have another order: of losses, absolute."""
@@ -69,9 +70,13 @@ class Runs:
         if processes > 1:
             launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
             command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(
-            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, *command],
+            env=os.environ | ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         said = done.stdout + done.stderr
         # torchrun has 1 for whatever its processes have
@@ -154,8 +159,12 @@ def numbers(folder: Path) -> dict[str, Any]:
 def replayed(run: Path, step: int, fault: dict[str, Any]) -> str:
     """What tools/replay.py says of a step, under the same fault."""
     command = [str(TOOLS / "chaos_faults.py"), json.dumps(fault), str(TOOLS / "replay.py"), str(run), str(step)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *command],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     return done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,11 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
         file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+
+
+def timestamp() -> str:
+    """ "2026-01-31T12:00:00+0100" """
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 @contextmanager

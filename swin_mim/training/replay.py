@@ -41,28 +41,19 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
         UserError: when called: the run has no such step.
     """
 
-    def loop(
-        accelerator: Accelerator,
-        model: Any,
-        optimizer: Any,
-        *,
-        plan: Plan,
-        state: RunState,
-        batches: Callable[[int], Iterator[Batch]],
-        loss_of: Callable[[Batch], Tensor],
-        **others: Any,
-    ) -> bool:
+    def loop(accelerator: Accelerator, model: Any, optimizer: Any, **job: Any) -> bool:
+        plan, state = job["plan"], job["state"]
         if step > plan.total_steps:
             raise UserError(f"STEP {step} is beyond the run, which has {plan.total_steps} steps")
         if position is not None:
             state.samples_seen = position - (step - 1 - state.step) * plan.global_batch
-        job: dict[str, Any] = {"state": state, "batches": batches, "loss_of": loss_of}
-        quietly = {"evaluations": (), "saving": _Nowhere(), "saved": lambda: None, "skipped": lambda skipped: None}
         if state.step < step - 1:
             before = replace(plan, total_steps=step - 1, stop_after=0, save_every=0)
-            if not fit(accelerator, model, optimizer, plan=before, **job, **others | quietly):
+            quietly = {"evaluations": (), "saving": _Nowhere(), "saved": lambda: None, "skipped": lambda skipped: None}
+            if not fit(accelerator, model, optimizer, **job | quietly | {"plan": before}):
                 raise KeyboardInterrupt
-        raise Replayed([*_parameters_not_finite(model), *_look(accelerator, model, plan, **job)])
+        seen = _look(accelerator, model, plan, job["batches"](state.samples_seen), job["loss_of"])
+        raise Replayed([*_parameters_not_finite(model), *seen])
 
     return loop
 
@@ -82,19 +73,12 @@ class _Nowhere:
 
 
 def _look(
-    accelerator: Accelerator,
-    model: Any,
-    plan: Plan,
-    *,
-    state: RunState,
-    batches: Callable[[int], Iterator[Batch]],
-    loss_of: Callable[[Batch], Tensor],
+    accelerator: Accelerator, model: Any, plan: Plan, batches: Iterator[Batch], loss_of: Callable[[Batch], Tensor]
 ) -> Iterator[str]:
     """Forward and backward of the next step, without an update -> what was seen."""
-    stream = batches(state.samples_seen)
     bare = accelerator.unwrap_model(model)
     for _ in range(plan.accumulation):
-        batch = next(stream)
+        batch = next(batches)
         with accelerator.accumulate(model), _watched(bare) as first:
             seed_forward(plan.seed, batch.start)
             loss = loss_of(batch)

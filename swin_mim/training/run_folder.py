@@ -1,7 +1,6 @@
 """The folder of a run: whose it is, how it stands, and which images it could not read."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from swin_mim.training.config import (
     to_yaml,
 )
 from swin_mim.training.engine import SkippedStep
-from swin_mim.training.json_lines import append_line, disk_may_fail, whole_lines
+from swin_mim.training.json_lines import append_line, disk_may_fail, timestamp, whole_lines
 from swin_mim.training.private import without_secrets
 from swin_mim.training.processes import lost_peer
 from swin_mim.training.run_state import RunState
@@ -54,7 +53,7 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
         if write and changes:
             step = max(checkpoint.step_of(found) for found in checkpoint.steps_on_disk(folder / "checkpoints"))
             _LOG.info("settings that changed since the last start: %s", "; ".join(changes))
-            append_line(folder / CHANGES, {"step": step, "time": _now(), "changes": changes})
+            append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
     if not write:
         return
     temporary = path.with_suffix(".tmp")
@@ -85,7 +84,7 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
 
     def write(status: str) -> None:
         if main:
-            values = {"status": status, "step": state.step, "total_steps": total_steps, "time": _now()}
+            values = {"status": status, "step": state.step, "total_steps": total_steps, "time": timestamp()}
             with disk_may_fail(STATUS):
                 checkpoint.write_json(folder / STATUS, values)
 
@@ -103,10 +102,6 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
             ) from error
         raise
     write("finished" if state.step >= total_steps else "stopped")
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 class SkippedSteps:

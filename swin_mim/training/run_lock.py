@@ -5,12 +5,11 @@ import json
 import logging
 import os
 import socket
-import time
 from pathlib import Path
 from typing import IO
 
 from swin_mim.errors import UserError
-from swin_mim.training.json_lines import disk_may_fail
+from swin_mim.training.json_lines import disk_may_fail, timestamp
 
 LOCK = "run.lock"
 
@@ -43,7 +42,7 @@ def lock(folder: Path) -> IO[str]:
     except OSError as error:
         _LOG.warning("%s cannot be locked (%s): nothing keeps two runs out of this folder", path, error.strerror)
         return file
-    name = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    name = {"host": socket.gethostname(), "process": os.getpid(), "since": timestamp()}
     with disk_may_fail(f"the name of the holder in {path}"):
         file.truncate(0)
         file.write(json.dumps(name))

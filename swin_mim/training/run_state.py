@@ -106,6 +106,20 @@ def _state(trainer: dict[str, Any]) -> RunState:
     return RunState(**state, best=Best(**best) if best else None)
 
 
+def _best_step(state: RunState) -> int | None:
+    return state.best.step if state.best else None
+
+
+def _filled(
+    staging: Path, tensors: dict[str, dict[str, Tensor]], documents: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """Write the main process's files into a staged folder -> the digests of what the tensors' files should hold."""
+    meant = {name: write_tensors(content, staging / name) for name, content in tensors.items()}
+    for name, document in documents.items():
+        checkpoint.write_json(staging / name, document)
+    return meant
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """Saves and restores one run.
@@ -142,12 +156,7 @@ class Checkpoints:
             self._save_together(state)
         elif self.accelerator.is_main_process:
             self.writer.wait()  # before there is a second copy in memory
-            optimizer = checkpoint.optimizer_tensors(self.optimizer.optimizer, self.model)
-            tensors = {MODEL: copied(self.model.state_dict()), OPTIMIZER: copied(optimizer)}
-            if self.average is not None:
-                tensors[AVERAGE] = copied(self.average.state())
-            best = state.best.step if state.best else None
-            write = partial(self._write, state.step, tensors, self._documents(state), best)
+            write = partial(self._write, self._tensors(), self._documents(state), state.step, _best_step(state))
             self.writer.start(write, f"the checkpoint of step {state.step}")
 
     def finish(self) -> None:
@@ -158,6 +167,7 @@ class Checkpoints:
         """
         self.writer.wait()
         (reason,) = broadcast_object_list([self.writer.reason])
+        self.accelerator.wait_for_everyone()  # after a broadcast alone a process might leave while others still receive
         if reason:
             raise UserError(
                 f"the last checkpoint could not be written to {self.folder} ({reason}): make room, and give the same "
@@ -226,18 +236,15 @@ class Checkpoints:
 
     def _write(
         self,
-        step: int,
         tensors: dict[str, dict[str, Tensor]],
         documents: dict[str, dict[str, Any]],
+        step: int,
         best: int | None,
     ) -> None:
         """The main process's part of a checkpoint, from copies."""
         staging = checkpoint.stage(self.folder, step)
         try:
-            meant = {name: write_tensors(content, staging / name) for name, content in tensors.items()}
-            for name, document in documents.items():
-                checkpoint.write_json(staging / name, document)
-            checkpoint.commit(staging, step, meant)
+            checkpoint.commit(staging, step, _filled(staging, tensors, documents))
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)  # its bytes may be what the disk is short of
             raise
@@ -251,21 +258,25 @@ class Checkpoints:
         staging = checkpoint.staging_path(self.folder, state.step)
         self.prepared.save_checkpoint(str(staging / "deepspeed"), tag="state", save_latest=False)
         if accelerator.is_main_process:
-            tensors = {MODEL: copied(self.model.state_dict())}
-            if self.average is not None:
-                tensors[AVERAGE] = copied(self.average.state())
-            meant = {name: write_tensors(content, staging / name) for name, content in tensors.items()}
-            for name, document in self._documents(state).items():
-                checkpoint.write_json(staging / name, document)
+            meant = _filled(staging, self._tensors(), self._documents(state))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             checkpoint.commit(staging, state.step, meant)
-            checkpoint.prune(self.folder, self.keep, besides=state.best.step if state.best else None)
+            checkpoint.prune(self.folder, self.keep, besides=_best_step(state))
         accelerator.wait_for_everyone()
 
     @property
     def _deepspeed(self) -> bool:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of what the safetensors files of a checkpoint hold; DeepSpeed keeps the moments itself."""
+        tensors = {MODEL: copied(self.model.state_dict())}
+        if not self._deepspeed:
+            tensors[OPTIMIZER] = copied(checkpoint.optimizer_tensors(self.optimizer.optimizer, self.model))
+        if self.average is not None:
+            tensors[AVERAGE] = copied(self.average.state())
+        return tensors
 
     def _documents(self, state: RunState) -> dict[str, dict[str, Any]]:
         """The JSON files of a checkpoint, as they are now."""

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import run_recipe
+import torch
 import yaml
 from PIL import Image
 from run_recipe import RECIPES
+from safetensors.torch import load_file
 
 TINY = {
     "run": {"name": "tiny"},
@@ -95,6 +97,19 @@ class Recipe:
         """Everything in metrics.jsonl that is not a matter of time or memory."""
         lines = (self.path(name) / "metrics.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+    def assert_same_run(self, one: str, other: str) -> None:
+        """Metrics, weights, moments and averages at the end of ten steps, to the last bit."""
+        assert self.metrics(one) == self.metrics(other)
+        a, b = (self._final_tensors(name) for name in (one, other))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), key
+
+    def _final_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        files = sorted((self.path(name) / "checkpoints" / "step_0000000010").glob("*.safetensors"))
+        assert len(files) >= 2, "weights and moments"
+        return {f"{file.name}: {key}": value for file in files for key, value in load_file(file).items()}
 
     def losses(self, name: str) -> list[float]:
         return [row["loss"] for row in self.metrics(name) if "loss" in row]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import run_recipe
-from safetensors.torch import load_file
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -26,14 +25,6 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-def assert_same_run(recipe, one, other):
-    assert recipe.metrics(one) == recipe.metrics(other)
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        a, b = (load_file(recipe.path(name) / "checkpoints" / "step_0000000010" / file) for name in (one, other))
-        assert a.keys() == b.keys()
-        assert all((a[key] == b[key]).all() for key in a), file
 
 
 def test_a_second_run_in_the_folder_is_refused(recipe):
@@ -79,7 +70,7 @@ def test_a_full_disk_ends_a_run_after_three_checkpoints_and_costs_nothing_else(r
     assert status(recipe, "full")["status"] == "failed"
     assert list((recipe.path("full") / "checkpoints").iterdir()) == []
     recipe.run("full")
-    assert_same_run(recipe, whole_run, "full")
+    recipe.assert_same_run(whole_run, "full")
 
 
 def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, whole_run):
@@ -111,7 +102,7 @@ def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, wh
     assert "a line of metrics.jsonl could not be written (File too large)" in done.stdout
     assert done.stdout.strip().splitlines()[-1].startswith("error: 3 checkpoints in a row could not be written")
     recipe.run("read_only")
-    assert_same_run(recipe, whole_run, "read_only")
+    recipe.assert_same_run(whole_run, "read_only")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +123,7 @@ def test_a_signal_before_the_first_step_stops_after_it(number, recipe, whole_run
     assert status(recipe, name)["status"] == "stopped"
     assert status(recipe, name)["step"] == 1
     recipe.run(name)
-    assert_same_run(recipe, whole_run, name)
+    recipe.assert_same_run(whole_run, name)
 
 
 def test_a_run_stops_with_its_launcher(recipe, whole_run):

@@ -1,7 +1,6 @@
 """However a fine-tuning is cut up or interrupted, it is the same one."""
 
 import pytest
-from safetensors.torch import load_file
 
 HALF = ("--train.micro_batch", "8")
 
@@ -17,21 +16,6 @@ WAYS = {
     "processes_2": lambda recipe, name: recipe.launch(name, *HALF),
     "zero_2_interrupted": interrupted_zero,
 }
-
-
-def tensors(recipe, name):
-    """Weights, moments and averages at the end."""
-    folder = recipe.path(name) / "checkpoints" / "step_0000000010"
-    files = ["model.safetensors", "optimizer.safetensors", "average.safetensors"]
-    return {f"{file}: {key}": value for file in files for key, value in load_file(folder / file).items()}
-
-
-def assert_same_run(recipe, one, other):
-    assert recipe.metrics(one) == recipe.metrics(other)
-    a, b = tensors(recipe, one), tensors(recipe, other)
-    assert a.keys() == b.keys()
-    for key in a:
-        assert (a[key].contiguous().view(-1) == b[key].contiguous().view(-1)).all(), key
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -61,7 +45,7 @@ def test_continued_equals_uninterrupted(k, finetune, whole_finetune):
     command = (name, "--train.stop_after", f"{k} steps")
     assert "the same command continues the run" in finetune.run(*command)
     assert f"resumed at step {k}" in finetune.run(*command)
-    assert_same_run(finetune, whole_finetune, name)
+    finetune.assert_same_run(whole_finetune, name)
 
 
 def test_the_evaluation_is_the_same_on_one_two_and_three_processes(finetune, whole_finetune):

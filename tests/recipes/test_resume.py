@@ -4,20 +4,6 @@ import json
 import signal
 
 import pytest
-from safetensors.torch import load_file
-
-
-def final_tensors(recipe, name):
-    folder = recipe.path(name) / "checkpoints" / "step_0000000010"
-    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
-
-
-def assert_same_run(recipe, one, other):
-    assert recipe.metrics(one) == recipe.metrics(other)
-    a, b = final_tensors(recipe, one), final_tensors(recipe, other)
-    assert a.keys() == b.keys()
-    for key in a:
-        assert (a[key].contiguous().view(-1) == b[key].contiguous().view(-1)).all(), key
 
 
 @pytest.mark.parametrize("k", [1, 4, 7])
@@ -27,7 +13,7 @@ def test_continued_equals_uninterrupted(k, recipe, whole_run):
     command = (name, "--train.stop_after", f"{k} steps")
     assert "the same command continues the run" in recipe.run(*command)
     assert f"resumed at step {k}" in recipe.run(*command)
-    assert_same_run(recipe, whole_run, name)
+    recipe.assert_same_run(whole_run, name)
 
 
 def test_a_finished_run_does_nothing_again(recipe, whole_run):
@@ -68,7 +54,7 @@ def test_a_signal_stops_with_a_checkpoint(number, recipe, whole_run):
         assert process.returncode == 75, output
         assert 0 < status["step"] < 10
     recipe.run(name)
-    assert_same_run(recipe, whole_run, name)
+    recipe.assert_same_run(whole_run, name)
 
 
 def test_a_broken_checkpoint_falls_back(recipe, whole_run):
@@ -82,7 +68,7 @@ def test_a_broken_checkpoint_falls_back(recipe, whole_run):
     assert "step_0000000007 is broken (optimizer.safetensors was changed)" in output
     assert "resumed at step 5" in output
     assert (checkpoints / "bad_step_0000000007").is_dir()
-    assert_same_run(recipe, whole_run, "broken")
+    recipe.assert_same_run(whole_run, "broken")
 
 
 def test_other_settings_do_not_continue_a_run(recipe, whole_run):
