@@ -1,5 +1,7 @@
 """The processes of a run: their number, their device and precision, their trackers."""
 
+import atexit
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -64,8 +66,10 @@ def start_accelerator(
     except OSError as error:
         raise UserError(f"cannot make the run's folder {folder}: {error.strerror}; choose another run.root") from None
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if not cuda and world_size() > 1:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if world_size() > 1:
+        _end_collectives_with_the_process()
+        if not cuda:
+            handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
         gradient_accumulation_steps=accumulation,
         mixed_precision="no" if precision == "fp32" else precision,
@@ -98,6 +102,16 @@ def precision_text(accelerator: Accelerator) -> str:
 def start_trackers(accelerator: Accelerator, name: str, *, step: int) -> None:
     """Start the trackers; what TensorBoard has of steps after `step`, from a run that was cut off, it forgets."""
     accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {})
+
+
+def _end_collectives_with_the_process() -> None:
+    # A thread of gloo that lets go of its last tensor while the interpreter is being taken down aborts the process
+    # (https://github.com/pytorch/pytorch/pull/179291). The threads end with the last reference to the process group,
+    # and after `accelerator.end_training()` two kinds are left: default arguments of this module, if it is imported
+    # only after the group exists; and what the model holds, in cycles.
+    import torch.distributed.nn  # noqa: F401
+
+    atexit.register(gc.collect)
 
 
 def _warn_of_restarts() -> None:
