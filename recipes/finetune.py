@@ -58,6 +58,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.training.plan import plan_of, rate_of
     from swin_mim.training.run_state import Best, Checkpoints, RunState, newest_checkpoint, published_weights
     from swin_mim.training.schedule import due
+    from swin_mim.training.sharding import prepare
     from swin_mim.training.tracking import RunLog
     from swin_mim.training.weight_average import WeightAverage
 
@@ -94,8 +95,10 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
             repository.check_write_access(hub.repo, private=hub.private)
     if train.compile:
         compile_blocks(model.encoder)
-    parameters = {"weight_decay": optim.weight_decay, "layer_decay": optim.layer_decay}
-    prepared, optimizer = accelerator.prepare(model, adamw(model, betas=optim.betas, eps=optim.eps, **parameters))
+    optimizer_of = partial(
+        adamw, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps, layer_decay=optim.layer_decay
+    )
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer_of, fsdp=train.fsdp)
     average = WeightAverage(model, train.ema) if train.ema else None
     facts = {"images": training.fingerprint, "evaluation images": judged.fingerprint}
     checkpoints = Checkpoints(
@@ -165,7 +168,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
 
     def evaluate(step: int) -> dict[str, float]:
         with average.in_place() if average else nullcontext():
-            outcome = judge.outcome(model)
+            outcome = judge.outcome(whole.gather())
         measured = metrics(outcome)
         state.best = better(state.best, Best(step, measured[metric]), least=metric == "heldout_loss")
         if job.is_main and step == published_step(config, state):
@@ -204,10 +207,11 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     # The run.
     start = f"resumed at step {state.step}" if newest else f"from {config.model.pretrained or 'new weights'}"
     say(
-        f"{run.name}: {len(names)} classes, {sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters, "
+        f"{run.name}: {len(names)} classes, {sum(p.numel() for p in whole.model.parameters()) / 1e6:.3g} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(judged)} to evaluate on; "
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
-        f"{device.type}, {job.threads} threads, precision {processes.precision_text(accelerator)}, "
+        f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
+        f"precision {processes.precision_text(accelerator)}, "
         f"attention {resolve_backend(train.attention, device)}; {start} in {folder}"
     )
     with run_folder.reported(folder, state, plan.total_steps, main=job.is_main):
@@ -232,8 +236,8 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
             job.stop.leave()
         if finished:
             step = published_step(config, state)
-            model.load_state_dict(published_weights(path_of(folder / "checkpoints", step)))
-            outcome = judge.outcome(model)
+            whole.model.load_state_dict(published_weights(path_of(folder / "checkpoints", step)))
+            outcome = judge.outcome(whole.model)
             if job.is_main:
                 judge.write(folder / "evaluation", outcome, step=step)
                 if config.predictions:

@@ -54,6 +54,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.training.plan import plan_of, rate_of
     from swin_mim.training.run_state import Checkpoints, RunState, newest_checkpoint
     from swin_mim.training.schedule import due
+    from swin_mim.training.sharding import prepare
     from swin_mim.training.tracking import RunLog, summary
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
@@ -92,9 +93,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             repository.check_write_access(hub.repo, private=hub.private)
     if train.compile:
         compile_blocks(model.encoder)
-    prepared, optimizer = accelerator.prepare(
-        model, adamw(model, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
-    )
+    optimizer_of = partial(adamw, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
+    prepared, optimizer, whole = prepare(accelerator, model, optimizer_of, fsdp=train.fsdp)
 
     # Where the run starts:
     # 1. from its own newest whole checkpoint
@@ -160,19 +160,20 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     run_log = RunLog(folder, total_steps=plan.total_steps, step=state.step, accelerator=accelerator)
 
     def evaluate(step: int) -> dict[str, float]:
-        loss = measured.loss(model)
+        loss = measured.loss(whole.gather())
         say(f"step {step:>6}/{plan.total_steps}  held-out loss {loss['heldout_loss']:.4f}")
         return loss
 
     def draw(step: int) -> dict[str, float]:
+        drawn = whole.gather()
         if job.is_main:
             with disk_may_fail("the picture of held-out images"):
-                measured.picture(model, folder / "samples" / f"step_{step:07d}.png", log.pictures)
+                measured.picture(drawn, folder / "samples" / f"step_{step:07d}.png", log.pictures)
         return {}
 
     def probe(step: int) -> dict[str, float]:
         assert prober is not None
-        scores = prober.stages(model.encoder)
+        scores = prober.stages(whole.gather().encoder)
         say(f"step {step:>6}/{plan.total_steps}  linear probe {', '.join(f'{score.linear:.3f}' for score in scores)}")
         return by_name(scores)
 
@@ -184,10 +185,11 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
 
     # The run.
     say(
-        f"{run.name}: {mim.name}, {sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters, "
+        f"{run.name}: {mim.name}, {sum(p.numel() for p in whole.model.parameters()) / 1e6:.3g} M parameters, "
         f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
-        f"{device.type}, {job.threads} threads, precision {processes.precision_text(accelerator)}, "
+        f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
+        f"precision {processes.precision_text(accelerator)}, "
         f"attention {resolve_backend(train.attention, device)}; "
         f"{'resumed at step ' + str(state.step) if newest else 'from ' + (mim.pretrained or 'new weights')} in {folder}"
     )
@@ -204,15 +206,17 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             devices=export.devices_text(device, job.world),
             precision=processes.precision_text(accelerator),
         )
-        model.save_pretrained(folder / "export", about=about, transformers=hub.transformers)
+        whole.model.save_pretrained(folder / "export", about=about, transformers=hub.transformers)
 
     publisher = None
     if hub.repo and job.is_main:
         publisher = export.Publisher(folder / "export", write_export, hub.repo, private=hub.private)
 
     def saved() -> None:
-        if publisher and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
-            publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
+        if hub.repo and state.step < plan.total_steps and due(state.step, plan.save_every * hub.every, 0):
+            whole.gather()
+            if publisher:
+                publisher.offer(f"{run.name}, step {state.step} of {plan.total_steps}")
 
     with run_folder.reported(folder, state, plan.total_steps, main=job.is_main):
         if not len(heldout):
@@ -239,6 +243,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             log=run_log,
         )
         if finished:
+            whole.gather()
             job.stop.leave()
     job.stop.leave()
     if not finished:

@@ -36,7 +36,7 @@ INSIDE: dict[str, set[str]] = {
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "datasets": ("swin_mim/data/",),
     "huggingface_hub": ("swin_mim/hub/",),
-    "deepspeed": (),
+    "deepspeed": ("swin_mim/training/sharding.py",),
     "timm": ("swin_mim/data/transforms.py", "swin_mim/data/rand_augment.py", "tools/peers.py"),
     "transformers": ("tools/peers.py",),
 }

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
+from swin_mim.training.sharding import part
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -153,7 +154,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def load_model(model: nn.Module, path: Path) -> None:
     """Strictly: every parameter and no other key."""
-    model.load_state_dict(load_file(path))
+    own = model.state_dict()
+    model.load_state_dict({name: part(value, own[name]) for name, value in load_file(path).items()})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -174,7 +176,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Pat
         moment, name = key.split("/", 1)
         if name not in named:
             raise UserError(f"{path}: {key} belongs to no parameter of this model")
-        state.setdefault(index[named[name]], {})[moment] = value
+        state.setdefault(index[named[name]], {})[moment] = part(value, named[name])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -21,6 +21,7 @@ from swin_mim.training.plan import Plan
 from swin_mim.training.replicas import check_replicas
 from swin_mim.training.run_state import RunState
 from swin_mim.training.schedule import due
+from swin_mim.training.sharding import whole_tensor
 from swin_mim.training.stop_signal import StopSignal
 from swin_mim.training.tracking import Interval, RunLog, duration_text, peak_memory_gb
 from swin_mim.training.weight_average import WeightAverage
@@ -275,7 +276,7 @@ class _Trainer:
         """Clip, and update unless loss or gradient is not finite -> the gradient's norm, and 1.0 if both are finite."""
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
-        norm = torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)
+        norm = torch.as_tensor(whole_tensor(norm), dtype=torch.float32, device=accelerator.device)
         finite = norm.isfinite() & loss.isfinite()
         if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
             # The fused optimizer leaves weights and moments alone where this is not 0. Loss and gradient are those

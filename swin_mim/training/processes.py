@@ -4,6 +4,7 @@ import atexit
 import gc
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from accelerate.utils import (
 )
 
 from swin_mim.errors import UserError
+from swin_mim.training.sharding import zero_stage
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +80,10 @@ def start_accelerator(
         kwargs_handlers=handlers,
         step_scheduler_with_optimizer=False,
     )
+    _check_strategy(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed calls functions of torch by their old names, in every step
+        warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
         # accelerate reads these off a prepared loader, and there is none: the order of samples is ours
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = micro_batch
@@ -97,6 +102,15 @@ def lost_peer(error: BaseException) -> bool:
 def precision_text(accelerator: Accelerator) -> str:
     """ "fp32", "bf16" or "fp16"."""
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def strategy_text(accelerator: Accelerator, *, fsdp: bool) -> str:
+    """ "one process", "DDP", "FSDP2" or "DeepSpeed ZeRO-2"."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"DeepSpeed ZeRO-{zero_stage(accelerator)}"
+    if accelerator.num_processes == 1:
+        return "one process"
+    return "FSDP2" if fsdp else "DDP"
 
 
 def start_trackers(accelerator: Accelerator, name: str, *, step: int) -> None:
@@ -123,6 +137,17 @@ def _warn_of_restarts() -> None:
         _LOG.warning(
             "restarts by torchrun (--max-restarts) fail now and then, as new processes look for old ones: start it "
             "with --rdzv-backend c10d or --standalone, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
+
+
+def _check_strategy(accelerator: Accelerator) -> None:
+    # on a CPU accelerate leaves out what was asked for, without a word
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise UserError("accelerate's FSDP was asked for: leave --use_fsdp out and give the recipe --train.fsdp true")
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise UserError(
+            f"DeepSpeed was asked for and accelerate chose {accelerator.distributed_type.value}: leave out --cpu "
+            "(ACCELERATE_USE_CPU), or DeepSpeed"
         )
 
 

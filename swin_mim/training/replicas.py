@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from swin_mim.errors import PEER_LOST, UserError
+from swin_mim.training.sharding import is_sharded
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -20,7 +21,8 @@ def check_replicas(accelerator: Any, model: nn.Module) -> None:
     Raises:
         UserError: in all of them: they differ.
     """
-    if accelerator.num_processes == 1 or accelerator.distributed_type == DistributedType.DEEPSPEED:
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if accelerator.num_processes == 1 or deepspeed or is_sharded(model):
         return
     names, parameters = zip(*model.named_parameters(), strict=True)
     sums = accelerator.gather(torch.stack([_sum_of_bits(parameter) for parameter in parameters])[None])

@@ -1,6 +1,7 @@
 """Everything that a resumed run continues from, and its way to disk and back.
 
-Works with one process, with DDP and with DeepSpeed up to ZeRO-2, in which every process holds all weights.
+A checkpoint holds whole tensors, with one process, with DDP and with FSDP2, and each of them continues from those of
+the others. DeepSpeed keeps the moments in files of its own, which need its number of processes.
 """
 
 import json
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
 from swin_mim.training import checkpoint
 from swin_mim.training.background_writer import BackgroundWriter
+from swin_mim.training.sharding import is_sharded, whole
 from swin_mim.training.tensor_file import copied, write_tensors
 from swin_mim.training.weight_average import WeightAverage
 
@@ -154,9 +156,11 @@ class Checkpoints:
         """Write a checkpoint; all processes call it together. One that cannot be written is reported by `trouble`."""
         if self._deepspeed:
             self._save_together(state)
-        elif self.accelerator.is_main_process:
-            self.writer.wait()  # before there is a second copy in memory
-            write = partial(self._write, self._tensors(), self._documents(state), state.step, _best_step(state))
+            return
+        self.writer.wait()  # before there is a second copy in memory
+        tensors = self._tensors()
+        if self.accelerator.is_main_process:
+            write = partial(self._write, tensors, self._documents(state), state.step, _best_step(state))
             self.writer.start(write, f"the checkpoint of step {state.step}")
 
     def finish(self) -> None:
@@ -257,8 +261,9 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         staging = checkpoint.staging_path(self.folder, state.step)
         self.prepared.save_checkpoint(str(staging / "deepspeed"), tag="state", save_latest=False)
+        tensors = self._tensors()
         if accelerator.is_main_process:
-            meant = _filled(staging, self._tensors(), self._documents(state))
+            meant = _filled(staging, tensors, self._documents(state))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             checkpoint.commit(staging, state.step, meant)
@@ -270,13 +275,22 @@ class Checkpoints:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Copies of what the safetensors files of a checkpoint hold; DeepSpeed keeps the moments itself."""
-        tensors = {MODEL: copied(self.model.state_dict())}
+        """In the main process, copies of what the safetensors files of a checkpoint hold. DeepSpeed keeps the moments
+        itself. All processes call it together, because it takes all of them to make parts whole."""
+        tensors = {MODEL: self.model.state_dict(keep_vars=True)}
         if not self._deepspeed:
-            tensors[OPTIMIZER] = copied(checkpoint.optimizer_tensors(self.optimizer.optimizer, self.model))
+            tensors[OPTIMIZER] = checkpoint.optimizer_tensors(self.optimizer.optimizer, self.model)
         if self.average is not None:
-            tensors[AVERAGE] = copied(self.average.state())
-        return tensors
+            tensors[AVERAGE] = self.average.state()
+        return {name: self._copied(content) for name, content in tensors.items()}
+
+    def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.accelerator.is_main_process:
+            if is_sharded(self.model):
+                for _ in whole(tensors):
+                    ...
+            return {}
+        return {name: copied(tensor) for name, tensor in whole(tensors)}
 
     def _documents(self, state: RunState) -> dict[str, dict[str, Any]]:
         """The JSON files of a checkpoint, as they are now."""

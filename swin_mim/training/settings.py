@@ -139,6 +139,9 @@ class TrainConfig:
     """Arithmetic of forward and backward; auto is bf16 on devices that have it, else fp32."""
     attention: Literal["auto", "reference", "sdpa"] = "auto"
     """Implementation of the window attention."""
+    fsdp: bool = False
+    """Share weights, gradients and moments out among the processes with FSDP2, for models that are too large for one
+    GPU. Checkpoints are the same with and without."""
     threads: int = 0
     """CPU threads of each process; 0 shares the cores out among the processes of this machine."""
     compile: bool = False
@@ -225,6 +228,7 @@ FREE = frozenset(
         "train.micro_batch",
         "train.attention",
         "train.compile",
+        "train.fsdp",
         "train.threads",
         "train.activation_checkpointing",
         "train.stop_after",

@@ -64,6 +64,6 @@ def _bytes_of(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, which stay as they are while the training goes on."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, which stays as it is while the training goes on."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

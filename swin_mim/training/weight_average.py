@@ -6,6 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from swin_mim.errors import UserError
+from swin_mim.training.sharding import is_of_zero3, part
+
 
 class WeightAverage:
     """The exponential moving average of all weights, in fp32 on their device (Polyak averaging).
@@ -16,9 +19,17 @@ class WeightAverage:
     Args:
         model: the bare model whose weights are averaged.
         decay: at least 0 and less than 1; 0.9999 averages over about 10,000 updates.
+
+    Raises:
+        UserError: the weights are shared out by DeepSpeed's ZeRO-3, which shows them only while they are used.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        if any(is_of_zero3(weight) for weight in model.parameters()):
+            raise UserError(
+                f"train.ema {decay} cannot average weights that ZeRO-3 shares out: set train.ema 0, or share them out "
+                "with --train.fsdp true or only the moments with ZeRO-2 (recipes/launch/zero2.yaml)"
+            )
         self._model, self._decay = model, decay
         self._averages = [weight.detach().float().clone() for weight in model.parameters()]
 
@@ -48,7 +59,7 @@ class WeightAverage:
         """The inverse of `state`: strictly, every name and no other."""
         assert state.keys() == self.state().keys(), "other parameters than the model's"
         for name, average in self.state().items():
-            average.copy_(state[name])
+            average.copy_(part(state[name], average))
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:

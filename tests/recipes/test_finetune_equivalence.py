@@ -10,10 +10,16 @@ def interrupted_zero(recipe, name):
     assert "resumed at step 4" in recipe.launch(name, *HALF, zero=2)
 
 
+def interrupted_fsdp(recipe, name):
+    recipe.launch(name, *HALF, "--train.fsdp", "true", "--train.stop_after", "4 steps")
+    assert "resumed at step 4" in recipe.launch(name, *HALF, "--train.fsdp", "true")
+
+
 WAYS = {
     "accumulation": lambda recipe, name: recipe.run(name, *HALF),
     "workers_2": lambda recipe, name: recipe.run(name, "--data.workers", "2"),
     "processes_2": lambda recipe, name: recipe.launch(name, *HALF),
+    "fsdp_interrupted": interrupted_fsdp,
     "zero_2_interrupted": interrupted_zero,
 }
 

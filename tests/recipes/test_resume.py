@@ -29,12 +29,28 @@ def test_one_process_continues_as_two(recipe, whole_run):
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
 
-def test_zero_continues(recipe, whole_run):
+def test_zero_3_continues(recipe, whole_run):
     split = ["--train.micro_batch", "8"]
-    recipe.launch("zero_stopped", *split, "--train.stop_after", "4 steps", zero=1)
-    assert "resumed at step 4" in recipe.launch("zero_stopped", *split, zero=1)
+    recipe.launch("zero_stopped", *split, "--train.stop_after", "4 steps", zero=3)
+    assert "resumed at step 4" in recipe.launch("zero_stopped", *split, zero=3)
     for a, b in zip(recipe.metrics(whole_run), recipe.metrics("zero_stopped"), strict=True):
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
+
+
+def test_fsdp_continues_on_any_number_of_processes(recipe):
+    """Two, three, and one without FSDP, with pictures and a probe-free evaluation on parts that are not even."""
+    batch = ["--train.global_batch", "12", "--train.micro_batch", "4", "--log.pictures_every", "3 steps"]
+    recipe.run("whole_12", *batch)
+    recipe.launch(
+        "resharded", *batch, "--train.micro_batch", "6", "--train.fsdp", "true", "--train.stop_after", "4 steps"
+    )
+    fewer = ["--train.fsdp", "true", "--train.stop_after", "7 steps"]
+    assert "resumed at step 4" in recipe.launch("resharded", *batch, *fewer, processes=3)
+    assert "resumed at step 7" in recipe.run("resharded", *batch)
+    for a, b in zip(recipe.metrics("whole_12"), recipe.metrics("resharded"), strict=True):
+        assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
+    pictures = [sorted((recipe.path(name) / "samples").glob("*.png")) for name in ("whole_12", "resharded")]
+    assert [picture.name for picture in pictures[0]] == [picture.name for picture in pictures[1]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

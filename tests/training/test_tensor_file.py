@@ -66,7 +66,7 @@ def test_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
 
 def test_copies_stay_as_they_are() -> None:
     weight = torch.zeros(3)
-    copies = copied({"a": weight, "parameter": torch.nn.Parameter(weight)})
+    copies = {"a": copied(weight), "parameter": copied(torch.nn.Parameter(weight))}
     weight += 1
     assert all(torch.equal(copy, torch.zeros(3)) and not copy.requires_grad for copy in copies.values())
 
