@@ -108,6 +108,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         prepared,
         optimizer,
         keep=config.save.keep,
+        keep_every=config.save.keep_every * plan.save_every,
         facts=facts | {"seed": run.seed, "global_batch": train.global_batch},
         documents={"config.json": config_json.document(model.description())},
         average=average,

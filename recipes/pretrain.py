@@ -107,6 +107,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         prepared,
         optimizer,
         keep=config.save.keep,
+        keep_every=config.save.keep_every * plan.save_every,
         facts={"images": training.fingerprint, "seed": run.seed, "global_batch": train.global_batch},
         documents={"config.json": config_json.document(model.description())},
         changes={"images": partial(explain_change, listing, training)},

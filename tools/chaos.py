@@ -3,13 +3,15 @@
     python tools/chaos.py --json chaos.json
     python tools/chaos.py saves damage
 
-    saves    kill the process at 500 places in the files of a save and before each of its system calls, and let the
-             disk be full at those places
-    damage   flip bits in a published checkpoint, and cut its files
-    stops    SIGTERM in the middle of every step of a run, in one process and in two; and from one to two to one
-    numbers  NaN in input, activation and gradient, in one process of two; and tools/replay.py, which has to find it
+    saves       kill the process at 500 places in the files of a save and before each of its system calls, and let the
+                disk be full at those places
+    damage      flip bits in a published checkpoint, and cut its files
+    stops       SIGTERM in the middle of every step of a run, in one process and in two; and from one to two to one
+    strategies  DDP, FSDP2 and DeepSpeed's ZeRO-1, 2 and 3 in two processes: stopped and continued, a NaN in one of
+                them; FSDP2 continued by one process and by three
+    numbers     NaN in input, activation and gradient, in one process of two; and tools/replay.py, which has to find it
 
-Everything is real: processes, signals, files. The models are tiny. All of it takes half an hour on 2 cores.
+Everything is real: processes, signals, files. The models are tiny. All of it takes most of an hour on 2 cores.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 from swin_mim.errors import Parser, UserError, one_line_errors
 
-PARTS = ("saves", "damage", "stops", "numbers")
+PARTS = ("saves", "damage", "stops", "strategies", "numbers")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"not as promised: {', '.join(lost)}")
 
 
-BAD = ("unloadable", "silently_wrong", "different", "non_finite_weights", "wrong_step", "wrong_module")
+BAD = ("unloadable", "silently_wrong", "different", "nans_applied", "non_finite_weights", "wrong_step", "wrong_module")
 """Figures that have to be 0."""
 
 
@@ -63,7 +65,8 @@ def run(part: str, folder: Path) -> dict[str, object]:
         return chaos_saves.saves(folder) if part == "saves" else chaos_saves.damage(folder)
     import chaos_runs
 
-    return chaos_runs.stops(folder) if part == "stops" else chaos_runs.numbers(folder)
+    of_runs = {"stops": chaos_runs.stops, "strategies": chaos_runs.strategies, "numbers": chaos_runs.numbers}
+    return of_runs[part](folder)
 
 
 if __name__ == "__main__":

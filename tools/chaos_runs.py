@@ -62,17 +62,25 @@ class Runs:
         config = CONFIG | {"run": {"name": "chaos"}, "data": {**CONFIG["data"], "source": str(folder / "images")}}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
-    def run(self, name: str, *, processes: int = 1, fault: dict[str, Any] | None = None, expect: int = 0) -> str:
+    def run(
+        self,
+        name: str,
+        *flags: str,
+        processes: int = 1,
+        fault: dict[str, Any] | None = None,
+        expect: int = 0,
+        strategy: str = "DDP",
+    ) -> str:
         """Start a run, or go on with it; what it said."""
         faulty = [str(TOOLS / "chaos_faults.py"), json.dumps(fault)] if fault else []
-        flags = ["--config", str(self.folder / "config.yaml"), "--run.root", str(self.folder), "--run.name", name]
-        command = [*faulty, str(RECIPE), *flags]
+        where = ["--config", str(self.folder / "config.yaml"), "--run.root", str(self.folder), "--run.name", name]
+        command = [*faulty, str(RECIPE), *where, *flags, "--train.fsdp", str(strategy == "FSDP2").lower()]
         if processes > 1:
             launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
             command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command]
         done = subprocess.run(
             [sys.executable, *command],
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | self._deepspeed(strategy),
             capture_output=True,
             text=True,
             timeout=300,
@@ -82,15 +90,34 @@ class Runs:
         # torchrun has 1 for whatever its processes have
         if done.returncode != expect and not (processes > 1 and expect and done.returncode == 1):
             raise UserError(f"{name} ended with {done.returncode}, not with {expect}: {said[-2000:]}")
+        if processes > 1 and strategy not in said:
+            raise UserError(f"{name} was not run with {strategy}: {said[-2000:]}")
         return said
+
+    def _deepspeed(self, strategy: str) -> dict[str, str]:
+        if not strategy.startswith("DeepSpeed"):
+            return {}
+        settings = {
+            # all that so small a model has would stay whole
+            "zero_optimization": {"stage": int(strategy[-1]), "stage3_param_persistence_threshold": 0},
+            **dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+            "gradient_clipping": "auto",
+            "steps_per_print": 10**9,
+        }
+        file = self.folder / f"{strategy.replace(' ', '_')}.json"
+        file.write_text(json.dumps(settings))
+        # accelerate leaves DeepSpeed out if it is told to use the CPU, and finds that by itself where there is no GPU
+        device = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
+        return device | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         rows = whole_lines(self.folder / name / "metrics.jsonl")
         return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
     def final(self, name: str) -> dict[str, torch.Tensor]:
+        """Weights and moments at the end; of DeepSpeed the weights."""
         path = checkpoint.path_of(self.folder / name / "checkpoints", STEPS)
-        return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+        return {key: value for file in sorted(path.glob("*.safetensors")) for key, value in load_file(file).items()}
 
     def same(self, one: str, other: str) -> bool:
         a, b = self.final(one), self.final(other)
@@ -101,6 +128,38 @@ class Runs:
         """The largest difference between two curves of the loss."""
         pairs = zip(self.metrics(one), self.metrics(other), strict=True)
         return max(abs(a["loss"] - b["loss"]) for a, b in pairs if "loss" in a)
+
+
+def strategies(folder: Path) -> dict[str, Any]:
+    """However two processes spread the weights: stopped and continued, a NaN in one of them; FSDP2 on one and three."""
+    runs = Runs(folder)
+    figures: dict[str, Any] = {"strategies": 0, "different": 0, "nans": 0, "nans_applied": 0}
+    module, step = "encoder.layers.0.blocks.1.attn", 13
+    spoilt = {"module": module, "position": (step - 1) * BATCH + BATCH // 2, "rank": 1}
+    for strategy in ("DDP", "FSDP2", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3"):
+        name = strategy.replace(" ", "_")
+        runs.run(f"{name}_whole", processes=2, strategy=strategy)
+        stop = {"kind": "signal", "step": step, "rank": 1}
+        runs.run(name, processes=2, strategy=strategy, fault=stop, expect=STOPPED)
+        runs.run(name, processes=2, strategy=strategy)
+        figures["strategies"] += 1
+        figures["different"] += not runs.same(f"{name}_whole", name)
+        for kind in ("activation", "gradient"):
+            runs.run(f"{name}_{kind}", processes=2, strategy=strategy, fault={"kind": kind, **spoilt})
+            finite = all(value.isfinite().all() for value in runs.final(f"{name}_{kind}").values())
+            left_out = whole_lines(folder / f"{name}_{kind}" / "skipped_steps.jsonl")
+            figures["nans"] += 1
+            figures["nans_applied"] += not (finite and {entry["step"] for entry in left_out} == {step})
+    batch = ("--train.global_batch", "12", "--train.micro_batch", "4")
+    runs.run("whole", *batch)
+    for processes in (1, 3):
+        name = f"fsdp_2_{processes}"
+        halves = (*batch, "--train.micro_batch", "6", "--train.stop_after", f"{step} steps")
+        runs.run(name, *halves, processes=2, strategy="FSDP2", expect=STOPPED)
+        runs.run(name, *batch, processes=processes, strategy="FSDP2")
+        figures[name] = runs.distance("whole", name)
+        figures["different"] += figures[name] > TOLERANCE
+    return figures
 
 
 def stops(folder: Path) -> dict[str, Any]:

@@ -127,10 +127,10 @@ def verify(path: Path) -> str:
     return ""
 
 
-def prune(folder: Path, keep: int, *, besides: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints, and that of the step `besides`."""
+def prune(folder: Path, keep: int, *, besides: int | None = None, every: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints, that of the step `besides`, and those of every so many steps."""
     for path in sorted(steps_on_disk(folder))[:-keep]:
-        if besides is not None and path.name == _name(besides):
+        if step_of(path) == besides or (every and step_of(path) % every == 0):
             continue
         trash = path.with_name(f".trash_{path.name}")  # half a deletion must not look like a checkpoint
         try:
@@ -155,7 +155,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def load_model(model: nn.Module, path: Path) -> None:
     """Strictly: every parameter and no other key."""
     own = model.state_dict()
-    model.load_state_dict({name: part(value, own[name]) for name, value in load_file(path).items()})
+    model.load_state_dict({name: part(value, own.get(name, value)) for name, value in load_file(path).items()})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

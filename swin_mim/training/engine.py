@@ -278,9 +278,12 @@ class _Trainer:
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
         norm = torch.as_tensor(whole_tensor(norm), dtype=torch.float32, device=accelerator.device)
         finite = norm.isfinite() & loss.isfinite()
-        if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # it has decided and stepped at the end of the backward pass; its norm is then that of an earlier step
+            finite = finite & self.model.was_step_applied()
+        elif accelerator.scaler is None:
             # The fused optimizer leaves weights and moments alone where this is not 0. Loss and gradient are those
-            # of all processes, so all decide alike; DeepSpeed and the loss scaler have rules of their own.
+            # of all processes, so all decide alike; the loss scaler has rules of its own.
             self.optimizer.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
         self.optimizer.zero_grad()

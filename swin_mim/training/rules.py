@@ -64,6 +64,7 @@ def training_rules(optim: OptimConfig, train: TrainConfig, save: SaveConfig) -> 
         yield f"train.{name}", getattr(train, name) > 0, "must be positive: the smallest is 1"
     yield "train.threads", train.threads >= 0, "must not be negative: use 0 to share out the cores"
     yield "save.keep", save.keep >= 2, "must be at least 2: the last one may be being written"
+    yield "save.keep_every", save.keep_every >= 0, "must not be negative: use 0 to keep only the newest"
 
 
 def check_durations(optim: OptimConfig, train: TrainConfig, save: SaveConfig, periods: Mapping[str, str]) -> None:

@@ -133,6 +133,7 @@ class Checkpoints:
         folder: holds the checkpoints.
         model, prepared, optimizer: the bare model, and what accelerate's `prepare` made of it and its optimizer.
         keep: how many of the newest stay.
+        keep_every: those of every so many steps stay too; 0: none.
         facts: what must be the same in a resumed run: values of JSON, such as the fingerprint of the data.
         changes: of some facts what to call to learn how they changed, as the end of a sentence; raises OSError if it
             cannot be told.
@@ -146,6 +147,7 @@ class Checkpoints:
     prepared: Any
     optimizer: Any
     keep: int
+    keep_every: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     average: WeightAverage | None = None
@@ -252,7 +254,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)  # its bytes may be what the disk is short of
             raise
-        checkpoint.prune(self.folder, self.keep, besides=best)
+        checkpoint.prune(self.folder, self.keep, besides=best, every=self.keep_every)
 
     def _save_together(self, state: RunState) -> None:
         accelerator = self.accelerator
@@ -267,7 +269,7 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             checkpoint.commit(staging, state.step, meant)
-            checkpoint.prune(self.folder, self.keep, besides=_best_step(state))
+            checkpoint.prune(self.folder, self.keep, besides=_best_step(state), every=self.keep_every)
         accelerator.wait_for_everyone()
 
     @property

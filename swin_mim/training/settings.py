@@ -176,6 +176,8 @@ class SaveConfig:
     """Between two checkpoints; the last step has one too."""
     keep: int = 2
     """Newest checkpoints that are kept; at least 2, as the last one may be being written."""
+    keep_every: int = 0
+    """Keep one of so many checkpoints for good, besides the newest; 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ FREE = frozenset(
         "log.pictures",
         "save.every",
         "save.keep",
+        "save.keep_every",
         "probe.every",
         "probe.source",
         "probe.split",

@@ -87,6 +87,8 @@ def prepare(
         return Prepared(prepared, accelerator.prepare(optimizer_of(prepared)), WholeModel(prepared, copy))
     copy = deepcopy(model).to(accelerator.device) if zero3 else None
     prepared, optimizer = accelerator.prepare(model, optimizer_of(model))
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        prepared.optimizer.check_grad_overflow = True  # in fp32 too: an update that is not finite is left out
     return Prepared(prepared, optimizer, WholeModel(model, copy))
 
 

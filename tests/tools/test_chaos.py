@@ -48,6 +48,13 @@ def test_a_nan_in_one_process_of_two_is_left_out_and_found_again(tmp_path: Path)
     assert found["non_finite_weights"] == found["wrong_step"] == found["wrong_module"] == 0
 
 
+@pytest.mark.slow
+def test_every_strategy_continues_and_leaves_a_nan_out(tmp_path: Path) -> None:
+    found = figures(tmp_path, "strategies")["strategies"]
+    assert (found["strategies"], found["nans"]) == (5, 10)
+    assert found["different"] == found["nans_applied"] == 0
+
+
 def test_it_counts_what_is_lost(tmp_path: Path) -> None:
     """With checkpoints that are not verified, damage is silent: the figures say so, and the tool fails."""
     careless = "from swin_mim.training import checkpoint\ncheckpoint.verify = lambda path: ''\n" + SHORT

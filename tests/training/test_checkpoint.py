@@ -209,6 +209,13 @@ def test_prune_keeps_the_best_besides(tmp_path: Path, best: int | None, kept: se
     assert not any(checkpoint.verify(path) for path in checkpoint.steps_on_disk(tmp_path))
 
 
+def test_prune_keeps_one_of_so_many_steps_for_good(tmp_path: Path) -> None:
+    for step in (10, 20, 25, 30, 40, 50):
+        committed(tmp_path, step)
+        checkpoint.prune(tmp_path, 2, every=20)
+    assert names(tmp_path) == {f"step_{step:010d}" for step in (20, 40, 50)}
+
+
 @pytest.mark.parametrize("step", [0, 7, 9_999_999_999])
 def test_the_path_of_a_step_is_where_it_is_committed(tmp_path: Path, step: int) -> None:
     assert checkpoint.path_of(tmp_path / "none", step) == tmp_path / "none" / f"step_{step:010d}"

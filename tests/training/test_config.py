@@ -142,7 +142,10 @@ def test_lenient_where_yaml_is_odd(tmp_path: Path) -> None:
         (NAME + "log: {evry: 1}", "unknown key log.evry in FILE: did you mean log.every?"),
         (NAME + "mask: {epochs: 1}", "unknown key mask.epochs in FILE: the keys there are mask.unit, mask.ratio"),
         ("zzzz: 1", f"unknown key zzzz in FILE: the keys there are {', '.join(SECTIONS)}"),
-        (NAME + "save: {xyz: 1}", "unknown key save.xyz in FILE: the keys there are save.every, save.keep"),
+        (
+            NAME + "save: {xyz: 1}",
+            "unknown key save.xyz in FILE: the keys there are save.every, save.keep, save.keep_every",
+        ),
         ("1: 2", f"unknown key 1 in FILE: the keys there are {', '.join(SECTIONS)}"),
         (NAME + "optim: {base_lr: fast}", "optim.base_lr in FILE is 'fast': expected a number"),
         (NAME + "optim: {base_lr: true}", "optim.base_lr in FILE is True: expected a number"),
@@ -539,7 +542,7 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 67
+    assert len(keys) == len(set(keys)) == 69
     assert set(keys) >= FREE
     for key, value in leaves(DEFAULTS):
         lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))

@@ -514,7 +514,7 @@ def test_mixes_says_whether_images_are_ever_mixed(
 def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
     other = {str: "other", int: 12345, float: 0.12345, bool: True, tuple: ("other",), type(None): "other"}
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 79
+    assert len(keys) == len(set(keys)) == 81
     assert {*keys, *(key for key, _ in leaves(common_settings.PretrainConfig(RunConfig("x"))))} >= FREE
     for key, value in leaves(DEFAULTS):
         changed = not value if isinstance(value, bool) else other[type(value)]
