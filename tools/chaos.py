@@ -10,6 +10,7 @@
     strategies  DDP, FSDP2 and DeepSpeed's ZeRO-1, 2 and 3 in two processes: stopped and continued, a NaN in one of
                 them; FSDP2 continued by one process and by three
     numbers     NaN in input, activation and gradient, in one process of two; and tools/replay.py, which has to find it
+    overhead    a plain training loop and a guarded run of the demo in turn: what all this costs
 
 Everything is real: processes, signals, files. The models are tiny. All of it takes most of an hour on 2 cores.
 """
@@ -23,7 +24,7 @@ from tempfile import TemporaryDirectory
 
 from swin_mim.errors import Parser, UserError, one_line_errors
 
-PARTS = ("saves", "damage", "stops", "strategies", "numbers")
+PARTS = ("saves", "damage", "stops", "strategies", "numbers", "overhead")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +64,10 @@ def run(part: str, folder: Path) -> dict[str, object]:
         import chaos_saves
 
         return chaos_saves.saves(folder) if part == "saves" else chaos_saves.damage(folder)
+    if part == "overhead":
+        import chaos_overhead
+
+        return chaos_overhead.overhead(folder)
     import chaos_runs
 
     of_runs = {"stops": chaos_runs.stops, "strategies": chaos_runs.strategies, "numbers": chaos_runs.numbers}

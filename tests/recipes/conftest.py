@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,19 @@ class Recipe:
         strategy = f"DeepSpeed ZeRO-{zero}" if zero else "FSDP2" if "--train.fsdp" in flags else "DDP"
         assert processes == 1 or "--evaluate" in flags or f"; cpu, {strategy}, " in output
         return output
+
+    def launch_machines(self, name: str, *flags: str) -> str:
+        """Run as one process on each of two machines, which are this one; the output of the first."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        address = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command = [sys.executable, "-m", "torch.distributed.run", *address]
+        arguments = [str(self.script), *self.arguments(name, flags)]
+        machines = [self._start([*command, "--node-rank", str(rank), *arguments], {}) for rank in range(2)]
+        outputs = [machine.communicate(timeout=240)[0] for machine in machines]
+        assert [machine.returncode for machine in machines] == [0, 0], outputs
+        return outputs[0]
 
     def _deepspeed(self, stage: int) -> dict[str, str]:
         settings = json.loads((RECIPES / "launch" / f"zero{stage}.json").read_text())

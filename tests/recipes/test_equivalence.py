@@ -7,6 +7,7 @@ WAYS = {
     "accumulation": lambda recipe, name: recipe.run(name, *HALF),
     "workers_2": lambda recipe, name: recipe.run(name, "--data.workers", "2"),
     "workers_4": lambda recipe, name: recipe.run(name, "--data.workers", "4"),
+    "machines_2": lambda recipe, name: recipe.launch_machines(name, *HALF),
     "processes_2": lambda recipe, name: recipe.launch(name, *HALF),
     "zero_1": lambda recipe, name: recipe.launch(name, *HALF, zero=1),
     "zero_2_accumulation": lambda recipe, name: recipe.launch(name, "--train.micro_batch", "4", zero=2),
