@@ -2,8 +2,8 @@
 
     python tools/chaos_overhead.py plain 200 FOLDER     # one measurement: seconds of these steps, as JSON
 
-`plain` is the loop of a tutorial: forward, backward, clip, step, and a loss now and then. `guarded` is `engine.fit`, with
-its log, its comparisons, and checkpoints as often as in the demo. Both train the same model on the same batches.
+`plain` is the loop of a tutorial: forward, backward, clip, step, and a loss now and then. `guarded` is `engine.fit`
+with its log, its comparisons, and checkpoints as often as in the demo. Both train one model on the same batches.
 """
 
 import json

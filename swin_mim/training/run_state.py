@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
 from swin_mim.training import checkpoint
 from swin_mim.training.background_writer import BackgroundWriter
+from swin_mim.training.processes import lost_peer
 from swin_mim.training.sharding import is_sharded, whole
 from swin_mim.training.tensor_file import copied, write_tensors
 from swin_mim.training.weight_average import WeightAverage
@@ -257,6 +258,21 @@ class Checkpoints:
         checkpoint.prune(self.folder, self.keep, besides=best, every=self.keep_every)
 
     def _save_together(self, state: RunState) -> None:
+        try:
+            self._save_with_deepspeed(state)
+        except (OSError, RuntimeError) as error:  # torch.save has a RuntimeError for a full disk
+            if lost_peer(error):
+                raise
+            # the others are waiting inside DeepSpeed: there is no way back into step with them
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"DeepSpeed could not write the checkpoint of step {state.step} to {self.folder} ({reason}): make "
+                "room, and give the same command again to continue from the one before it",
+                local=True,
+                code=CANNOT_WRITE,
+            ) from None
+
+    def _save_with_deepspeed(self, state: RunState) -> None:
         accelerator = self.accelerator
         if accelerator.is_main_process:
             checkpoint.stage(self.folder, state.step)

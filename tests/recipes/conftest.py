@@ -74,7 +74,7 @@ class Recipe:
         """Run as several processes of torchrun, with DeepSpeed if `zero` is its stage; the output."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(self.script)]
-        process = self._start([*command, *self.arguments(name, flags)], self._deepspeed(zero) if zero else {})
+        process = self._start([*command, *self.arguments(name, flags)], self.deepspeed(zero) if zero else {})
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         strategy = f"DeepSpeed ZeRO-{zero}" if zero else "FSDP2" if "--train.fsdp" in flags else "DDP"
@@ -94,7 +94,7 @@ class Recipe:
         assert [machine.returncode for machine in machines] == [0, 0], outputs
         return outputs[0]
 
-    def _deepspeed(self, stage: int) -> dict[str, str]:
+    def deepspeed(self, stage: int) -> dict[str, str]:
         settings = json.loads((RECIPES / "launch" / f"zero{stage}.json").read_text())
         if stage == 3:  # all that a tiny model has would stay whole
             settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0

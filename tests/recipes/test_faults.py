@@ -42,15 +42,40 @@ def test_a_second_run_in_the_folder_is_refused(recipe):
     assert first.returncode == 75
 
 
+def limited(size: int) -> Callable[[], None]:
+    """For a new process: no file of its own may grow beyond so many bytes."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+def test_a_full_disk_ends_a_run_with_deepspeed_in_one_line(recipe):
+    """DeepSpeed writes itself, in all processes, and one that fails leaves the others waiting for it."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    arguments = recipe.arguments("full_zero", ("--train.micro_batch", "8", "--save.every", "2 steps"))
+    done = subprocess.run(
+        [sys.executable, *launcher, "--rdzv-endpoint", "127.0.0.1:0", str(recipe.script), *arguments],
+        env=os.environ | run_recipe.ENVIRONMENT | recipe.deepspeed(1),
+        capture_output=True,
+        text=True,
+        preexec_fn=limited(100_000),
+        cwd=recipe.folder,
+        timeout=120,
+        check=False,
+    )
+    assert "error: DeepSpeed could not write the checkpoint of step 2 to " in done.stderr
+    assert "exitcode  : 73" in done.stderr
+    assert "in _save_with_deepspeed" not in done.stderr
+    assert not [*(recipe.path("full_zero") / "checkpoints").glob("step_*")]
+
+
 def test_a_full_disk_ends_a_run_after_three_checkpoints_and_costs_nothing_else(recipe, whole_run):
     """No file may grow beyond the size of the moments, which are the largest one."""
     optimizer = recipe.path(whole_run) / "checkpoints" / "step_0000000010" / "optimizer.safetensors"
-    limit = optimizer.stat().st_size - 1
-
-    def small_disk() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+    small_disk = limited(optimizer.stat().st_size - 1)
     arguments = recipe.arguments("full", ("--save.every", "2 steps"))
     done = subprocess.run(
         [sys.executable, str(recipe.script), *arguments],
