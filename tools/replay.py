@@ -86,7 +86,7 @@ def quiet(config: Any, root: Path, precision: str | None) -> Any:
     """The same run in another place, which measures, publishes and compiles nothing."""
     changes: dict[str, dict[str, Any]] = {
         "run": {"root": str(root)},
-        "train": {"compile": False, "activation_checkpointing": False, "stop_after": "0 steps"},
+        "train": {"compile": False, "fsdp": False, "activation_checkpointing": False, "stop_after": "0 steps"},
         "log": {"trackers": ()},
         "hub": {"repo": None},
     }

@@ -279,7 +279,7 @@ class _Trainer:
         norm = torch.as_tensor(whole_tensor(norm), dtype=torch.float32, device=accelerator.device)
         finite = norm.isfinite() & loss.isfinite()
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # it has decided and stepped at the end of the backward pass; its norm is then that of an earlier step
+            # it has decided and stepped at the end of the backward pass
             finite = finite & self.model.was_step_applied()
         elif accelerator.scaler is None:
             # The fused optimizer leaves weights and moments alone where this is not 0. Loss and gradient are those

@@ -77,6 +77,7 @@ def launch(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> L
         accumulation=accumulated,
         micro_batch=train.micro_batch,
         clip_norm=config.optim.clip_norm,
+        fsdp=train.fsdp,
         trackers=config.log.trackers if trains else (),
     )
     say = start_log(folder, main=accelerator.is_main_process)

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
@@ -43,13 +44,21 @@ def set_threads(threads: int) -> int:
 
 
 def start_accelerator(
-    folder: Path, *, precision: str, accumulation: int, micro_batch: int, clip_norm: float, trackers: Sequence[str]
+    folder: Path,
+    *,
+    precision: str,
+    accumulation: int,
+    micro_batch: int,
+    clip_norm: float,
+    fsdp: bool,
+    trackers: Sequence[str],
 ) -> Accelerator:
     """Connect the processes and choose device and precision.
 
     Args:
         folder: the run's folder; made if it is missing.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 on a GPU that has it, fp32 elsewhere.
+        fsdp: the weights are going to be shared out by `sharding.prepare`.
         trackers: names that accelerate knows, to be started by `start_trackers`.
 
     Raises:
@@ -72,6 +81,8 @@ def start_accelerator(
         _end_collectives_with_the_process()
         if not cuda:
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if fsdp:  # autocast would keep a whole copy of all weights in bf16 until the end of each forward
+        handlers.append(AutocastKwargs(cache_enabled=False))
     accelerator = Accelerator(
         gradient_accumulation_steps=accumulation,
         mixed_precision="no" if precision == "fp32" else precision,

@@ -261,10 +261,10 @@ class Checkpoints:
         try:
             self._save_with_deepspeed(state)
         except (OSError, RuntimeError) as error:  # torch.save has a RuntimeError for a full disk
-            if lost_peer(error):
+            if lost_peer(error) or isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
                 raise
             # the others are waiting inside DeepSpeed: there is no way back into step with them
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"DeepSpeed could not write the checkpoint of step {state.step} to {self.folder} ({reason}): make "
                 "room, and give the same command again to continue from the one before it",
@@ -341,7 +341,8 @@ class Checkpoints:
         strategy = "deepspeed" if self._deepspeed else "replicated"
         if trainer["strategy"] != strategy:
             raise UserError(
-                f"{path} was written by a {trainer['strategy']} run and this one is {strategy}: launch it as before"
+                f"{path} was written {'with' if strategy == 'replicated' else 'without'} DeepSpeed and this run is "
+                f"{'without' if strategy == 'replicated' else 'with'} it: launch it as before"
             )
         if self._deepspeed and trainer["processes"] != self.accelerator.num_processes:
             raise UserError(

@@ -140,8 +140,8 @@ class TrainConfig:
     attention: Literal["auto", "reference", "sdpa"] = "auto"
     """Implementation of the window attention."""
     fsdp: bool = False
-    """Share weights, gradients and moments out among the processes with FSDP2, for models that are too large for one
-    GPU. Checkpoints are the same with and without."""
+    """Share weights, gradients and moments out among the processes with FSDP2, which saves memory, most together with
+    train.activation_checkpointing. Checkpoints are the same with and without."""
     threads: int = 0
     """CPU threads of each process; 0 shares the cores out among the processes of this machine."""
     compile: bool = False
@@ -177,7 +177,8 @@ class SaveConfig:
     keep: int = 2
     """Newest checkpoints that are kept; at least 2, as the last one may be being written."""
     keep_every: int = 0
-    """Keep one of so many checkpoints for good, besides the newest; 0 keeps none."""
+    """Keep one of so many checkpoints besides the newest, as long as this and save.every stay as they are; 0 keeps
+    none."""
 
 
 @dataclass(frozen=True)
