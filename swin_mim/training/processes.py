@@ -91,7 +91,7 @@ def start_accelerator(
         kwargs_handlers=handlers,
         step_scheduler_with_optimizer=False,
     )
-    _check_strategy(accelerator)
+    check_strategy(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # DeepSpeed calls functions of torch by their old names, in every step
         warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
@@ -151,8 +151,12 @@ def _warn_of_restarts() -> None:
         )
 
 
-def _check_strategy(accelerator: Accelerator) -> None:
-    # on a CPU accelerate leaves out what was asked for, without a word
+def check_strategy(accelerator: Accelerator) -> None:
+    """Refuse what the launcher asked for and accelerate left out, which on a CPU it does without a word.
+
+    Raises:
+        UserError: DeepSpeed or FSDP was asked for.
+    """
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise UserError("accelerate's FSDP was asked for: leave --use_fsdp out and give the recipe --train.fsdp true")
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
