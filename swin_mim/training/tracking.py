@@ -45,7 +45,7 @@ class RunLog:
             return
         if step >= self._tracked:  # trackers go forwards only; what is done again they have
             self._tracked = step
-            self._accelerator.log(values, step=step)
+            self._for_trackers(lambda tracker: tracker.log(values, step=step))
         if self._main:
             append_line(self._path, {"step": step, **values})
 
@@ -63,8 +63,19 @@ class RunLog:
             self._bar.update()
 
     def close(self) -> None:
+        """The end of the run: the trackers write what they have left."""
         if self._bar is not None:
             self._bar.close()
+        self._for_trackers(lambda tracker: tracker.finish())
+        self._accelerator.trackers.clear()
+
+    def _for_trackers(self, do: Callable[[Any], None]) -> None:
+        for tracker in list(self._accelerator.trackers):
+            try:
+                do(tracker)
+            except OSError as error:  # the disk is full: TensorBoard's writer does not recover from that
+                _LOG.warning("%s cannot write (%s): the run goes on without it", tracker.name, error.strerror or error)
+                self._accelerator.trackers.remove(tracker)
 
 
 def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
@@ -81,11 +92,27 @@ def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _LOG.addHandler(terminal)
     if main:
-        file = logging.FileHandler(folder / "train.log")
+        file = _LogFile(folder / "train.log")
         file.setFormatter(PrivateFormatter("%(asctime)s %(levelname)s %(message)s"))
         _LOG.addHandler(file)
 
     return _LOG.info
+
+
+class _LogFile(logging.FileHandler):
+    """Says once, on the terminal, that the disk does not take it: everything else is there too."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            sys.stderr.write(
+                f"train.log could not be written ({error.strerror or error}): the run goes on without it\n"
+            )
 
 
 class _Terminal(logging.StreamHandler):

@@ -125,6 +125,8 @@ def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, wh
     )
     assert done.returncode == 73, done.stdout
     assert "a line of metrics.jsonl could not be written (File too large)" in done.stdout
+    assert done.stdout.count("train.log could not be written (File too large)") == 1
+    assert "Traceback" not in done.stdout
     assert done.stdout.strip().splitlines()[-1].startswith("error: 3 checkpoints in a row could not be written")
     recipe.run("read_only")
     recipe.assert_same_run(whole_run, "read_only")

@@ -1,8 +1,10 @@
 import io
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
+from errno import ENOSPC
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,15 +34,29 @@ CPU = torch.device("cpu")
 FILLINGS = {"heldout_loss": 0.9, "mean_fill_error": 0.5, "interpolation_error": 0.4}
 
 
-class FakeAccelerator:
-    """Remembers what the trackers were given."""
+class FakeTracker:
+    """Remembers what it was given, and that it was closed; from some step on its disk is full."""
 
-    def __init__(self, *, main: bool) -> None:
-        self.is_main_process = main
+    def __init__(self, name: str, full_at: float = math.inf) -> None:
+        self.name, self.full_at = name, full_at
         self.logged: list[tuple[int, dict[str, float]]] = []
+        self.closed = False
 
     def log(self, values: dict[str, float], step: int) -> None:
+        if step >= self.full_at:
+            raise OSError(ENOSPC, "No space left on device")
         self.logged.append((step, values))
+
+    def finish(self) -> None:
+        if self.full_at < math.inf:
+            raise OSError(ENOSPC, "No space left on device")
+        self.closed = True
+
+
+class FakeAccelerator:
+    def __init__(self, *trackers: FakeTracker, main: bool) -> None:
+        self.is_main_process = main
+        self.trackers = list(trackers)
 
 
 def run_log(folder: Path, step: int = 0, *, main: bool = True) -> RunLog:
@@ -52,8 +68,8 @@ def write(folder: Path, *rows: dict[str, float]) -> None:
 
 
 def test_every_metric_is_a_line_of_json_and_goes_to_the_trackers(tmp_path: Path) -> None:
-    accelerator = FakeAccelerator(main=True)
-    log = RunLog(tmp_path, total_steps=10, step=0, accelerator=accelerator)
+    tracker = FakeTracker("mine")
+    log = RunLog(tmp_path, total_steps=10, step=0, accelerator=FakeAccelerator(tracker, main=True))
     log.metrics(1, {"loss": 0.1 + 0.2, "lr": 1e-7})
     log.advance()
     log.metrics(2, {"heldout_loss": 1 / 3})
@@ -62,7 +78,26 @@ def test_every_metric_is_a_line_of_json_and_goes_to_the_trackers(tmp_path: Path)
     assert lines.pop() == ""
     rows = [{"step": 1, "loss": 0.1 + 0.2, "lr": 1e-7}, {"step": 2, "heldout_loss": 1 / 3}]
     assert [json.loads(line) for line in lines] == rows == read_metrics(tmp_path)
-    assert accelerator.logged == [(1, {"loss": 0.1 + 0.2, "lr": 1e-7}), (2, {"heldout_loss": 1 / 3})]
+    assert tracker.logged == [(1, {"loss": 0.1 + 0.2, "lr": 1e-7}), (2, {"heldout_loss": 1 / 3})]
+    assert tracker.closed
+
+
+@pytest.mark.parametrize("full_at", [2, 9])
+def test_a_tracker_whose_disk_is_full_is_left_out_once_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full_at: int
+) -> None:
+    """In the middle, or only when it writes the rest at the end."""
+    monkeypatch.setattr(tracking._LOG, "propagate", True)  # start_log keeps messages from others
+    full, other = FakeTracker("tensorboard", full_at), FakeTracker("other")
+    log = RunLog(tmp_path, total_steps=3, step=0, accelerator=FakeAccelerator(full, other, main=True))
+    with caplog.at_level("WARNING"):
+        for step in (1, 2, 3):
+            log.metrics(step, {"loss": 1.0})
+        log.close()
+    assert [step for step, _ in full.logged] == [step for step in (1, 2, 3) if step < full_at]
+    assert [step for step, _ in other.logged] == [1, 2, 3]
+    assert other.closed
+    assert caplog.text.count("tensorboard cannot write (No space left on device)") == 1
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
