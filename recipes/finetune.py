@@ -180,7 +180,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
 
     # What it publishes: export/ of its folder, whole at any time, and the same on the Hub.
     def write_export() -> None:
-        step = published_step(config, state)
+        step = published_step(config, state, folder / "checkpoints")
         about = export.about_finetuning(
             folder,
             config,
@@ -235,8 +235,9 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         )
         if finished:
             job.stop.leave()
-        if finished:
-            step = published_step(config, state)
+            step = published_step(config, state, folder / "checkpoints")
+            if step != published_step(config, state):
+                say("the checkpoint of the best step could not be written: the last one is published")
             whole.model.load_state_dict(published_weights(path_of(folder / "checkpoints", step)))
             outcome = judge.outcome(whole.model)
             if job.is_main:
@@ -273,7 +274,7 @@ def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     from swin_mim.training.run_state import read_state
 
     data, attention = config.data, config.train.attention
-    step = None if newest is None else published_step(config, read_state(newest))
+    step = None if newest is None else published_step(config, read_state(newest), newest.parent)
     if step is None:
         model = classifiers.to_measure(config.model, attention=attention)
         images = labelled_images.to_evaluate(data)
@@ -296,9 +297,18 @@ def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     return 0
 
 
-def published_step(config: FinetuneConfig, state: "RunState") -> int:
-    """The step whose weights are published."""
-    return state.best.step if state.best and config.save.export == "best" else state.step
+def published_step(config: FinetuneConfig, state: "RunState", checkpoints: Path | None = None) -> int:
+    """The step whose weights are published: the best one or the last one.
+
+    Args:
+        checkpoints: where the best one has to be by now. If it could not be written, it is the last one.
+    """
+    from swin_mim.training.checkpoint import path_of
+
+    if not state.best or config.save.export != "best":
+        return state.step
+    best = state.best.step
+    return best if checkpoints is None or path_of(checkpoints, best).exists() else state.step
 
 
 def better(best: "Best | None", new: "Best", *, least: bool) -> "Best | None":

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import datasets
 import pyarrow.parquet as pq
@@ -61,6 +62,10 @@ def test_the_best_checkpoint_outlives_newer_ones(finetune):
     assert "the best of all evaluations" in (finetune.path("spoilt") / "export" / "README.md").read_text()
     finetune.run("spoilt", "--save.export", "last", *flags, "--optim.gamma", "1000", "--train.ema", "0")
     assert report(finetune, "spoilt")["step"] == 12
+    shutil.rmtree(finetune.path("spoilt") / "checkpoints" / kept[0])  # as if the disk had been full
+    output = finetune.run("spoilt", *flags, "--optim.gamma", "1000", "--train.ema", "0")
+    assert "the checkpoint of the best step could not be written: the last one is published" in output
+    assert "published: the weights after step 12" in output
 
 
 def test_from_a_pretraining(finetune, recipe, whole_run):
