@@ -16,8 +16,9 @@ CHILD = """
 import signal, sys
 from swin_mim.training.stop_signal import StopSignal
 
-# a process that a script starts in the background ignores SIGINT from its birth
+# a process that a script starts in the background ignores SIGINT from its birth, and one of nohup SIGHUP
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 stop = StopSignal().listen()
 for line in sys.stdin:
@@ -95,6 +96,7 @@ def test_nohup_holds() -> None:
 
 
 def test_handlers_are_put_back() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it stays ignored
     before = [signal.getsignal(number) for number in SIGNALS]
     stop = StopSignal().listen()
     assert all(signal.getsignal(number) not in before for number in SIGNALS)
