@@ -16,9 +16,8 @@ CHILD = """
 import signal, sys
 from swin_mim.training.stop_signal import StopSignal
 
-# a process that a script starts in the background ignores SIGINT from its birth, and one of nohup SIGHUP
+# a process that a script starts in the background ignores SIGINT from its birth
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 stop = StopSignal().listen()
 for line in sys.stdin:
@@ -36,7 +35,12 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 def child() -> Iterator[subprocess.Popen[str]]:
     """A process inside of `StopSignal` that answers each line with what it has received."""
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     ) as process:
         try:
             yield process
