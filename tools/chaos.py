@@ -12,7 +12,7 @@
     numbers     NaN in input, activation and gradient, in one process of two; and tools/replay.py, which has to find it
     overhead    a plain training loop and a guarded run of the demo in turn: what all this costs
 
-Everything is real: processes, signals, files. The models are tiny. All of it takes most of an hour on 2 cores.
+Everything is real: processes, signals, files. The models are tiny. All of it takes half an hour on 2 cores.
 """
 
 import argparse
