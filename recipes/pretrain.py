@@ -35,7 +35,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
 
     from swin_mim.data.blue_marble import open_blue_marble
     from swin_mim.data.listing import explain_change, save_listing
-    from swin_mim.data.loader import Batch, training_batches
+    from swin_mim.data.loader import Batch, owned, training_batches
     from swin_mim.data.sources import open_source, split_heldout
     from swin_mim.data.transforms import PretrainTransform, denormalize
     from swin_mim.evaluation.heldout import HeldOut
@@ -147,7 +147,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
 
     # What is measured: always the same held-out images, under the same masks; and images with labels, if there are any.
     measured = HeldOut(
-        list(reader.batches(heldout)),
+        [owned(batch) for batch in reader.batches(heldout)],
         prepare=reader.prepare,
         restore=partial(denormalize, mean=data.mean, std=data.std),
         draw_mask=partial(draw_mask, seed=EVALUATION_SEED),

@@ -171,5 +171,10 @@ def _batches(
             yield batch
 
 
+def owned(batch: Batch) -> Batch:
+    """The batch in memory of this process, to be kept: shared memory, in which it comes from a worker, is small."""
+    return batch._replace(images=batch.images.clone(), indices=batch.indices.clone())
+
+
 def _bytes(images: int, size: tuple[int, int]) -> int:
     return images * 3 * math.prod(size)

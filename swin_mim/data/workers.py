@@ -25,6 +25,8 @@ from swin_mim.errors import UserError
 
 PREFETCH = 4
 """Batches that each worker prepares ahead, where shared memory holds them."""
+HELD = 2
+"""Batches that the training holds: the one it works on, and the next one while it gives that back."""
 RESTARTS = 3
 """How often lost workers are replaced without a batch in between."""
 PATIENCE = 300.0
@@ -244,15 +246,15 @@ def affordable_prefetch(workers: int, batch_bytes: int, free: int | None) -> int
     Raises:
         UserError: not even one.
     """
-    if free is None or free >= workers * PREFETCH * batch_bytes:
+    if free is None or free >= (workers * PREFETCH + HELD) * batch_bytes:
         return PREFETCH
-    prefetch = free // (workers * batch_bytes)
-    need = f"{workers} data.workers with batches of {_mib(batch_bytes)} take {_mib(workers * batch_bytes)}"
+    prefetch = max(0, free - HELD * batch_bytes) // (workers * batch_bytes)
+    need = f"{workers} data.workers with batches of {_mib(batch_bytes)} take {_mib((workers + HELD) * batch_bytes)}"
     way_out = "run a container with a larger --shm-size, or lower data.workers (0 needs none)"
     if not prefetch:
         raise UserError(f"{SHARED_MEMORY} has {_mib(free)} free, and {need}: {way_out}", local=True)
     _log.warning(
-        "%s has %s free, and %s for each batch prepared ahead: %d instead of %d, which may be slower; %s",
+        "%s has %s free, and %s with one batch of each prepared ahead: %d instead of %d, which may be slower; %s",
         *(SHARED_MEMORY, _mib(free), need, prefetch, PREFETCH, way_out),
     )
     return prefetch

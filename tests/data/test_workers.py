@@ -213,23 +213,25 @@ def test_workers_that_hang_are_replaced(
 
 def test_shared_memory_that_holds_all_batches_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert affordable_prefetch(8, 14 * MIB, 8 * 4 * 14 * MIB) == 4
+        assert affordable_prefetch(8, 14 * MIB, (8 * 4 + 2) * 14 * MIB) == 4
         assert affordable_prefetch(8, 14 * MIB, None) == 4
     assert not caplog.messages
 
 
-@pytest.mark.parametrize(("free", "prefetch"), [(447, 3), (336, 3), (335, 2), (112, 1)])
+@pytest.mark.parametrize(("free", "prefetch"), [(475, 3), (364, 3), (363, 2), (140, 1)])
 def test_less_shared_memory_holds_fewer_batches(free: int, prefetch: int, caplog: pytest.LogCaptureFixture) -> None:
     assert affordable_prefetch(8, 14 * MIB, free * MIB) == prefetch
     (text,) = caplog.messages
-    assert f"/dev/shm has {free}.0 MiB free, and 8 data.workers with batches of 14.0 MiB take 112.0 MiB" in text
+    assert f"/dev/shm has {free}.0 MiB free, and 8 data.workers with batches of 14.0 MiB take 140.0 MiB" in text
     assert f"{prefetch} instead of 4" in text
     assert "--shm-size" in text
 
 
 def test_shared_memory_that_holds_no_batch_of_each_worker_is_refused() -> None:
-    with pytest.raises(UserError, match=r"has 64\.0 MiB free, and 8 data\.workers .* take 112\.0 MiB: .*--shm-size"):
+    with pytest.raises(UserError, match=r"has 64\.0 MiB free, and 8 data\.workers .* take 140\.0 MiB: .*--shm-size"):
         affordable_prefetch(8, 14 * MIB, 64 * MIB)
+    with pytest.raises(UserError, match=r"has 139\.0 MiB free"):  # of each worker one, and none for the training
+        affordable_prefetch(8, 14 * MIB, 139 * MIB)
 
 
 SMALL = """
@@ -264,4 +266,4 @@ def test_a_small_dev_shm(size: int) -> None:
         assert "UserError: /dev/shm has 1.0 MiB free, and 2 data.workers with batches of 0.8 MiB" in done.stderr
     else:
         assert done.stdout == "True\n", done.stderr
-        assert "2 instead of 4" in done.stderr
+        assert "1 instead of 4" in done.stderr

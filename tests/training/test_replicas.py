@@ -26,6 +26,7 @@ try:
 except UserError as error:
     os.write(1, f"{accelerator.process_index}: {error} code {error.code}\\n".encode())  # lines do not mix
 accelerator.end_training()
+os._exit(0)  # without the ways of start_accelerator gloo's threads may outlive the interpreter and abort
 """
 
 
