@@ -235,7 +235,7 @@ def test_shared_memory_that_holds_no_batch_of_each_worker_is_refused() -> None:
 
 
 SMALL = """
-import sys
+import sys, time
 from itertools import islice
 from test_loader import Noise
 from swin_mim.data.loader import training_batches
@@ -243,7 +243,11 @@ from swin_mim.data.transforms import PretrainTransform
 
 batches = training_batches(Noise(17), PretrainTransform((256, 256)), seed=3, samples_seen=0, global_batch=4,
     micro_batch=4, rank=0, world=1, workers=2)
-print([batch.start for batch in islice(batches, 20)] == list(range(0, 80, 4)))
+starts = []
+for batch in islice(batches, 20):  # a loop that is slower than the workers, and holds a batch while the next one comes
+    starts.append(batch.start)
+    time.sleep(0.1)
+print(starts == list(range(0, 80, 4)))
 """
 
 
