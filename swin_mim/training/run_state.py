@@ -132,7 +132,7 @@ class Checkpoints:
 
     Args:
         folder: holds the checkpoints.
-        model, prepared, optimizer: the bare model, and what accelerate's `prepare` made of it and its optimizer.
+        model, prepared, optimizer: the bare model, and what `sharding.prepare` made of it and its optimizer.
         keep: how many of the newest stay.
         keep_every: those of every so many steps stay too; 0: none.
         facts: what must be the same in a resumed run: values of JSON, such as the fingerprint of the data.
@@ -303,12 +303,10 @@ class Checkpoints:
         return {name: self._copied(content) for name, content in tensors.items()}
 
     def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not self.accelerator.is_main_process:
-            if is_sharded(self.model):
-                for _ in whole(tensors):
-                    ...
+        main = self.accelerator.is_main_process
+        if not main and not is_sharded(self.model):
             return {}
-        return {name: copied(tensor) for name, tensor in whole(tensors)}
+        return {name: copied(tensor) for name, tensor in whole(tensors) if main}
 
     def _documents(self, state: RunState) -> dict[str, dict[str, Any]]:
         """The JSON files of a checkpoint, as they are now."""

@@ -38,7 +38,7 @@ def test_zero_3_continues(recipe, whole_run):
 
 
 def test_fsdp_continues_on_any_number_of_processes(recipe):
-    """Two, three, and one without FSDP, with pictures and a probe-free evaluation on parts that are not even."""
+    """Two, three, and one without FSDP; with pictures, which the main process draws alone."""
     batch = ["--train.global_batch", "12", "--train.micro_batch", "4", "--log.pictures_every", "3 steps"]
     recipe.run("whole_12", *batch)
     recipe.launch(

@@ -209,7 +209,7 @@ def test_prune_keeps_the_best_besides(tmp_path: Path, best: int | None, kept: se
     assert not any(checkpoint.verify(path) for path in checkpoint.steps_on_disk(tmp_path))
 
 
-def test_prune_keeps_one_of_so_many_steps_for_good(tmp_path: Path) -> None:
+def test_prune_keeps_one_of_so_many_steps(tmp_path: Path) -> None:
     for step in (10, 20, 25, 30, 40, 50):
         committed(tmp_path, step)
         checkpoint.prune(tmp_path, 2, every=20)
