@@ -97,14 +97,10 @@ class Runs:
     def _deepspeed(self, strategy: str) -> dict[str, str]:
         if not strategy.startswith("DeepSpeed"):
             return {}
-        settings = {
-            # all that so small a model has would stay whole
-            "zero_optimization": {"stage": int(strategy[-1]), "stage3_param_persistence_threshold": 0},
-            **dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
-            "gradient_clipping": "auto",
-            "steps_per_print": 10**9,
-        }
-        file = self.folder / f"{strategy.replace(' ', '_')}.json"
+        shipped = RECIPE.parent / "launch" / f"zero{strategy[-1]}.json"
+        settings = json.loads(shipped.read_text())
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # else so small a model stays whole
+        file = self.folder / shipped.name
         file.write_text(json.dumps(settings))
         # accelerate leaves DeepSpeed out if it is told to use the CPU, and finds that by itself where there is no GPU
         device = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
