@@ -42,7 +42,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.evaluation.probes import Prober, by_name
     from swin_mim.evaluation.reader import Reader
     from swin_mim.hub import config_json, export, repository
-    from swin_mim.masking import block_mask
+    from swin_mim.masking import block_mask, masked_cells
     from swin_mim.models.saving import Preprocessing
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin, compile_blocks
@@ -123,12 +123,15 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     most = max(train.micro_batch, log.pictures)
     reader = Reader(model.preprocessing, size, device, reduce=job.reduce, watch=broken.watch, batch=most, **share)
 
+    unit = config.mask.unit // swin.patch_size
+    cells = masked_cells(grid, unit, config.mask.ratio, swin.stride // swin.patch_size)
+
     def draw_mask(batch: int, start: int, seed: int) -> Tensor:
-        unit = config.mask.unit // swin.patch_size
         return block_mask(batch, grid, unit, config.mask.ratio, seed=seed, start=start, device=device)
 
     def loss_of(batch: Batch) -> Tensor:
-        return prepared(reader.prepare(batch.images), draw_mask(len(batch.images), batch.start, run.seed)).loss
+        mask = draw_mask(len(batch.images), batch.start, run.seed)
+        return prepared(reader.prepare(batch.images), mask, cells).loss
 
     def batches(samples_seen: int) -> Iterator[Batch]:
         loaded = training_batches(

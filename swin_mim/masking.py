@@ -43,15 +43,27 @@ def block_mask(
         UserError: the unit does not divide the grid, or the ratio is not a share.
     """
     units = _units(grid, unit)
-    if not 0 <= ratio <= 1:
-        raise UserError(f"mask ratio {ratio} must be between 0 and 1")
-    count = math.prod(units)
-    masked = math.ceil(count * ratio - 1e-9)  # 0.7 x 10 is 7.000000000000001 in floating point: still 7 units
+    count, masked = math.prod(units), masked_units(grid, unit, ratio)
     keys = _random_keys(batch, count, seed=seed, start=start, device=device)
     chosen = keys.argsort(dim=1, stable=True)[:, :masked]
     mask = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter_(1, chosen, True)
     mask = mask.view(batch, *units)
     return mask.repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)  # (B, h, w)
+
+
+def masked_units(grid: tuple[int, int], unit: int, ratio: float) -> int:
+    """How many units of an image `block_mask` masks."""
+    if not 0 <= ratio <= 1:
+        raise UserError(f"mask ratio {ratio} must be between 0 and 1")
+    # 0.7 x 10 is 7.000000000000001 in floating point: still 7 units
+    return math.ceil(math.prod(_units(grid, unit)) * ratio - 1e-9)
+
+
+def masked_cells(grid: tuple[int, int], unit: int, ratio: float, cell: int) -> int:
+    """The most cells of an image, squares of cell x cell tokens, in which `block_mask` masks anything."""
+    cells = math.ceil(grid[0] / cell) * math.ceil(grid[1] / cell)
+    each = (unit // cell) ** 2 if unit % cell == 0 else 1 if cell % unit == 0 else cells
+    return min(cells, each * masked_units(grid, unit, ratio))
 
 
 def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:

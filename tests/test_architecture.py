@@ -22,9 +22,10 @@ PUBLISHED = {
 INSIDE: dict[str, set[str]] = {
     "errors": set(),
     "masking": {"errors"},
+    "kernels": {"errors", "kernels"},
     "data": {"errors", "data"},
     # A published model is files and dicts, which the models save themselves as and load themselves from.
-    "models": {"errors", "masking", "models", *PUBLISHED},
+    "models": {"errors", "masking", "kernels", "models", *PUBLISHED},
     "models.swin_config": {"errors"},
     "evaluation": {"errors", "data", "masking", "models", "evaluation"},
     "training": {"errors", "data", "masking", "models", "training"},

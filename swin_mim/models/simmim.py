@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from swin_mim.errors import UserError
 from swin_mim.hub.config_json import Description, Target
+from swin_mim.kernels.product import linear
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.window_attention import Backend
@@ -22,7 +23,8 @@ class MimOutput(NamedTuple):
     loss: Tensor
     """(), the mean absolute error over the masked pixels."""
     pixels: Tensor
-    """(B, C, H, W), the prediction for every pixel, in the units of the target."""
+    """(B, C, H, W), the prediction for every pixel, in the units of the target; (B, cells, C, s, s) if only so many
+    cells of s x s pixels were decoded."""
 
 
 class SimMIM(Pretrained):
@@ -55,19 +57,39 @@ class SimMIM(Pretrained):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.decoder = PixelDecoder(config)
 
-    def forward(self, images: Tensor, mask: Tensor) -> MimOutput:
+    def forward(self, images: Tensor, mask: Tensor, cells: int | None = None) -> MimOutput:
         """Loss and prediction.
 
         Args:
             images: float (B, C, H, W), normalised.
             mask: bool (B, H/p, W/p), True = masked.
+            cells: decode only so many cells of the last stage per image, those with anything masked first: the same
+                loss for less (`masking.masked_cells` knows how many there are). If an image has more, the loss is
+                NaN: to find out in time would make a GPU wait. None: all.
         """
         tokens = self.encoder.embed(images)
         if mask.dtype != torch.bool or mask.shape != tokens.shape[:3]:
             raise UserError(f"mask must be bool {tuple(tokens.shape[:3])}, not {mask.dtype} {tuple(mask.shape)}")
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        pixels = self.decoder(self.encoder.encode(tokens))[..., : images.shape[2], : images.shape[3]]
+        features = self.encoder.encode(tokens)
+        if cells is not None:
+            return self._masked_cells(features, self.targets(images), mask, cells)
+        pixels = self.decoder(features)[..., : images.shape[2], : images.shape[3]]
         return MimOutput(masked_l1(pixels, self.targets(images), mask), pixels)
+
+    def _masked_cells(self, features: Tensor, target: Tensor, mask: Tensor, cells: int) -> MimOutput:
+        """features (B, h/8, w/8, 8D), target (B, C, H, W)."""
+        stride, patch = self.decoder.stride, self.encoder.config.patch_size
+        masks = _by_cell(mask[:, None], stride // patch)[..., 0, :, :]  # (B G, s/p, s/p), G cells of an image
+        masked = masks.flatten(1).any(1).view(len(mask), -1)  # (B, G)
+        chosen = masked.byte().argsort(dim=1, descending=True, stable=True)[:, :cells]
+        chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * masked.shape[1]).flatten()
+        pixels = self.decoder.cells(features.flatten(0, 2).index_select(0, chosen))  # (B cells, C, s, s)
+        error = (_by_cell(target, stride)[chosen].float() - pixels.float()).abs().mean(dim=1, keepdim=True)
+        error = _by_cell(error, patch).mean(dim=(1, 2, 3)).view(-1, stride // patch, stride // patch)
+        masks, total = masks[chosen], mask.sum()
+        loss = (error * masks).sum() / total.clamp(min=1)
+        return MimOutput(torch.where(masks.sum() == total, loss, torch.nan), pixels.unflatten(0, (len(mask), -1)))
 
     def targets(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict."""
@@ -112,15 +134,25 @@ class PixelDecoder(nn.Sequential):
         self.stride = config.stride
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages.
+        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages."""
+        return self.cells(features).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
-        The two modules in one product and one copy, as the features are channels-last.
+    def cells(self, features: Tensor) -> Tensor:
+        """(..., 8D) -> (..., C, s, s), the pixels of each cell.
+
+        The two modules in one product, as the features are channels-last.
         """
         conv = self[0]
         assert isinstance(conv, nn.Conv2d)
-        pixels = F.linear(features, conv.weight.flatten(1), conv.bias)
-        pixels = pixels.unflatten(3, (-1, self.stride, self.stride))  # (B, h, w, C, s, s)
-        return pixels.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        pixels = linear(features, conv.weight.flatten(1), conv.bias)
+        return pixels.unflatten(-1, (-1, self.stride, self.stride))
+
+
+def _by_cell(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B G, C, side, side): the G squares of each image, padded at the bottom and right with zeros."""
+    x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
+    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, C, h, side, w, side)
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def masked_l1(pixels: Tensor, target: Tensor, mask: Tensor) -> Tensor:

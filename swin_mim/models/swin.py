@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swin_mim.errors import UserError
+from swin_mim.kernels.product import linear
+from swin_mim.kernels.window_geometry import window_geometry
+from swin_mim.models.linear import Linear
 from swin_mim.models.mlp import Mlp
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
-from swin_mim.models.window_attention import Backend, Pair, window_attention, window_geometry
+from swin_mim.models.window_attention import Backend, window_attention
 
 __all__ = ["Swin", "SwinConfig", "compile_blocks", "freeze", "initialise"]
 
@@ -154,7 +157,7 @@ class PatchEmbed(nn.Module):
         # One matrix product: faster than the convolution that it is, most of all backward. The cast is for
         # DeepSpeed, which keeps the weights themselves in bf16, without autocast.
         weight = self.proj.weight.flatten(1)
-        return self.norm(F.linear(patches.to(weight.dtype), weight, self.proj.bias))
+        return self.norm(linear(patches.to(weight.dtype), weight, self.proj.bias))
 
 
 class Stage(nn.Module):
@@ -175,14 +178,14 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, D) -> (B, ceil(h/2), ceil(w/2), 2D)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2)) if x.shape[1] % 2 or x.shape[2] % 2 else x
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h/2, 2, w/2, 2, D)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, h/2, w/2, 4D), down before right as the official weights
-        return self.reduction(self.norm(x))
+        return self.reduction(x, self.norm)
 
 
 class Block(nn.Module):
@@ -199,8 +202,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, D) -> (B, h, w, D)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 class WindowAttention(nn.Module):
@@ -213,37 +216,29 @@ class WindowAttention(nn.Module):
         self.window = config.stage_window(stage)
         self.shifted = shifted
         self.backend: Backend = backend
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.proj = Linear(dim, dim)
         self.dropout = nn.Dropout(config.drop_rate)
         entries = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(entries, self.num_heads))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, D) -> (B, h, w, D)."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D), of norm(x)."""
         window, shift = window_geometry((x.shape[1], x.shape[2]), self.window, self.shifted)
-        q, k, v = self._heads(self.qkv(x)).unbind(-3)  # each (B, h, w, heads, d)
-        fill = None if self.qkv.bias is None else self._heads(self.qkv.bias).unbind(-3)
-        x = window_attention(q, k, v, self.bias(window), window=window, shift=shift, fill=fill, backend=self.backend)
+        x = window_attention(
+            self._heads(self.qkv(x, norm)),
+            self.relative_position_bias_table,
+            window=window,
+            table_window=self.window,
+            shift=shift,
+            fill=None if self.qkv.bias is None else self._heads(self.qkv.bias),
+            backend=self.backend,
+        )
         return self.dropout(self.proj(x.flatten(3)))
-
-    def bias(self, window: Pair) -> Tensor:
-        """(heads, t, t): for a window smaller than the table's, its centre part."""
-        index = relative_position_index(window, self.window, self.relative_position_bias_table.device)
-        return self.relative_position_bias_table[index].permute(2, 0, 1)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., 3D) -> (..., 3, heads, d)."""
         return x.unflatten(-1, (3, self.num_heads, -1))
-
-
-def relative_position_index(window: Pair, table_window: Pair, device: torch.device | None = None) -> Tensor:
-    """int64 (t, t): for each pair of tokens of a window, the row of a bias table made for `table_window`."""
-    down, right = (torch.arange(side, device=device) for side in window)
-    offset_h = down[:, None] - down[None, :] + table_window[0] - 1  # (window_h, window_h)
-    offset_w = right[:, None] - right[None, :] + table_window[1] - 1  # (window_w, window_w)
-    index = offset_h[:, None, :, None] * (2 * table_window[1] - 1) + offset_w[None, :, None, :]
-    return index.reshape(window[0] * window[1], window[0] * window[1])
 
 
 class DropPath(nn.Module):

@@ -1,12 +1,13 @@
 """Shifted-window attention on tokens in raster order (Swin, arXiv 2103.14030, section 3.2).
 
-Padding, cyclic shift and partition into windows happen in here, so that a fused kernel can replace them by index
-arithmetic. The legend of dimension letters is in `swin.py`; besides, n is the number of windows of an image and
-t = window_h x window_w the tokens of one window.
+One function with several backends. Padding, cyclic shift and partition into windows happen in here: the kernels do
+them by index arithmetic. The legend of dimension letters is in `swin.py`; besides, n is the number of windows of an
+image and t = window_h x window_w the tokens of one window.
 """
 
-import math
-from collections.abc import Sequence
+import logging
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -15,87 +16,112 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swin_mim.errors import UserError
+from swin_mim.kernels import chunked_attention
+from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask
 
-Backend = Literal["auto", "reference", "sdpa"]
-Pair = tuple[int, int]
+Backend = Literal["auto", "reference", "sdpa", "chunked", "triton"]
 
-MASKED_SCORE = -100.0
-"""Added to the score of two tokens that are neighbours only through the cyclic shift, as the official code does."""
-
-
-def window_geometry(grid: Pair, window: Pair, shifted: bool) -> tuple[Pair, Pair]:
-    """The window and the shift that a grid really gets, each per dimension.
-
-    grid <= window: one window over the whole grid, no shift. Otherwise the configured window, shifted by half.
-    """
-    sides = [(g, 0) if g <= w else (w, w // 2 if shifted else 0) for g, w in zip(grid, window, strict=True)]
-    (window_h, shift_h), (window_w, shift_w) = sides
-    return (window_h, window_w), (shift_h, shift_w)
+_LOG = logging.getLogger(__name__)
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
+    qkv: Tensor,
+    table: Tensor,
     *,
     window: Pair,
+    table_window: Pair,
     shift: Pair = (0, 0),
-    fill: Sequence[Tensor] | None = None,
+    fill: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Attention within (shifted) windows.
 
     Args:
-        q, k, v: (B, h, w, heads, d) in raster order; any strides.
-        bias: (heads, t, t) relative position bias, added to the scaled scores.
+        qkv: (B, h, w, 3, heads, d) queries, keys and values in raster order. In one tensor, because so is their
+            gradient: three would have to be put together again.
+        table: ((2 table_h - 1)(2 table_w - 1), heads) bias by relative position, added to the scaled scores.
         window: tokens (h, w) of a window. A grid that it does not divide is padded at the bottom and right.
+        table_window: the window that the table was made for, at least as large; of a larger one the centre is used.
         shift: cyclic shift (h, w) of the windows, less than the window.
-        fill: what q, k and v are at padded positions, each (heads, d): the bias of the projection, because padding
+        fill: (3, heads, d), what q, k and v are at padded positions: the bias of the projection, because padding
             comes before it. None: zeros.
-        backend: "reference" is plain tensor operations. "sdpa" is torch's fused attention, with the one kernel that
-            takes a trainable bias on that device. "auto" is sdpa on CUDA and reference elsewhere.
+        backend: as in `resolve_backend`.
 
     Returns:
-        (B, h, w, heads, d), of q's dtype.
+        (B, h, w, heads, d), of qkv's dtype.
     """
-    height, width = q.shape[1:3]
-    size = (_round_up(height, window[0]), _round_up(width, window[1]))
-    fills = fill or (None, None, None)
-    q, k, v = (
-        _to_windows(_shift(_pad(x, size, f), shift), window) for x, f in zip((q, k, v), fills, strict=True)
-    )  # (B, n, heads, t, d)
+    chosen = resolve_backend(backend, qkv.device)
+    if chosen == "triton":
+        from swin_mim.kernels import triton_attention
+
+        return triton_attention.window_attention(qkv, table, fill, window, table_window, shift)
+    if chosen == "chunked":
+        return chunked_attention.window_attention(qkv, table, fill, window, table_window, shift)
+    height, width = qkv.shape[1:3]
+    size = padded((height, width), window)
+    q, k, v = _to_windows(_shift(_pad(qkv, size, fill), shift), window).unbind(2)  # (B, n, heads, t, d)
+    bias = table[relative_position_index(window, table_window, table.device)].permute(2, 0, 1)
     if any(shift):
         bias = bias + shift_mask(size, window, shift, bias)[:, None]  # (n, heads, t, t)
-    attend = _sdpa if resolve_backend(backend, q.device) == "sdpa" else _reference
-    out = attend(q, k, v, bias)
+    out = (_sdpa if chosen == "sdpa" else _reference)(q, k, v, bias)
     out = _shift(_from_windows(out, size, window), (-shift[0], -shift[1]))
     return out[:, :height, :width]
 
 
-def resolve_backend(backend: Backend, device: torch.device) -> Literal["reference", "sdpa"]:
-    """What "auto" means on a device."""
+def resolve_backend(backend: Backend, device: torch.device) -> Backend:
+    """What runs on a device.
+
+    reference   plain tensor operations, on any device
+    sdpa        torch's fused attention, with the one kernel that takes a trainable bias on that device
+    chunked     a few windows at a time, for CPUs
+    triton      one kernel for everything, for CUDA devices
+    auto        chunked on a CPU. On CUDA triton, if it gives there what the reference gives, and otherwise sdpa with
+                a warning. reference on other devices.
+    """
     if backend not in get_args(Backend):
         raise UserError(f"attention is {backend!r}: expected one of {', '.join(get_args(Backend))}")
-    if backend != "auto":
-        return backend
-    return "sdpa" if device.type == "cuda" else "reference"
+    only_on = {"chunked": "cpu", "triton": "cuda"}.get(backend, device.type)
+    if only_on != device.type:
+        raise UserError(f"attention {backend} runs on {only_on} only, and this is {device.type}: use auto")
+    return backend if backend != "auto" else _automatic(device)
 
 
-def shift_mask(size: Pair, window: Pair, shift: Pair, like: Tensor) -> Tensor:
-    """(n, t, t), of `like`'s dtype and device: 0 where two tokens of a shifted window lie side by side in the image.
+@torch.compiler.assume_constant_result
+def _automatic(device: torch.device) -> Backend:
+    return _found_out(device)
 
-    The cyclic shift brings the first rows and columns to the end, where they share windows with the last ones.
-    """
-    region_h, region_w = (
-        (torch.arange(length, device=like.device) >= length - w).long()
-        + (torch.arange(length, device=like.device) >= length - s).long()
-        for length, w, s in zip(size, window, shift, strict=True)
-    )
-    region = 3 * region_h[:, None] + region_w[None, :]  # (h, w)
-    region = _to_windows(region[None, :, :, None, None], window).flatten(0, 1).flatten(1)  # (n, t)
-    apart = region[:, :, None] != region[:, None, :]
-    return torch.zeros_like(apart, dtype=like.dtype).masked_fill_(apart, MASKED_SCORE)
+
+@cache
+def _found_out(device: torch.device) -> Backend:
+    if device.type != "cuda":
+        return "chunked" if device.type == "cpu" else "reference"
+    trouble = _trouble_with_triton(device)
+    if trouble:
+        _LOG.warning("attention: the fused kernel is not used, but the slower sdpa: %s", trouble)
+    return "sdpa" if trouble else "triton"
+
+
+def _trouble_with_triton(device: torch.device) -> str:
+    """Why not to use the kernel on a device: it is tried out there, with padding and shift. Empty if all is well."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    generator = torch.Generator(device).manual_seed(0)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
+        qkv = torch.randn(2, 9, 13, 3, 2, 32, device=device, dtype=dtype, generator=generator, requires_grad=True)
+        table = torch.randn(121, 2, device=device, generator=generator, requires_grad=True)
+        upstream = torch.randn(2, 9, 13, 2, 32, device=device, dtype=dtype, generator=generator)
+        results: list[tuple[Tensor, ...]] = []
+        for backend in ("triton", "reference"):
+            try:
+                out = window_attention(qkv, table, window=(6, 6), table_window=(6, 6), shift=(3, 3), backend=backend)
+                results.append((out, *torch.autograd.grad(out, (qkv, table), upstream)))
+            except Exception as error:  # a compiler's complaint can be anything
+                return f"{backend} failed with {type(error).__name__}: {error}"
+        for name, ours, expected in zip(("output", "gradient of qkv", "gradient of the bias"), *results, strict=True):
+            off = ((ours - expected).abs().max() / expected.abs().max()).item()
+            if not off <= tolerance:
+                return f"its {name} is off by {off:.1e} of the largest value in {dtype}"
+    return ""
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -118,17 +144,13 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out.unflatten(0, (batch, windows))
 
 
-def _round_up(length: int, multiple: int) -> int:
-    return math.ceil(length / multiple) * multiple
-
-
 def _pad(x: Tensor, size: Pair, fill: Tensor | None) -> Tensor:
-    """(B, h, w, heads, d) -> (B, H, W, heads, d), new rows and columns holding `fill`."""
+    """(B, h, w, 3, heads, d) -> (B, H, W, 3, heads, d), new rows and columns holding `fill`."""
     bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
     if not bottom and not right:
         return x
     if fill is None:
-        return F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+        return F.pad(x, (0, 0, 0, 0, 0, 0, 0, right, 0, bottom))
     fill = fill.to(x.dtype)
     x = torch.cat([x, fill.expand(*x.shape[:2], right, *fill.shape)], dim=2)
     return torch.cat([x, fill.expand(x.shape[0], bottom, x.shape[2], *fill.shape)], dim=1)
@@ -140,9 +162,9 @@ def _shift(x: Tensor, shift: Pair) -> Tensor:
 
 
 def _to_windows(x: Tensor, window: Pair) -> Tensor:
-    """(B, h, w, heads, d) -> (B, n, heads, t, d)."""
-    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))  # (B, nh, wh, nw, ww, heads, d)
-    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 2)
+    """(B, h, w, 3, heads, d) -> (B, n, 3, heads, t, d)."""
+    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))  # (B, nh, wh, nw, ww, 3, heads, d)
+    return x.permute(0, 1, 3, 5, 6, 2, 4, 7).flatten(5, 6).flatten(1, 2)
 
 
 def _from_windows(x: Tensor, size: Pair, window: Pair) -> Tensor:

@@ -137,8 +137,9 @@ class TrainConfig:
     """Images of one forward pass on one process; what is missing to global_batch is accumulated."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of forward and backward; auto is bf16 on devices that have it, else fp32."""
-    attention: Literal["auto", "reference", "sdpa"] = "auto"
-    """Implementation of the window attention."""
+    attention: Literal["auto", "reference", "sdpa", "chunked", "triton"] = "auto"
+    """Implementation of the window attention; auto is the fused kernel on CUDA, if it works there, and chunked on a
+    CPU. The first line of a run says which it is."""
     fsdp: bool = False
     """Share weights, gradients and moments out among the processes with FSDP2, which saves memory, most together with
     train.activation_checkpointing. Checkpoints are the same with and without."""

@@ -40,8 +40,7 @@ from swin_mim import SimMIM, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.hub import formats
 from swin_mim.hub.network import network_of
-from swin_mim.models.swin import relative_position_index
-from swin_mim.models.window_attention import shift_mask
+from swin_mim.kernels.window_geometry import relative_position_index, shift_mask
 
 
 @pytest.mark.parametrize("config", [UNIFORM, PINNED])

@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from swin_mim import SimMIM, Swin, SwinConfig, block_mask
+from swin_mim.masking import masked_cells
 from swin_mim.models.simmim import local_statistics, masked_l1
 
 
@@ -50,6 +51,36 @@ def test_the_loss_has_no_gradient_outside_the_mask(tiny):
     masked = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand_as(pixels)
     assert (pixels.grad[masked].abs() == 1 / (3 * 16 * mask.sum())).all()
     assert not pixels.grad[~masked].any()
+
+
+@pytest.mark.parametrize("target", ["pixels", "normalized"])
+@pytest.mark.parametrize(("size", "unit"), [((64, 96), 8), ((64, 96), 4), ((64, 128), 16), ((72, 40), 2)])
+def test_decoding_only_masked_cells_is_the_same_loss(tiny, size, unit, target):
+    model = SimMIM(tiny, target=target)
+    images, grid = torch.rand(3, 3, *size), (size[0] // 4, size[1] // 4)
+    mask = block_mask(3, grid, unit, 0.5, seed=0)
+    cells = masked_cells(grid, unit, 0.5, 8)
+    whole, part = model(images, mask), model(images, mask, cells)
+    assert part.pixels.shape == (3, cells, 3, 32, 32)
+    assert_close(part.loss, whole.loss, atol=1e-6, rtol=0)
+    parameters = list(model.parameters())
+    gradients = [torch.autograd.grad(out.loss, parameters) for out in (whole, part)]
+    for expected, ours in zip(*gradients, strict=True):
+        assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_masked_cells_are_where_something_is_masked():
+    for unit in (2, 4, 8, 16):
+        mask = block_mask(50, (32, 48), unit, 0.3, seed=1)
+        touched = mask.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).any(4).any(2).flatten(1).sum(1)
+        assert touched.max() <= masked_cells((32, 48), unit, 0.3, 8) <= 24
+    assert masked_cells((48, 48), 8, 0.6, 8) == 22
+    assert masked_cells((48, 48), 12, 0.6, 8) == 36, "units that cut through cells may touch all"
+
+
+def test_too_few_cells_are_no_loss(tiny):
+    mask = block_mask(2, (16, 16), 8, 0.6, seed=0)
+    assert SimMIM(tiny)(torch.rand(2, 3, 64, 64), mask, 2).loss.isnan()
 
 
 @pytest.mark.parametrize(("size", "channels"), [((64, 96), 1), ((72, 40), 5)])

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from swin_mim import Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
-from swin_mim.models.swin import freeze, relative_position_index
+from swin_mim.kernels.window_geometry import relative_position_index
+from swin_mim.models.swin import freeze
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,34 +6,36 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from swin_mim.models.window_attention import window_attention, window_geometry
+from swin_mim.errors import UserError
+from swin_mim.kernels.window_geometry import relative_position_index, window_geometry
+from swin_mim.models.window_attention import resolve_backend, window_attention
 
-CASES = [
-    ((8, 8), (4, 4), (0, 0)),
-    ((8, 8), (4, 4), (2, 2)),
-    ((9, 7), (4, 4), (2, 2)),
-    ((6, 10), (3, 5), (1, 2)),
-    ((5, 12), (5, 4), (0, 2)),
-    ((3, 3), (3, 3), (0, 0)),
-    ((7, 7), (4, 4), (0, 0)),
-    ((13, 5), (6, 2), (3, 1)),
+CASES = [  # grid, window, window of the table, shift
+    ((8, 8), (4, 4), (4, 4), (0, 0)),
+    ((8, 8), (4, 4), (4, 4), (2, 2)),
+    ((9, 7), (4, 4), (4, 4), (2, 2)),
+    ((6, 10), (3, 5), (3, 5), (1, 2)),
+    ((5, 12), (5, 4), (7, 4), (0, 2)),
+    ((3, 3), (3, 3), (4, 5), (0, 0)),
+    ((7, 7), (4, 4), (4, 4), (0, 0)),
+    ((13, 5), (6, 2), (6, 2), (3, 1)),
 ]
 
 
-def inputs(grid, window, heads=2, d=4, batch=2, dtype=torch.float64):
-    q, k, v = (torch.randn(batch, *grid, heads, d, dtype=dtype, requires_grad=True) for _ in range(3))
-    t = window[0] * window[1]
-    bias = torch.randn(heads, t, t, dtype=dtype, requires_grad=True)
-    fill = tuple(torch.randn(heads, d, dtype=dtype, requires_grad=True) for _ in range(3))
-    return q, k, v, bias, fill
+def inputs(grid, table_window, heads=2, d=4, batch=2, dtype=torch.float64):
+    qkv = torch.randn(batch, *grid, 3, heads, d, dtype=dtype, requires_grad=True)
+    table = torch.randn(math.prod(2 * side - 1 for side in table_window), heads, dtype=dtype, requires_grad=True)
+    fill = torch.randn(3, heads, d, dtype=dtype, requires_grad=True)
+    return qkv, table, fill
 
 
-def token_by_token(q, k, v, bias, fill, window, shift):
+def token_by_token(qkv, table, fill, window, table_window, shift):
     """Pads, then for each query collects the keys of its shifted window by coordinates."""
-    _, h, w, heads, d = q.shape
+    _, h, w, _, heads, d = qkv.shape
+    bias = table[relative_position_index(window, table_window)].permute(2, 0, 1)
     size = [math.ceil(g / s) * s for g, s in zip((h, w), window, strict=True)]
     padded = []
-    for x, f in zip((q, k, v), fill, strict=True):
+    for x, f in zip(qkv.unbind(3), fill, strict=True):
         canvas = f.expand(x.shape[0], *size, heads, d).clone()
         canvas[:, :h, :w] = x
         padded.append(canvas)
@@ -60,25 +62,25 @@ def token_by_token(q, k, v, bias, fill, window, shift):
     return out[:, :h, :w]
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
-@pytest.mark.parametrize(("grid", "window", "shift"), CASES)
-def test_equals_token_by_token(grid, window, shift, backend):
-    q, k, v, bias, fill = inputs(grid, window)
-    out = window_attention(q, k, v, bias, window=window, shift=shift, fill=fill, backend=backend)
-    expected = token_by_token(q, k, v, bias, fill, window, shift)
-    # fp32 softmax inside a float64 test of the reference backend
-    assert_close(out, expected, atol=1e-6, rtol=0)
+def with_gradients(out, leaves, weights):
+    return [out, *torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "chunked"])
+@pytest.mark.parametrize(("grid", "window", "table_window", "shift"), CASES)
+def test_equals_token_by_token(grid, window, table_window, shift, backend):
+    leaves = inputs(grid, table_window)
+    qkv, table, fill = leaves
+    geometry = {"window": window, "table_window": table_window, "shift": shift}
+    out = window_attention(qkv, table, fill=fill, **geometry, backend=backend)
+    expected = token_by_token(qkv, table, fill, **geometry)
     weights = torch.randn_like(out)
-    leaves = [q, k, v, bias, *fill]
-    ours = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
-    theirs = torch.autograd.grad((expected * weights).sum(), leaves, allow_unused=True)
-    for a, b in zip(ours, theirs, strict=True):
-        zero = torch.zeros(())
-        assert_close(
-            *torch.broadcast_tensors(zero.double() if a is None else a, zero.double() if b is None else b),
-            atol=1e-5,
-            rtol=0,
-        )
+    # fp32 softmax inside a float64 test of the reference backend
+    atol = 1e-5 if backend == "reference" else 1e-12
+    for ours, theirs in zip(
+        with_gradients(out, leaves, weights), with_gradients(expected, leaves, weights), strict=True
+    ):
+        assert_close(ours, theirs, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +97,17 @@ def test_geometry_is_decided_per_dimension(grid, window, shifted, expected):
     assert window_geometry(grid, window, shifted) == expected
 
 
-def test_rolled_neighbours_do_not_see_each_other():
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "chunked"])
+def test_rolled_neighbours_do_not_see_each_other(backend):
     """With a shift, a token in the last row must not depend on the first row."""
-    q, k, v, bias, _ = inputs((8, 8), (4, 4))
-    out = window_attention(q, k, v, bias, window=(4, 4), shift=(2, 2), backend="reference")
-    (gradient,) = torch.autograd.grad(out[:, -1].sum(), v)
-    assert gradient[:, 0].abs().max() < 1e-30
-    assert gradient[:, -1].abs().min() > 0
+    qkv, table, _ = inputs((8, 8), (4, 4))
+    out = window_attention(qkv, table, window=(4, 4), table_window=(4, 4), shift=(2, 2), backend=backend)
+    (gradient,) = torch.autograd.grad(out[:, -1].sum(), qkv)
+    assert gradient[:, 0, :, 2].abs().max() < 1e-30
+    assert gradient[:, -1, :, 2].abs().min() > 0
+
+
+@pytest.mark.parametrize(("backend", "device"), [("chunked", "cuda"), ("triton", "cpu")])
+def test_a_backend_of_another_device_is_refused(backend, device):
+    with pytest.raises(UserError, match=f"attention {backend} runs on .* only, and this is {device}: use auto"):
+        resolve_backend(backend, torch.device(device))

@@ -1,0 +1,309 @@
+"""Window attention for a CPU: a few windows at a time, so that all that lies between input and output stays in a cache.
+
+Registered operators, so that torch.compile keeps them whole. The legend of dimension letters is in `models/swin.py`;
+besides, n is the number of windows of an image, m that of a chunk, and t the tokens of one. A row is d numbers: one
+head of one token.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask, window_order
+
+CHUNK = 12 << 20
+"""Bytes of the rows and scores of a chunk: what the caches of a few cores hold."""
+KEPT = 2
+"""Probabilities are kept for the backward pass if a window has at most this many times d tokens. They take t / d of
+the memory of v; with larger windows that is more than computing them again is worth."""
+
+
+def window_attention(
+    qkv: Tensor, table: Tensor, fill: Tensor | None, window: Pair, table_window: Pair, shift: Pair
+) -> Tensor:
+    """Attention within (shifted) windows.
+
+    Args:
+        qkv: (B, h, w, 3, heads, d).
+        table: ((2 table_window_h - 1)(2 table_window_w - 1), heads), bias by relative position.
+        fill: (3, heads, d), what q, k and v are at padded positions; None: zeros.
+        window, table_window, shift: tokens (h, w).
+
+    Returns:
+        (B, h, w, heads, d) of qkv's dtype; computed in fp32, or in fp64 if qkv is that.
+    """
+    keep = torch.is_grad_enabled() and window[0] * window[1] <= KEPT * qkv.shape[-1]
+    return _forward(qkv, table, fill, window, table_window, shift, keep)[0]
+
+
+@torch.library.custom_op("swin_mim::chunked_attention", mutates_args=(), device_types="cpu")
+def _forward(
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result, and (B, n, heads, t, t) probabilities, or an empty tensor if they are not to be kept."""
+    layout = _Layout.of(qkv, window, shift)
+    biases = _biases(qkv, table, window, table_window, shift)
+    out, kept = _outputs(qkv, biases.dtype, layout.shape, keep)
+    for images in layout.images(len(qkv)):
+        part = qkv[images]
+        results = _scratch("results", (len(part), *layout.shape), biases.dtype)
+        for windows in layout.slices:
+            q, k, v = layout.gather(part, fill, windows, biases.dtype)
+            into = kept[images, windows] if keep else None
+            probabilities = _probabilities(q, k, layout.bias_of(windows, biases), into)
+            _product(probabilities, v, 1.0, results[:, windows])
+        layout.scatter(results[None], out[images])
+    return out, kept
+
+
+@torch.library.custom_op("swin_mim::chunked_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor,
+    kept: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, table and fill, of their dtypes; the last is (3, heads, d) without a fill too."""
+    layout = _Layout.of(qkv, window, shift)
+    biases = _biases(qkv, table, window, table_window, shift)
+    scale = qkv.shape[-1] ** -0.5
+    to_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    to_bias = torch.zeros_like(biases[0])  # (heads, t, t)
+    to_fill = biases.new_zeros(3, *qkv.shape[4:])
+    for images in layout.images(len(qkv)):
+        part, upstream = qkv[images], gradient[images].unsqueeze(3)
+        results = _scratch("results", (3, len(part), *layout.shape), biases.dtype)
+        for windows in layout.slices:
+            q, k, v = layout.gather(part, fill, windows, biases.dtype)
+            (to_out,) = layout.gather(upstream, None, windows, biases.dtype)
+            if len(kept):
+                probabilities = kept[images, windows]
+            else:
+                probabilities = _probabilities(q, k, layout.bias_of(windows, biases))
+            to_q, to_k, to_v = results[:, :, windows]
+            _product(probabilities.mT, to_out, 1.0, to_v)
+            to_scores = _product(to_out, v.mT, 1.0, _scratch("scores", probabilities.shape, biases.dtype))
+            torch._softmax_backward_data(to_scores, probabilities, -1, biases.dtype, grad_input=to_scores)
+            _product(to_scores, k, scale, to_q)
+            _product(to_scores.mT, q, scale, to_k)
+            to_bias += to_scores.sum(dim=(0, 1))
+        layout.scatter(results, to_qkv[images])
+        window_index, token = layout.padding
+        to_fill += results[:, :, window_index, :, token].sum(dim=(0, 2))
+    index = relative_position_index((window[0], window[1]), (table_window[0], table_window[1]))
+    to_table = biases.new_zeros(table.shape).index_add_(0, index.flatten(), to_bias.flatten(1).t())
+    return to_qkv, to_table.to(table.dtype), to_fill.to(qkv.dtype if fill is None else fill.dtype)
+
+
+def _outputs(qkv: Tensor, dtype: torch.dtype, shape: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
+    n, heads, t, _ = shape
+    kept = qkv.new_empty((len(qkv), n, heads, t, t) if keep else 0, dtype=dtype)
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]), kept
+
+
+@_forward.register_fake
+def _(
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    down, right = padded((qkv.shape[1], qkv.shape[2]), (window[0], window[1]))
+    t = window[0] * window[1]
+    dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    return _outputs(qkv, dtype, (down * right // t, qkv.shape[4], t, qkv.shape[5]), keep)
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor, kept: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    to_fill = (qkv if fill is None else fill).new_empty(3, *qkv.shape[4:])
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, table, fill, *ctx.geometry, _ = inputs
+    ctx.save_for_backward(output[1], qkv, table, fill)
+
+
+def _gradients(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    kept, qkv, table, fill = ctx.saved_tensors
+    to_qkv, to_table, to_fill = _backward(gradient, kept, qkv, table, fill, *ctx.geometry)
+    return to_qkv, to_table, None if fill is None else to_fill, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
+
+
+class _Layout(NamedTuple):
+    """How a batch is cut up: several images at a time, or one and that in several slices of its windows."""
+
+    together: int
+    """Images at a time."""
+    slices: list[slice]
+    """Of the windows of an image; more than one only with one image at a time."""
+    shape: tuple[int, int, int, int]
+    """n, heads, t, d."""
+    geometry: tuple[Pair, Pair, Pair]
+    """Grid, window and shift."""
+
+    @staticmethod
+    def of(qkv: Tensor, window: Sequence[int], shift: Sequence[int]) -> "_Layout":
+        geometry = (qkv.shape[1], qkv.shape[2]), (window[0], window[1]), (shift[0], shift[1])
+        heads, d = qkv.shape[4:]
+        n, t = _places(*geometry).shape
+        each = 4 * t * heads * (8 * d + 4 * t)  # bytes of a window's rows, in and out, and of its scores
+        m = max(1, min(n, CHUNK // each))
+        slices = [slice(first, first + m) for first in range(0, n, m)]
+        return _Layout(max(1, CHUNK // (each * n)), slices, (n, heads, t, d), geometry)
+
+    def images(self, batch: int) -> list[slice]:
+        return [slice(first, first + self.together) for first in range(0, batch, self.together)]
+
+    @property
+    def padding(self) -> tuple[Tensor, Tensor]:
+        """Window and token of every place outside the grid."""
+        return _padding(*self.geometry)
+
+    def bias_of(self, windows: slice, biases: Tensor) -> Tensor:
+        """(kinds, heads, t, t) -> (m, heads, t, t), or (1, heads, t, t) if there is but one kind."""
+        return biases if len(biases) == 1 else biases[_kinds(*self.geometry[:2])[windows]]
+
+    def gather(self, x: Tensor, fill: Tensor | None, windows: slice, dtype: torch.dtype) -> Tensor:
+        """(b, h, w, k, heads, d) in raster order -> (k, b, m, heads, t, d)."""
+        b, _, _, k, heads, d = x.shape
+        index = _in_raster(*self.geometry, b, k, heads)[:, :, windows]
+        rows = _scratch(f"rows {k}", (*index.shape, d), x.dtype)
+        torch.index_select(x.reshape(-1, d), 0, index.flatten(), out=rows.view(-1, d))
+        rows = rows.to(dtype)
+        window, token = self.padding
+        if len(window):
+            here = (window >= windows.start) & (window < windows.stop)
+            value = rows.new_zeros(()) if fill is None else fill[:, None].to(dtype)  # (3, 1, heads, d)
+            rows[:, :, window[here] - windows.start, :, token[here]] = value
+        return rows
+
+    def scatter(self, rows: Tensor, out: Tensor) -> None:
+        """(k, b, n, heads, t, d) -> into (b, h, w, k, heads, d), in raster order; padding is left out."""
+        k, b, _, heads, _, d = rows.shape
+        index = _in_windows(*self.geometry, b, k, heads)
+        if rows.dtype == out.dtype:
+            torch.index_select(rows.view(-1, d), 0, index, out=out.view(-1, d))
+        else:
+            out.view(-1, d).copy_(rows.view(-1, d).index_select(0, index))
+
+
+def _biases(
+    qkv: Tensor, table: Tensor, window: Sequence[int], table_window: Sequence[int], shift: Sequence[int]
+) -> Tensor:
+    """(kinds, heads, t, t): bias and mask of each kind of window, as `_kinds` counts them; one kind without shift."""
+    sides, table_sides = (window[0], window[1]), (table_window[0], table_window[1])
+    table = table.to(torch.float64 if qkv.dtype == torch.float64 else torch.float32)
+    bias = table[relative_position_index(sides, table_sides)].permute(2, 0, 1).contiguous()
+    if not any(shift):
+        return bias[None]
+    return bias + shift_mask((2 * sides[0], 2 * sides[1]), sides, (shift[0], shift[1]), bias)[:, None]
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor, into: Tensor | None = None) -> Tensor:
+    """q, k (b, m, heads, t, d), bias (m or 1, heads, t, t) -> (b, m, heads, t, t)."""
+    shape = (*q.shape[:-1], q.shape[-2])
+    scores = _product(q, k.mT, q.shape[-1] ** -0.5, _scratch("scores", shape, q.dtype)).add_(bias)
+    return torch.softmax(scores, dim=-1, out=_scratch("probabilities", shape, q.dtype) if into is None else into)
+
+
+def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
+    """factor a @ b, (b, m, heads, ., .)."""
+    flat = out.flatten(0, 2)
+    torch.baddbmm(flat, a.flatten(0, 2), b.flatten(0, 2), beta=0, alpha=factor, out=flat)
+    return out
+
+
+_buffers = threading.local()
+
+
+def _scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory that is used again and again: new memory costs more than the arithmetic on it."""
+    size = math.prod(shape)
+    key = f"{name} {dtype}"
+    buffer = getattr(_buffers, key, None)
+    if buffer is None or len(buffer) < size:
+        buffer = torch.empty(size, dtype=dtype)
+        setattr(_buffers, key, buffer)
+    return buffer[:size].view(*shape)
+
+
+# Where rows lie. All of it depends on few numbers, and is asked for in every forward.
+
+_places = lru_cache(maxsize=64)(window_order)
+
+
+@lru_cache(maxsize=64)
+def _padding(grid: Pair, window: Pair, shift: Pair) -> tuple[Tensor, Tensor]:
+    missing_window, missing_token = (_places(grid, window, shift) < 0).nonzero(as_tuple=True)
+    return missing_window, missing_token
+
+
+@lru_cache(maxsize=64)
+def _kinds(grid: Pair, window: Pair) -> Tensor:
+    """int64 (n,): 2 for windows of the last row + 1 for those of the last column. Only these need a mask."""
+    down, right = (size // side for size, side in zip(padded(grid, window), window, strict=True))
+    last_row, last_column = torch.arange(down) == down - 1, torch.arange(right) == right - 1
+    return (2 * last_row[:, None] + last_column).flatten()
+
+
+@lru_cache(maxsize=64)
+def _in_raster(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: int) -> Tensor:
+    """int64 (k, b, n, heads, t): which row of (b, h, w, k, heads, d) it is; any for padding."""
+    places = _places(grid, window, shift).clamp(min=0)[:, None]  # (n, 1, t)
+    image = torch.arange(b)[:, None, None, None] * (grid[0] * grid[1])
+    inner = torch.arange(k)[:, None, None, None, None] * heads + torch.arange(heads)[:, None]
+    return (image + places) * (k * heads) + inner
+
+
+@lru_cache(maxsize=64)
+def _in_windows(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: int) -> Tensor:
+    """int64 (b h w k heads,): which row of (k, b, n, heads, t, d) it is."""
+    places = _places(grid, window, shift)
+    n, t = places.shape
+    rows = torch.arange(k * b * n * heads * t).view(k, b, n, heads, t)
+    index = torch.empty(b, grid[0] * grid[1], k, heads, dtype=torch.long)
+    present = places >= 0
+    index[:, places[present]] = rows.permute(1, 2, 4, 0, 3)[:, present]
+    return index.flatten()
+
+
+def _products(count: int, qkv: int, window: int) -> Any:
+    """Floating-point operations of so many products of (t, d) and (d, t) per window and head; places of arguments."""
+
+    def formula(*shapes: Any, **_: Any) -> int:
+        batch, height, width, _, heads, d = shapes[qkv]
+        side_h, side_w = shapes[window]
+        height, width = padded((height, width), (side_h, side_w))
+        return count * 2 * batch * height * width * side_h * side_w * heads * d
+
+    return formula
+
+
+register_flop_formula(torch.ops.swin_mim.chunked_attention)(_products(2, qkv=0, window=3))
+register_flop_formula(torch.ops.swin_mim.chunked_attention_backward)(_products(5, qkv=2, window=5))
