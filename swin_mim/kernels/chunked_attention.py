@@ -36,7 +36,7 @@ def window_attention(
         window, table_window, shift: tokens (h, w).
 
     Returns:
-        (B, h, w, heads, d) of qkv's dtype; computed in fp32, or in fp64 if qkv is that.
+        (B, h, w, heads, d) of qkv's dtype. Products are of that dtype too, scores and softmax fp32, or fp64 with it.
     """
     keep = torch.is_grad_enabled() and window[0] * window[1] <= KEPT * qkv.shape[-1]
     return _forward(qkv, table, fill, window, table_window, shift, keep)[0]
@@ -55,12 +55,12 @@ def _forward(
     """The result, and (B, n, heads, t, t) probabilities, or an empty tensor if they are not to be kept."""
     layout = _Layout.of(qkv, window, shift)
     biases = _biases(qkv, table, window, table_window, shift)
-    out, kept = _outputs(qkv, biases.dtype, layout.shape, keep)
+    out, kept = _outputs(qkv, layout.shape, keep)
     for images in layout.images(len(qkv)):
         part = qkv[images]
-        results = _scratch("results", (len(part), *layout.shape), biases.dtype)
+        results = _scratch("results", (len(part), *layout.shape), qkv.dtype)
         for windows in layout.slices:
-            q, k, v = layout.gather(part, fill, windows, biases.dtype)
+            q, k, v = layout.gather(part, fill, windows)
             into = kept[images, windows] if keep else None
             probabilities = _probabilities(q, k, layout.bias_of(windows, biases), into)
             _product(probabilities, v, 1.0, results[:, windows])
@@ -88,21 +88,23 @@ def _backward(
     to_fill = biases.new_zeros(3, *qkv.shape[4:])
     for images in layout.images(len(qkv)):
         part, upstream = qkv[images], gradient[images].unsqueeze(3)
-        results = _scratch("results", (3, len(part), *layout.shape), biases.dtype)
+        results = _scratch("results", (3, len(part), *layout.shape), qkv.dtype)
         for windows in layout.slices:
-            q, k, v = layout.gather(part, fill, windows, biases.dtype)
-            (to_out,) = layout.gather(upstream, None, windows, biases.dtype)
+            q, k, v = layout.gather(part, fill, windows)
+            (to_out,) = layout.gather(upstream, None, windows)
             if len(kept):
                 probabilities = kept[images, windows]
             else:
                 probabilities = _probabilities(q, k, layout.bias_of(windows, biases))
             to_q, to_k, to_v = results[:, :, windows]
             _product(probabilities.mT, to_out, 1.0, to_v)
-            to_scores = _product(to_out, v.mT, 1.0, _scratch("scores", probabilities.shape, biases.dtype))
-            torch._softmax_backward_data(to_scores, probabilities, -1, biases.dtype, grad_input=to_scores)
+            to_scores = _product(to_out, v.mT, 1.0, _scratch("scores", probabilities.shape, qkv.dtype))
+            to_scores, exact = to_scores.to(biases.dtype), probabilities.to(biases.dtype)
+            torch._softmax_backward_data(to_scores, exact, -1, biases.dtype, grad_input=to_scores)
+            to_bias += to_scores.sum(dim=(0, 1))
+            to_scores = to_scores.to(qkv.dtype)
             _product(to_scores, k, scale, to_q)
             _product(to_scores.mT, q, scale, to_k)
-            to_bias += to_scores.sum(dim=(0, 1))
         layout.scatter(results, to_qkv[images])
         window_index, token = layout.padding
         to_fill += results[:, :, window_index, :, token].sum(dim=(0, 2))
@@ -111,9 +113,9 @@ def _backward(
     return to_qkv, to_table.to(table.dtype), to_fill.to(qkv.dtype if fill is None else fill.dtype)
 
 
-def _outputs(qkv: Tensor, dtype: torch.dtype, shape: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
+def _outputs(qkv: Tensor, shape: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
     n, heads, t, _ = shape
-    kept = qkv.new_empty((len(qkv), n, heads, t, t) if keep else 0, dtype=dtype)
+    kept = qkv.new_empty((len(qkv), n, heads, t, t) if keep else 0)
     return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]), kept
 
 
@@ -129,8 +131,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     down, right = padded((qkv.shape[1], qkv.shape[2]), (window[0], window[1]))
     t = window[0] * window[1]
-    dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    return _outputs(qkv, dtype, (down * right // t, qkv.shape[4], t, qkv.shape[5]), keep)
+    return _outputs(qkv, (down * right // t, qkv.shape[4], t, qkv.shape[5]), keep)
 
 
 @_backward.register_fake
@@ -189,17 +190,16 @@ class _Layout(NamedTuple):
         """(kinds, heads, t, t) -> (m, heads, t, t), or (1, heads, t, t) if there is but one kind."""
         return biases if len(biases) == 1 else biases[_kinds(*self.geometry[:2])[windows]]
 
-    def gather(self, x: Tensor, fill: Tensor | None, windows: slice, dtype: torch.dtype) -> Tensor:
+    def gather(self, x: Tensor, fill: Tensor | None, windows: slice) -> Tensor:
         """(b, h, w, k, heads, d) in raster order -> (k, b, m, heads, t, d)."""
         b, _, _, k, heads, d = x.shape
         index = _in_raster(*self.geometry, b, k, heads)[:, :, windows]
         rows = _scratch(f"rows {k}", (*index.shape, d), x.dtype)
         torch.index_select(x.reshape(-1, d), 0, index.flatten(), out=rows.view(-1, d))
-        rows = rows.to(dtype)
         window, token = self.padding
         if len(window):
             here = (window >= windows.start) & (window < windows.stop)
-            value = rows.new_zeros(()) if fill is None else fill[:, None].to(dtype)  # (3, 1, heads, d)
+            value = rows.new_zeros(()) if fill is None else fill[:, None].to(x.dtype)  # (3, 1, heads, d)
             rows[:, :, window[here] - windows.start, :, token[here]] = value
         return rows
 
@@ -207,10 +207,7 @@ class _Layout(NamedTuple):
         """(k, b, n, heads, t, d) -> into (b, h, w, k, heads, d), in raster order; padding is left out."""
         k, b, _, heads, _, d = rows.shape
         index = _in_windows(*self.geometry, b, k, heads)
-        if rows.dtype == out.dtype:
-            torch.index_select(rows.view(-1, d), 0, index, out=out.view(-1, d))
-        else:
-            out.view(-1, d).copy_(rows.view(-1, d).index_select(0, index))
+        torch.index_select(rows.view(-1, d), 0, index, out=out.view(-1, d))
 
 
 def _biases(
@@ -228,8 +225,13 @@ def _biases(
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor, into: Tensor | None = None) -> Tensor:
     """q, k (b, m, heads, t, d), bias (m or 1, heads, t, t) -> (b, m, heads, t, t)."""
     shape = (*q.shape[:-1], q.shape[-2])
-    scores = _product(q, k.mT, q.shape[-1] ** -0.5, _scratch("scores", shape, q.dtype)).add_(bias)
-    return torch.softmax(scores, dim=-1, out=_scratch("probabilities", shape, q.dtype) if into is None else into)
+    scores = _product(q, k.mT, q.shape[-1] ** -0.5, _scratch("scores", shape, q.dtype))
+    scores = scores.to(bias.dtype).add_(bias)
+    if into is None:
+        into = _scratch("probabilities", shape, q.dtype)
+    if into.dtype == scores.dtype:
+        return torch.softmax(scores, dim=-1, out=into)
+    return into.copy_(scores.softmax(dim=-1))
 
 
 def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:

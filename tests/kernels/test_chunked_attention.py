@@ -51,7 +51,7 @@ def test_no_gradient_no_probabilities():
     assert not kept.numel()
 
 
-def test_bf16_is_computed_in_fp32():
+def test_bf16_is_near_float64():
     leaves = inputs(dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     for ours, expected in zip(both(leaves), both(exact), strict=True):
