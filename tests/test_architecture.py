@@ -22,6 +22,7 @@ PUBLISHED = {
 INSIDE: dict[str, set[str]] = {
     "errors": set(),
     "masking": {"errors"},
+    "kernels": {"errors", "kernels"},
     "data": {"errors", "data"},
     # A published model is files and dicts, which the models save themselves as and load themselves from.
     "models": {"errors", "masking", "models", *PUBLISHED},
@@ -39,6 +40,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "deepspeed": ("swin_mim/training/sharding.py",),
     "timm": ("swin_mim/data/transforms.py", "swin_mim/data/rand_augment.py", "tools/peers.py"),
     "transformers": ("tools/peers.py",),
+    "triton": ("swin_mim/kernels/",),
 }
 """Other people's package -> where it may be imported, besides the tests."""
 
