@@ -53,21 +53,21 @@ def window_attention(
     Raises:
         UserError: no kernel is written for this.
     """
-    return attention_op(qkv, table, fill, list(window), list(table_window), list(shift))
+    out, _ = attention_op(qkv, table, fill, list(window), list(table_window), list(shift))
+    return out
 
 
 @torch.library.custom_op("swin_mim::window_attention", mutates_args=())
 def attention_op(
     qkv: Tensor, table: Tensor, fill: Tensor | None, window: list[int], table_window: list[int], shift: list[int]
-) -> Tensor:
-    """`window_attention` as torch's dispatcher sees it."""
+) -> tuple[Tensor, Tensor]:
+    """The output, and what the backward pass of a wide window needs besides: log_sums (windows, heads, t), fp32."""
     _check(qkv, window)
-    qkv = qkv.contiguous()
-    out = _empty_output(qkv)
+    qkv, fill = qkv.contiguous(), _contiguous(fill)
+    out, log_sums = _empty_outputs(qkv, window)
     plan = _plan(qkv, fill, window, table_window, shift)
-    start = _Starter(qkv, plan)
-    start(kernels.forward, "forward", qkv, table.contiguous(), _contiguous(fill), out)
-    return out
+    _Starter(qkv, plan)(kernels.forward, "forward", qkv, _bias(table, plan), fill, out, log_sums)
+    return out, log_sums
 
 
 @torch.library.custom_op("swin_mim::window_attention_backward", mutates_args=())
@@ -79,55 +79,49 @@ def backward_op(
     window: list[int],
     table_window: list[int],
     shift: list[int],
+    out: Tensor,
+    log_sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, table and fill (of no elements without one). grad is (B, h, w, heads, d), of qkv's dtype."""
-    qkv, table = qkv.contiguous(), table.contiguous()
+    qkv, fill, out, grad = qkv.contiguous(), _contiguous(fill), out.contiguous(), grad.contiguous()
     plan = _plan(qkv, fill, window, table_window, shift)
     start = _Starter(qkv, plan)
-    inputs = (qkv, table, _contiguous(fill), grad.contiguous())
     qkv_grad = torch.empty_like(qkv)
-    kernel: Kernel = "whole" if plan.tokens <= WHOLE else "rows"
-    pairs = qkv.new_empty(start.groups(kernel), plan.heads, plan.tokens, plan.tokens, dtype=torch.float32)
-    kernel_of_fill: Kernel = "whole" if plan.tokens <= WHOLE else "columns"
-    fills = qkv.new_empty(start.groups(kernel_of_fill), plan.strips, 2, plan.heads, plan.head_dim, dtype=torch.float32)
-    if plan.tokens <= WHOLE:
-        start(kernels.backward_whole, "whole", *inputs, qkv_grad, pairs, fills)
+    pairs = start.sums("whole" if plan.whole else "rows", plan.tokens, plan.tokens)
+    fills = start.sums("whole" if plan.whole else "columns", plan.strips * 2, plan.head_dim)
+    bias = _bias(table, plan)
+    if plan.whole:
+        start(kernels.backward_whole, "whole", qkv, bias, fill, grad, qkv_grad, pairs, fills)
     else:
-        stats = qkv.new_empty(start.windows, plan.heads, 2, plan.tokens, dtype=torch.float32)
-        start(kernels.backward_rows, "rows", *inputs, qkv_grad, pairs, stats)
-        start(kernels.backward_columns, "columns", *inputs, qkv_grad, fills, stats)
+        means = torch.empty_like(log_sums)
+        start(kernels.backward_rows, "rows", qkv, bias, fill, out, grad, log_sums, means, qkv_grad, pairs)
+        bias = _bias(table, plan, turned=True)
+        start(kernels.backward_columns, "columns", qkv, bias, fill, grad, log_sums, means, qkv_grad, fills)
     return qkv_grad, _table_grad(pairs, table, plan), _fill_grad(fills, fill, plan)
 
 
 @attention_op.register_fake
 def _(
     qkv: Tensor, table: Tensor, fill: Tensor | None, window: list[int], table_window: list[int], shift: list[int]
-) -> Tensor:
-    return _empty_output(qkv)
+) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(qkv, window)
 
 
 @backward_op.register_fake
-def _(
-    grad: Tensor,
-    qkv: Tensor,
-    table: Tensor,
-    fill: Tensor | None,
-    window: list[int],
-    table_window: list[int],
-    shift: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), table.new_empty(table.shape), _empty_fill_grad(qkv, fill)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep for the backward pass what the caller has in memory anyway."""
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep for the backward pass what is in memory anyway: the projections around keep qkv's source and the output."""
     qkv, table, fill, *ctx.geometry = inputs
-    ctx.save_for_backward(qkv, table, fill)
+    ctx.save_for_backward(qkv, table, fill, *output)
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, table, fill = ctx.saved_tensors
-    grads = backward_op(grad, qkv, table, fill, *ctx.geometry)
+def _gradients(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    qkv, table, fill, out, log_sums = ctx.saved_tensors
+    grads = backward_op(grad, qkv, table, fill, *ctx.geometry, out, log_sums)
     wanted = (grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[:3], strict=True))
     return *wanted, None, None, None
 
@@ -168,6 +162,10 @@ class _Starter:
         launch = launch_of(kernel, self.plan, self.exact)
         return groups_of(self.windows, self.plan, launch, _processors(self.qkv.device))
 
+    def sums(self, kernel: Kernel, *shape: int) -> Tensor:
+        """(groups, heads, *shape), fp32, for the sums of the groups of programs of a kernel."""
+        return self.qkv.new_empty(self.groups(kernel), self.plan.heads, *shape, dtype=torch.float32)
+
     def __call__(self, function: Any, kernel: Kernel, *tensors: Tensor | None) -> None:
         launch = launch_of(kernel, self.plan, self.exact)
         programs = self.groups(kernel) * self.plan.heads * self.plan.strips
@@ -190,9 +188,18 @@ def _plan(qkv: Tensor, fill: Tensor | None, window: list[int], table_window: lis
     return plan_of(heads, head_dim, window, table_window, shift, filled=padded and fill is not None)
 
 
+def _bias(table: Tensor, plan: Plan, turned: bool = False) -> Tensor:
+    """(kinds, heads, t, t), fp32, of queries and keys or `turned`: so small that the kernels find it in a cache."""
+    bias = table.new_empty(plan.kinds, plan.heads, plan.tokens, plan.tokens, dtype=torch.float32)
+    with torch.cuda.device_of(table):
+        grid = (math.ceil(plan.tokens**2 / 1024), plan.heads, plan.kinds)
+        kernels.table_to_pairs[grid](table.contiguous(), bias, plan, turned, num_warps=4)
+    return bias
+
+
 def _table_grad(pairs: Tensor, table: Tensor, plan: Plan) -> Tensor:
     """(groups, heads, t, t) -> (entries, heads), of table's dtype; in a fixed order."""
-    grad = torch.empty_like(table, dtype=torch.float32)
+    grad = table.new_empty(table.shape, dtype=torch.float32)
     entries, heads = table.shape
     with torch.cuda.device_of(table):
         kernels.pairs_to_table[(math.ceil(entries / 16), heads)](
@@ -202,17 +209,24 @@ def _table_grad(pairs: Tensor, table: Tensor, plan: Plan) -> Tensor:
 
 
 def _fill_grad(fills: Tensor, fill: Tensor | None, plan: Plan) -> Tensor:
-    """(groups, strips, 2, heads, d) -> (3, heads, d), of fill's dtype. A padded query has no output, so no gradient."""
+    """(groups, heads, strips x 2, d) -> (3, heads, d), of fill's dtype. Of a padded query there is no output."""
+    grad = _empty_fill_grad(fills, fill)
     if fill is None:
-        return _empty_fill_grad(fills, fill)
-    grad = torch.zeros_like(fill, memory_format=torch.contiguous_format)
+        return grad
+    grad.zero_()
     if plan.filled:
-        grad[1:] = fills.sum((0, 1))
+        grad[1:] = fills.unflatten(2, (-1, 2)).sum((0, 2)).transpose(0, 1)
     return grad
 
 
-def _empty_output(qkv: Tensor) -> Tensor:
-    return qkv.new_empty(qkv.shape[:3] + qkv.shape[4:])
+def _empty_outputs(qkv: Tensor, window: list[int]) -> tuple[Tensor, Tensor]:
+    batch, height, width, _, heads, head_dim = qkv.shape
+    tokens = window[0] * window[1]
+    windows = batch * -(-height // window[0]) * -(-width // window[1]) if tokens > WHOLE else 0
+    return (
+        qkv.new_empty(batch, height, width, heads, head_dim),
+        qkv.new_empty(windows, heads, tokens, dtype=torch.float32),
+    )
 
 
 def _empty_fill_grad(like: Tensor, fill: Tensor | None) -> Tensor:

@@ -1,13 +1,14 @@
 """The Triton kernels of shifted-window attention. `triton_attention.py` starts them and says what they compute.
 
-A program owns one head and a strip of the rows of the score matrix, for every `step`-th window of the batch. What is
-the same in all windows, the bias and the sum of its gradient, so stays in registers, and no two programs add to the
-same place. The columns of a strip come in two parts, `near` and `far`, because Triton's tiles have sides that are
-powers of two: 144 = 128 + 16 is exact where one tile would be 256 wide.
+A program owns one head and a strip of the rows of the score matrix, for every `step`-th window of the batch. Sums over
+windows, of the bias gradient, so stay in registers, and no two programs add to the same place. A strip is as many
+warps as it has times 16 rows: Triton gives all warps of products that feed each other different rows, never different
+columns, and with fewer rows they would all do the same. Its columns come in parts, whose widths are powers of two as
+Triton wants them, but not all the same: 144 = 64 + 64 + 16, where one tile would be 256 wide.
 
-i and j are the tokens of a window as queries and keys, t of them; P is the `Plan`, known at compile time. Scores are
-kept in base 2 (times log2 e), which saves a multiplication per score. Products have fp32 sums and operands of the
-tensors' dtype, softmax is fp32.
+i and j are the tokens of a window as queries and keys, t of them; P is the `Plan`, known at compile time. Scores and
+bias are kept in base 2 (times log2 e), which saves a multiplication per score. Products have operands of the tensors'
+dtype and fp32 sums; softmax is fp32.
 """
 
 import triton
@@ -20,49 +21,48 @@ APART = tl.constexpr(-100.0 * 1.4426950408889634)
 
 
 @triton.jit
-def forward(qkv, table, fill, out, windows, height, width, P: tl.constexpr):
-    """out (B, h, w, heads, d): a strip of queries against all keys."""
+def forward(qkv, bias, fill, out, log_sums, windows, height, width, P: tl.constexpr):
+    """out (B, h, w, heads, d): a strip of queries against all keys.
+
+    Leaves for the backward pass of wide windows log_sums (windows, heads, t), fp32: of every query the logarithm of
+    the sum of the exponentials of its scores.
+    """
     strip, head, first, step = _share(P)
     i = strip * P.rows + tl.arange(0, P.rows)
-    near = tl.arange(0, P.near)
-    near_bias = _bias_of_queries(table, head, i, near, P)
-    if P.far > 0:
-        far = P.near + tl.arange(0, P.far)
-        far_bias = _bias_of_queries(table, head, i, far, P)
     for window in range(first, windows, step):
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
-        row, real, _, region = _place(i, window, height, width, P)
+        row, real, _ = _place(i, window, height, width, P)
         q = _load(source, fill, 0, head, row, real, 3, P.filled, P)
-        k, near_v, other = _keys(source, fill, head, near, window, height, width, P)
-        near_s = _scores(q, k, near_bias, region, other, P)
-        top = tl.max(near_s, 1)
-        if P.far > 0:
-            k, far_v, other = _keys(source, fill, head, far, window, height, width, P)
-            far_s = _scores(q, k, far_bias, region, other, P)
-            top = tl.maximum(top, tl.max(far_s, 1))
-        near_p = tl.exp2(near_s - top[:, None])
-        total = tl.sum(near_p, 1)
-        o = _dot(near_p.to(q.dtype), near_v)
-        if P.far > 0:
-            far_p = tl.exp2(far_s - top[:, None])
-            total += tl.sum(far_p, 1)
-            o += _dot(far_p.to(q.dtype), far_v)
+        top = tl.full([P.rows], float("-inf"), tl.float32)
+        total = tl.zeros([P.rows], tl.float32)
+        o = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        for part in tl.static_range(tl.constexpr(P.parts)):
+            j = P.starts[part] + tl.arange(0, P.widths[part])
+            k, v = _keys(source, fill, head, j, window, height, width, P)
+            s = _scores(q, k, _bias(bias, window, height, width, head, i, j, P), P)
+            higher = tl.maximum(top, tl.max(s, 1))
+            shrink = tl.exp2(top - higher)
+            p = tl.exp2(s - higher[:, None])
+            total = total * shrink + tl.sum(p, 1)
+            o = o * shrink[:, None] + _dot(p.to(q.dtype), v)
+            top = higher
         _store(out + pixels * (P.heads * P.head_dim), o / total[:, None], 0, head, row, real, 1, P)
+        if not P.whole:
+            tl.store(log_sums + _rows_of(window, head, P) + i, top + tl.log2(total), mask=i < P.tokens)
 
 
 @triton.jit
 def backward_whole(
-    qkv, table, fill, grad, qkv_grad, pair_grad, fill_grad, windows, height, width, P: tl.constexpr
+    qkv, bias, fill, grad, qkv_grad, pair_grad, fill_grad, windows, height, width, P: tl.constexpr
 ):  # fmt: skip
-    """Everything at once, for windows that fit into one tile.
+    """Everything at once, for windows that are one tile.
 
-    qkv_grad (B, h, w, 3, heads, d); of every group of programs its sums pair_grad (step, heads, t, t) and, for k and
-    v, fill_grad (step, strips, 2, heads, d), fp32.
+    qkv_grad (B, h, w, 3, heads, d); and of every group of programs the sums over its windows, fp32: pair_grad (groups,
+    heads, t, t) and, for k and v, fill_grad (groups, heads, strips, 2, d).
     """
     _, head, first, step = _share(P)
     i = tl.arange(0, P.rows)
-    bias = _bias_of_queries(table, head, i, i, P)
     pairs = tl.zeros([P.rows, P.rows], tl.float32)
     fill_k = tl.zeros([P.padded_dim], tl.float32)
     fill_v = tl.zeros([P.padded_dim], tl.float32)
@@ -70,12 +70,12 @@ def backward_whole(
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
         target = qkv_grad + pixels * (3 * P.heads * P.head_dim)
-        row, real, padding, region = _place(i, window, height, width, P)
+        row, real, padding = _place(i, window, height, width, P)
         q = _load(source, fill, 0, head, row, real, 3, P.filled, P)
         k = _load(source, fill, 1, head, row, real, 3, P.filled, P)
         v = _load(source, fill, 2, head, row, real, 3, P.filled, P)
         do = _load(grad + pixels * (P.heads * P.head_dim), fill, 0, head, row, real, 1, False, P)
-        s = _scores(q, k, bias, region, region, P)
+        s = _scores(q, k, _bias(bias, window, height, width, head, i, i, P), P)
         p = tl.exp2(s - tl.max(s, 1)[:, None])
         p *= (1 / tl.sum(p, 1))[:, None]
         dp = _dot(do, tl.trans(v))
@@ -98,89 +98,75 @@ def backward_whole(
 
 @triton.jit
 def backward_rows(
-    qkv, table, fill, grad, qkv_grad, pair_grad, stats, windows, height, width, P: tl.constexpr
+    qkv, bias, fill, out, grad, log_sums, means, qkv_grad, pair_grad, windows, height, width, P: tl.constexpr
 ):  # fmt: skip
     """dq and the bias gradient, for a strip of queries against all keys.
 
-    Leaves for `backward_columns` in stats (windows, heads, 2, t), fp32: of every query the logarithm of the sum of
-    the exponentials, base 2, and the mean of dp under p.
+    Leaves for `backward_columns` means (windows, heads, t), fp32: of every query the mean of dp under p.
     """
     strip, head, first, step = _share(P)
     i = strip * P.rows + tl.arange(0, P.rows)
-    near = tl.arange(0, P.near)
-    near_bias = _bias_of_queries(table, head, i, near, P)
-    near_pairs = tl.zeros([P.rows, P.near], tl.float32)
-    if P.far > 0:
-        far = P.near + tl.arange(0, P.far)
-        far_bias = _bias_of_queries(table, head, i, far, P)
-        far_pairs = tl.zeros([P.rows, P.far], tl.float32)
+    pairs = ()
+    for part in tl.static_range(tl.constexpr(P.parts)):
+        pairs = pairs + (tl.zeros([P.rows, P.widths[part]], tl.float32),)
     for window in range(first, windows, step):
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
-        row, real, _, region = _place(i, window, height, width, P)
+        row, real, _ = _place(i, window, height, width, P)
         q = _load(source, fill, 0, head, row, real, 3, P.filled, P)
+        o = _load(out + pixels * (P.heads * P.head_dim), fill, 0, head, row, real, 1, False, P)
         do = _load(grad + pixels * (P.heads * P.head_dim), fill, 0, head, row, real, 1, False, P)
-        near_k, v, other = _keys(source, fill, head, near, window, height, width, P)
-        near_s, near_dp = _scores(q, near_k, near_bias, region, other, P), _dot(do, tl.trans(v))
-        top = tl.max(near_s, 1)
-        if P.far > 0:
-            far_k, v, other = _keys(source, fill, head, far, window, height, width, P)
-            far_s, far_dp = _scores(q, far_k, far_bias, region, other, P), _dot(do, tl.trans(v))
-            top = tl.maximum(top, tl.max(far_s, 1))
-        near_p = tl.exp2(near_s - top[:, None])
-        total, mean = tl.sum(near_p, 1), tl.sum(near_p * near_dp, 1)
-        if P.far > 0:
-            far_p = tl.exp2(far_s - top[:, None])
-            total, mean = total + tl.sum(far_p, 1), mean + tl.sum(far_p * far_dp, 1)
-        mean /= total
-        ds = near_p * (1 / total)[:, None] * (near_dp - mean[:, None])
-        near_pairs += ds
-        dq = _dot(ds.to(q.dtype), near_k)
-        if P.far > 0:
-            ds_far = far_p * (1 / total)[:, None] * (far_dp - mean[:, None])
-            far_pairs += ds_far
-            dq += _dot(ds_far.to(q.dtype), far_k)
+        log_sum = tl.load(log_sums + _rows_of(window, head, P) + i, mask=i < P.tokens, other=0.0)
+        mean = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        tl.store(means + _rows_of(window, head, P) + i, mean, mask=i < P.tokens)
+        dq = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        sums = ()
+        for part in tl.static_range(tl.constexpr(P.parts)):
+            j = P.starts[part] + tl.arange(0, P.widths[part])
+            k, v = _keys(source, fill, head, j, window, height, width, P)
+            p = tl.exp2(_scores(q, k, _bias(bias, window, height, width, head, i, j, P), P) - log_sum[:, None])
+            ds = p * (_dot(do, tl.trans(v)) - mean[:, None])
+            dq += _dot(ds.to(q.dtype), k)
+            sums = sums + (pairs[part] + ds,)
+        pairs = sums
         _store(qkv_grad + pixels * (3 * P.heads * P.head_dim), dq * P.scale, 0, head, row, real, 3, P)
-        place = stats + _stats_of(window, head, P) + i
-        tl.store(place, top + tl.log2(total), mask=i < P.tokens)
-        tl.store(place + P.tokens, mean, mask=i < P.tokens)
-    _store_pairs(pair_grad, near_pairs, first, head, i, near, P)
-    if P.far > 0:
-        _store_pairs(pair_grad, far_pairs, first, head, i, far, P)
+    for part in tl.static_range(tl.constexpr(P.parts)):
+        j = P.starts[part] + tl.arange(0, P.widths[part])
+        _store_pairs(pair_grad, pairs[part], first, head, i, j, P)
 
 
 @triton.jit
 def backward_columns(
-    qkv, table, fill, grad, qkv_grad, fill_grad, stats, windows, height, width, P: tl.constexpr
+    qkv, turned_bias, fill, grad, log_sums, means, qkv_grad, fill_grad, windows, height, width, P: tl.constexpr
 ):  # fmt: skip
-    """dk, dv and their sums at padded positions, for a strip of keys against all queries, transposed."""
+    """dk, dv and their sums at padded positions, for a strip of keys against all queries.
+
+    All is transposed, (keys, queries); so is turned_bias (kinds, heads, t, t).
+    """
     strip, head, first, step = _share(P)
     j = strip * P.rows + tl.arange(0, P.rows)
-    near = tl.arange(0, P.near)
-    near_bias = _bias_of_keys(table, head, near, j, P)
-    if P.far > 0:
-        far = P.near + tl.arange(0, P.far)
-        far_bias = _bias_of_keys(table, head, far, j, P)
     fill_k = tl.zeros([P.padded_dim], tl.float32)
     fill_v = tl.zeros([P.padded_dim], tl.float32)
     for window in range(first, windows, step):
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
         target = qkv_grad + pixels * (3 * P.heads * P.head_dim)
-        above = grad + pixels * (P.heads * P.head_dim)
-        known = stats + _stats_of(window, head, P)
-        row, real, padding, region = _place(j, window, height, width, P)
+        row, real, padding = _place(j, window, height, width, P)
         k = _load(source, fill, 1, head, row, real, 3, P.filled, P)
         v = _load(source, fill, 2, head, row, real, 3, P.filled, P)
-        dk, dv = _from_queries(
-            source, fill, above, known, head, near, k, v, near_bias, region, window, height, width, P
-        )  # fmt: skip
-        if P.far > 0:
-            more_dk, more_dv = _from_queries(
-                source, fill, above, known, head, far, k, v, far_bias, region, window, height, width, P
-            )  # fmt: skip
-            dk += more_dk
-            dv += more_dv
+        dk = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        dv = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        for part in tl.static_range(tl.constexpr(P.parts)):
+            i = P.starts[part] + tl.arange(0, P.widths[part])
+            other_row, there, _ = _place(i, window, height, width, P)
+            q = _load(source, fill, 0, head, other_row, there, 3, P.filled, P)
+            do = _load(grad + pixels * (P.heads * P.head_dim), fill, 0, head, other_row, there, 1, False, P)
+            log_sum = tl.load(log_sums + _rows_of(window, head, P) + i, mask=i < P.tokens, other=0.0)
+            mean = tl.load(means + _rows_of(window, head, P) + i, mask=i < P.tokens, other=0.0)
+            p = tl.exp2(_scores(k, q, _bias(turned_bias, window, height, width, head, j, i, P), P) - log_sum[None, :])
+            dv += _dot(p.to(q.dtype), do)
+            ds = p * (_dot(v, tl.trans(do)) - mean[None, :])
+            dk += _dot(ds.to(q.dtype), q)
         dk *= P.scale
         _store(target, dk, 1, head, row, real, 3, P)
         _store(target, dv, 2, head, row, real, 3, P)
@@ -189,6 +175,30 @@ def backward_columns(
             fill_v += tl.sum(tl.where(padding[:, None], dv, 0.0), 0)
     if P.filled:
         _store_fill(fill_grad, fill_k, fill_v, first, strip, head, P)
+
+
+@triton.jit
+def table_to_pairs(table, bias, P: tl.constexpr, TURNED: tl.constexpr):
+    """table (entries, heads) -> bias (kinds, heads, t, t) in base 2, 1024 pairs to a program.
+
+    The kinds of windows of a shifted grid: in the middle, at the bottom, on the right, in the corner. At the bottom
+    the cyclic shift brings the first rows of the image under the last ones, which get APART from them.
+    """
+    pair = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    head = tl.program_id(1)
+    kind = tl.program_id(2)
+    i, j = pair // P.tokens, pair % P.tokens
+    if TURNED:
+        i, j = j, i
+    i_y, i_x, j_y, j_x = i // P.window[1], i % P.window[1], j // P.window[1], j % P.window[1]
+    entry = (i_y - j_y + P.table_window[0] - 1) * (2 * P.table_window[1] - 1) + i_x - j_x + P.table_window[1] - 1
+    exists = pair < P.tokens * P.tokens
+    value = tl.load(table + entry * P.heads + head, mask=exists, other=0.0).to(tl.float32) * LOG2_E
+    edge_y, edge_x = P.window[0] - P.shift[0], P.window[1] - P.shift[1]
+    apart_y = (kind % 2 == 1) & ((i_y >= edge_y) != (j_y >= edge_y))
+    apart_x = (kind // 2 == 1) & ((i_x >= edge_x) != (j_x >= edge_x))
+    value += tl.where(apart_y | apart_x, APART, 0.0)
+    tl.store(bias + (kind * P.heads + head) * (P.tokens * P.tokens) + pair, value, mask=exists)
 
 
 @triton.jit
@@ -207,19 +217,6 @@ def pairs_to_table(pair_grad, table_grad, P: tl.constexpr, ENTRIES: tl.constexpr
     pair = (head * P.tokens + y * P.window[1] + x) * P.tokens + j[None, :]
     sums = tl.sum(tl.load(pair_grad + pair, mask=exists, other=0.0), 1)
     tl.store(table_grad + entry * P.heads + head, sums, mask=entry < ENTRIES)
-
-
-@triton.jit
-def _from_queries(source, fill, above, known, head, i, k, v, bias, region, window, height, width, P: tl.constexpr):
-    """What the queries i give to dk (not yet scaled) and dv of the keys at hand, each (rows, padded_dim)."""
-    row, real, _, other = _place(i, window, height, width, P)
-    q = _load(source, fill, 0, head, row, real, 3, P.filled, P)
-    do = _load(above, fill, 0, head, row, real, 1, False, P)
-    log_sum = tl.load(known + i, mask=i < P.tokens, other=0.0)
-    mean = tl.load(known + P.tokens + i, mask=i < P.tokens, other=0.0)
-    p = tl.exp2(_scores(k, q, bias, region, other, P) - log_sum[None, :])  # transposed: (keys, queries)
-    ds = p * (_dot(v, tl.trans(do)) - mean[None, :])
-    return _dot(ds.to(q.dtype), q), _dot(p.to(q.dtype), do)
 
 
 @triton.jit
@@ -249,21 +246,17 @@ def _windows(height, width, P: tl.constexpr):
 
 @triton.jit
 def _place(i, window, height, width, P: tl.constexpr):
-    """Where tokens i of a window lie: token of the image (y w + x), if it is real, if it is padding, and its region.
+    """Where tokens i of a window lie: token of the image (y w + x), if it is real, and if it is padding.
 
-    A token of the tile that is neither real nor padding does not exist. Regions: tokens of one window that the
-    cyclic shift brought from different sides of the image differ in it.
+    A token of the tile that is neither does not exist.
     """
     down, across = _windows(height, width, P)
     y = window // across % down * P.window[0] + i // P.window[1] + P.shift[0]
     x = window % across * P.window[1] + i % P.window[1] + P.shift[1]
-    below, beyond = y >= down * P.window[0], x >= across * P.window[1]
-    y = tl.where(below, y - down * P.window[0], y)
-    x = tl.where(beyond, x - across * P.window[1], x)
-    exists = i < P.tokens
-    real = exists & (y < height) & (x < width)
-    padding = exists & ((y >= height) | (x >= width))
-    return y * width + x, real, padding, 2 * below.to(tl.int32) + beyond.to(tl.int32)
+    y = tl.where(y >= down * P.window[0], y - down * P.window[0], y)
+    x = tl.where(x >= across * P.window[1], x - across * P.window[1], x)
+    inside = (y < height) & (x < width)
+    return y * width + x, (i < P.tokens) & inside, (i < P.tokens) & (inside == 0)
 
 
 @triton.jit
@@ -290,19 +283,16 @@ def _store(target, x, part, head, row, real, PARTS: tl.constexpr, P: tl.constexp
 
 @triton.jit
 def _keys(source, fill, head, j, window, height, width, P: tl.constexpr):
-    """k and v (keys, padded_dim) and the regions (keys) of tokens j of a window."""
-    row, real, _, region = _place(j, window, height, width, P)
+    """k and v (keys, padded_dim) of tokens j of a window."""
+    row, real, _ = _place(j, window, height, width, P)
     k = _load(source, fill, 1, head, row, real, 3, P.filled, P)
-    return k, _load(source, fill, 2, head, row, real, 3, P.filled, P), region
+    return k, _load(source, fill, 2, head, row, real, 3, P.filled, P)
 
 
 @triton.jit
-def _scores(a, b, bias, region_a, region_b, P: tl.constexpr):
+def _scores(a, b, bias, P: tl.constexpr):
     """(tokens of a, tokens of b), base 2."""
-    s = _dot(a, tl.trans(b)) * (P.scale * LOG2_E) + bias
-    if P.shift[0] + P.shift[1] > 0:
-        s += tl.where(region_a[:, None] != region_b[None, :], APART, 0.0)
-    return s
+    return _dot(a, tl.trans(b)) * (P.scale * LOG2_E) + bias
 
 
 @triton.jit
@@ -314,33 +304,24 @@ def _dot(a, b):
 
 
 @triton.jit
-def _bias_of_queries(table, head, i, j, P: tl.constexpr):
-    """(queries, keys): minus infinity for keys that do not exist; finite for queries that do not, as softmax needs."""
-    bias = _bias(table, head, i[:, None], j[None, :], P)
-    return tl.where((j < P.tokens)[None, :], bias, float("-inf"))
+def _bias(bias, window, height, width, head, a, b, P: tl.constexpr):
+    """(tokens a, tokens b) of bias (kinds, heads, t, t) for a window; minus infinity for b that do not exist.
+
+    Rows of a that do not exist are those of another token: finite, so that nothing becomes NaN.
+    """
+    base = head
+    if P.kinds > 1:
+        down, across = _windows(height, width, P)
+        lowest, rightmost = window // across % down == down - 1, window % across == across - 1
+        base += (lowest.to(tl.int32) + 2 * rightmost.to(tl.int32)) * P.heads
+    row = bias + base * (P.tokens * P.tokens) + tl.minimum(a, P.tokens - 1)[:, None] * P.tokens
+    return tl.load(row + b[None, :], mask=(b < P.tokens)[None, :], other=float("-inf"))
 
 
 @triton.jit
-def _bias_of_keys(table, head, i, j, P: tl.constexpr):
-    """(keys, queries): minus infinity for all that do not exist, so that they have no weight."""
-    bias = _bias(table, head, i[None, :], j[:, None], P)
-    return tl.where((i < P.tokens)[None, :] & (j < P.tokens)[:, None], bias, float("-inf"))
-
-
-@triton.jit
-def _bias(table, head, i, j, P: tl.constexpr):
-    """fp32, base 2: the table's entries for queries i and keys j, which broadcast to a tile; 0 where there are none."""
-    y = i // P.window[1] - j // P.window[1] + P.table_window[0] - 1
-    x = i % P.window[1] - j % P.window[1] + P.table_window[1] - 1
-    entry = y * (2 * P.table_window[1] - 1) + x
-    exists = (i < P.tokens) & (j < P.tokens)
-    return tl.load(table + entry * P.heads + head, mask=exists, other=0.0).to(tl.float32) * LOG2_E
-
-
-@triton.jit
-def _stats_of(window, head, P: tl.constexpr):
-    """Where the statistics of a window and a head begin, int64."""
-    return (window * P.heads + head).to(tl.int64) * (2 * P.tokens)
+def _rows_of(window, head, P: tl.constexpr):
+    """Where the rows of a window and a head begin in (windows, heads, t), int64."""
+    return (window * P.heads + head).to(tl.int64) * P.tokens
 
 
 @triton.jit
@@ -352,8 +333,8 @@ def _store_pairs(pair_grad, pairs, group, head, i, j, P: tl.constexpr):
 
 @triton.jit
 def _store_fill(fill_grad, fill_k, fill_v, group, strip, head, P: tl.constexpr):
-    """One program's sums of dk and dv over padded tokens, into (groups, strips, 2, heads, d)."""
+    """One program's sums of dk and dv over padded tokens, into (groups, heads, strips, 2, d)."""
     channel = tl.arange(0, P.padded_dim)
-    place = fill_grad + (((group * P.strips + strip) * 2) * P.heads + head) * P.head_dim + channel
+    place = fill_grad + ((group * P.heads + head) * P.strips + strip) * (2 * P.head_dim) + channel
     tl.store(place, fill_k, mask=channel < P.head_dim)
-    tl.store(place + P.heads * P.head_dim, fill_v, mask=channel < P.head_dim)
+    tl.store(place + P.head_dim, fill_v, mask=channel < P.head_dim)

@@ -14,6 +14,10 @@ Kernel = Literal["forward", "whole", "rows", "columns"]
 
 WHOLE = 64
 """The most tokens of a window whose scores are one tile."""
+LEAST = 16
+"""Rows or columns that tensor cores multiply at least."""
+WIDEST = 64
+"""Columns of a part: what is live of one part, several numbers per score, has to fit into registers."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,10 @@ class Plan:
         scale: of the scores, head_dim^-0.5.
         filled: some tokens are padding, and they are not zeros.
         rows: of the score matrix in one strip.
-        near, far: columns of the two parts of a strip; far may be 0.
         strips: of one window.
+        widths, starts: columns of the parts of a strip, and the first of each.
+        whole: the window is one strip of one part.
+        kinds: of windows that have a bias of their own, for where the cyclic shift put strangers side by side.
     """
 
     heads: int
@@ -41,9 +47,12 @@ class Plan:
     shift: Pair
     filled: bool
     rows: int
-    near: int
-    far: int
     strips: int
+    parts: int
+    widths: tuple[int, ...]
+    starts: tuple[int, ...]
+    whole: bool
+    kinds: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def plan_of(
     heads: int, head_dim: int, window: Sequence[int], table_window: Sequence[int], shift: Sequence[int], filled: bool
 ) -> Plan:
     tokens = window[0] * window[1]
-    rows, near, far = tile(tokens)
+    rows, widths = strip_rows(tokens), part_widths(tokens)
     return Plan(
         heads=heads,
         head_dim=head_dim,
@@ -71,31 +80,39 @@ def plan_of(
         shift=(shift[0], shift[1]),
         filled=filled,
         rows=rows,
-        near=near,
-        far=far,
         strips=math.ceil(tokens / rows),
+        parts=len(widths),
+        widths=widths,
+        starts=tuple(sum(widths[:part]) for part in range(len(widths))),
+        whole=tokens <= WHOLE,
+        kinds=4 if any(shift) else 1,
     )
 
 
-def tile(tokens: int) -> tuple[int, int, int]:
-    """Rows of a strip and columns of its two parts; 16 is the least that tensor cores multiply.
-
-    Wide windows go in strips of 32: 144 tokens are then 160 x (128 + 16), 11 % more than they need, where one tile
-    would be three times as much. Strips of 16 would waste nothing and read keys and values twice as often.
-    """
+def strip_rows(tokens: int) -> int:
+    """64 rows read keys and values half as often as 32, which are taken where they waste fewer: 144 = 4.5 x 32."""
     if tokens <= WHOLE:
-        side = max(16, _power_of_two(tokens))
-        return side, side, 0
-    near = 64 if tokens <= 96 else 128
-    return 32, near, max(16, _power_of_two(tokens - near)) if tokens > near else 0
+        return max(LEAST, _power_of_two(tokens))
+    return min((64, 32), key=lambda rows: math.ceil(tokens / rows) * rows)
+
+
+def part_widths(tokens: int) -> tuple[int, ...]:
+    """Powers of two, descending, that together have the fewest columns: 144 -> (64, 64, 16), 100 -> (64, 32, 16)."""
+    if tokens <= WHOLE:
+        return (max(LEAST, _power_of_two(tokens)),)
+    widths, left = [], math.ceil(tokens / LEAST) * LEAST
+    while left:
+        widths.append(min(WIDEST, 1 << (left.bit_length() - 1)))
+        left -= widths[-1]
+    return tuple(widths)
 
 
 def launch_of(kernel: Kernel, plan: Plan, exact: bool) -> Launch:
     """How to start a kernel; exact: fp32 operands, which are multiplied without tensor cores and fill registers."""
-    if plan.tokens <= WHOLE:
-        warps = {16: 1, 32: 2, 64: 4}[plan.rows]
+    warps = plan.rows // 16
+    if plan.whole:
         return Launch(2 * warps if exact else warps, 1 if exact else 2, 16 // warps)
-    return Launch(8 if exact or kernel == "rows" else 4, 1 if exact else 2, 2)
+    return Launch(2 * warps if exact else warps, 1, 8 // warps)
 
 
 def groups_of(windows: int, plan: Plan, launch: Launch, processors: int) -> int:
