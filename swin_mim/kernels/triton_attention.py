@@ -1,9 +1,9 @@
 """Shifted-window attention as one torch op, `swin_mim::window_attention`, on Triton kernels.
 
 q, k, v are read where the projection left them and the output is written in raster order: padding, cyclic shift and
-windows are index arithmetic in the kernels, so nothing is copied, and no mask or bias matrix is ever in memory. The
-backward pass computes the probabilities again. Nothing is atomic: the same input gives the same bits on the same kind
-of GPU.
+windows are index arithmetic in the kernels, so nothing is copied, and no mask or bias is written out for the windows of
+a batch. The backward pass computes the probabilities again. Nothing is atomic: the same input gives the same bits on
+the same kind of GPU.
 
 B images, h x w tokens, heads, d channels of a head, n windows of an image (padding included), t tokens of a window.
 Needs triton, which comes with torch for CUDA and ROCm; on CPU tensors only its interpreter runs (TRITON_INTERPRET=1).
@@ -26,8 +26,8 @@ MOST_TOKENS = 256
 MOST_CHANNELS = 64
 """of a head. Every published Swin has 32."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETER_PROCESSORS = 16
-"""Taken for the number of processors where there are none: so few that tests give a program several windows."""
+INTERPRETER_PROCESSORS = 1
+"""Taken for the number of processors where there are none: so few that every program gets several windows."""
 
 
 def window_attention(
@@ -185,14 +185,22 @@ class _Starter:
 def _plan(qkv: Tensor, fill: Tensor | None, window: list[int], table_window: list[int], shift: list[int]) -> Plan:
     _, height, width, _, heads, head_dim = qkv.shape
     padded = bool(height % window[0] or width % window[1])
-    return plan_of(heads, head_dim, window, table_window, shift, filled=padded and fill is not None)
+    return plan_of(
+        heads,
+        head_dim,
+        window,
+        table_window,
+        shift,
+        filled=padded and fill is not None,
+        exact=qkv.dtype == torch.float32,
+    )
 
 
 def _bias(table: Tensor, plan: Plan, turned: bool = False) -> Tensor:
-    """(kinds, heads, t, t), fp32, of queries and keys or `turned`: so small that the kernels find it in a cache."""
-    bias = table.new_empty(plan.kinds, plan.heads, plan.tokens, plan.tokens, dtype=torch.float32)
+    """(kinds, heads, t, pitch), fp32, of queries and keys or `turned`: so small that the kernels find it in a cache."""
+    bias = table.new_empty(plan.kinds, plan.heads, plan.tokens, plan.pitch, dtype=torch.float32)
     with torch.cuda.device_of(table):
-        grid = (math.ceil(plan.tokens**2 / 1024), plan.heads, plan.kinds)
+        grid = (math.ceil(plan.tokens * plan.pitch / 1024), plan.heads, plan.kinds)
         kernels.table_to_pairs[grid](table.contiguous(), bias, plan, turned, num_warps=4)
     return bias
 

@@ -141,7 +141,7 @@ def backward_columns(
 ):  # fmt: skip
     """dk, dv and their sums at padded positions, for a strip of keys against all queries.
 
-    All is transposed, (keys, queries); so is turned_bias (kinds, heads, t, t).
+    All is transposed, (keys, queries); so is turned_bias (kinds, heads, t, pitch).
     """
     strip, head, first, step = _share(P)
     j = strip * P.rows + tl.arange(0, P.rows)
@@ -179,7 +179,7 @@ def backward_columns(
 
 @triton.jit
 def table_to_pairs(table, bias, P: tl.constexpr, TURNED: tl.constexpr):
-    """table (entries, heads) -> bias (kinds, heads, t, t) in base 2, 1024 pairs to a program.
+    """table (entries, heads) -> bias (kinds, heads, t, pitch) in base 2, 1024 pairs to a program; see `_bias`.
 
     The kinds of windows of a shifted grid: in the middle, at the bottom, on the right, in the corner. At the bottom
     the cyclic shift brings the first rows of the image under the last ones, which get APART from them.
@@ -187,18 +187,19 @@ def table_to_pairs(table, bias, P: tl.constexpr, TURNED: tl.constexpr):
     pair = tl.program_id(0) * 1024 + tl.arange(0, 1024)
     head = tl.program_id(1)
     kind = tl.program_id(2)
-    i, j = pair // P.tokens, pair % P.tokens
+    i, j = pair // P.pitch, pair % P.pitch
+    absent = j >= P.tokens
     if TURNED:
         i, j = j, i
     i_y, i_x, j_y, j_x = i // P.window[1], i % P.window[1], j // P.window[1], j % P.window[1]
     entry = (i_y - j_y + P.table_window[0] - 1) * (2 * P.table_window[1] - 1) + i_x - j_x + P.table_window[1] - 1
-    exists = pair < P.tokens * P.tokens
-    value = tl.load(table + entry * P.heads + head, mask=exists, other=0.0).to(tl.float32) * LOG2_E
+    exists = pair < P.tokens * P.pitch
+    value = tl.load(table + entry * P.heads + head, mask=exists & ~absent, other=0.0).to(tl.float32) * LOG2_E
     edge_y, edge_x = P.window[0] - P.shift[0], P.window[1] - P.shift[1]
     apart_y = (kind % 2 == 1) & ((i_y >= edge_y) != (j_y >= edge_y))
     apart_x = (kind // 2 == 1) & ((i_x >= edge_x) != (j_x >= edge_x))
-    value += tl.where(apart_y | apart_x, APART, 0.0)
-    tl.store(bias + (kind * P.heads + head) * (P.tokens * P.tokens) + pair, value, mask=exists)
+    value = tl.where(absent, float("-inf"), value + tl.where(apart_y | apart_x, APART, 0.0))
+    tl.store(bias + (kind * P.heads + head) * (P.tokens * P.pitch) + pair, value, mask=exists)
 
 
 @triton.jit
@@ -305,17 +306,18 @@ def _dot(a, b):
 
 @triton.jit
 def _bias(bias, window, height, width, head, a, b, P: tl.constexpr):
-    """(tokens a, tokens b) of bias (kinds, heads, t, t) for a window; minus infinity for b that do not exist.
+    """(tokens a, tokens b) of bias (kinds, heads, t, pitch) for a window; minus infinity for b that do not exist.
 
-    Rows of a that do not exist are those of another token: finite, so that nothing becomes NaN.
+    The pitch is t rounded up, so that odd windows are read in pairs of numbers too. Rows of a that do not exist are
+    those of another token: finite, so that nothing becomes NaN.
     """
     base = head
     if P.kinds > 1:
         down, across = _windows(height, width, P)
         lowest, rightmost = window // across % down == down - 1, window % across == across - 1
         base += (lowest.to(tl.int32) + 2 * rightmost.to(tl.int32)) * P.heads
-    row = bias + base * (P.tokens * P.tokens) + tl.minimum(a, P.tokens - 1)[:, None] * P.tokens
-    return tl.load(row + b[None, :], mask=(b < P.tokens)[None, :], other=float("-inf"))
+    row = bias + base * (P.tokens * P.pitch) + tl.minimum(a, P.tokens - 1)[:, None] * P.pitch
+    return tl.load(row + b[None, :], mask=(b < P.pitch)[None, :], other=float("-inf"))
 
 
 @triton.jit

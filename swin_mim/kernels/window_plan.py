@@ -16,8 +16,8 @@ WHOLE = 64
 """The most tokens of a window whose scores are one tile."""
 LEAST = 16
 """Rows or columns that tensor cores multiply at least."""
-WIDEST = 64
-"""Columns of a part: what is live of one part, several numbers per score, has to fit into registers."""
+WIDEST = 32
+"""Columns of a part: several numbers of each of its scores are live, besides the bias gradient of all parts."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Plan:
         strips: of one window.
         widths, starts: columns of the parts of a strip, and the first of each.
         whole: the window is one strip of one part.
+        pitch: numbers from one row of the bias to the next.
         kinds: of windows that have a bias of their own, for where the cyclic shift put strangers side by side.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     starts: tuple[int, ...]
     whole: bool
     kinds: int
+    pitch: int
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,18 @@ class Launch:
 
 
 def plan_of(
-    heads: int, head_dim: int, window: Sequence[int], table_window: Sequence[int], shift: Sequence[int], filled: bool
+    heads: int,
+    head_dim: int,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+    *,
+    filled: bool,
+    exact: bool,
 ) -> Plan:
+    """exact: operands are fp32."""
     tokens = window[0] * window[1]
-    rows, widths = strip_rows(tokens), part_widths(tokens)
+    rows, widths = strip_rows(tokens), part_widths(tokens, exact)
     return Plan(
         heads=heads,
         head_dim=head_dim,
@@ -86,33 +96,38 @@ def plan_of(
         starts=tuple(sum(widths[:part]) for part in range(len(widths))),
         whole=tokens <= WHOLE,
         kinds=4 if any(shift) else 1,
+        pitch=math.ceil(tokens / 8) * 8,
     )
 
 
 def strip_rows(tokens: int) -> int:
-    """64 rows read keys and values half as often as 32, which are taken where they waste fewer: 144 = 4.5 x 32."""
-    if tokens <= WHOLE:
-        return max(LEAST, _power_of_two(tokens))
-    return min((64, 32), key=lambda rows: math.ceil(tokens / rows) * rows)
+    """Rows of a strip. Wide windows: 64, as half as many read keys and values twice, and their programs, of two warps,
+    hold twice as much of them in the registers of a thread."""
+    return min(WHOLE, max(LEAST, _power_of_two(tokens)))
 
 
-def part_widths(tokens: int) -> tuple[int, ...]:
-    """Powers of two, descending, that together have the fewest columns: 144 -> (64, 64, 16), 100 -> (64, 32, 16)."""
+def part_widths(tokens: int, exact: bool) -> tuple[int, ...]:
+    """Powers of two, descending, that together have the fewest columns: 144 -> (32, 32, 32, 32, 16)."""
     if tokens <= WHOLE:
-        return (max(LEAST, _power_of_two(tokens)),)
+        return (strip_rows(tokens),)
     widths, left = [], math.ceil(tokens / LEAST) * LEAST
     while left:
-        widths.append(min(WIDEST, 1 << (left.bit_length() - 1)))
+        widths.append(LEAST if exact else min(WIDEST, 1 << (left.bit_length() - 1)))
         left -= widths[-1]
     return tuple(widths)
 
 
 def launch_of(kernel: Kernel, plan: Plan, exact: bool) -> Launch:
-    """How to start a kernel; exact: fp32 operands, which are multiplied without tensor cores and fill registers."""
+    """How to start a kernel; exact: fp32 operands, which are multiplied without tensor cores and fill registers.
+
+    Two stages where their shared memory, 95 kB at 144 tokens, leaves room for two programs on a large GPU and for one
+    on any. Programs are about as many as the registers of a processor hold; each more is one more partial sum.
+    """
     warps = plan.rows // 16
-    if plan.whole:
-        return Launch(2 * warps if exact else warps, 1 if exact else 2, 16 // warps)
-    return Launch(2 * warps if exact else warps, 1, 8 // warps)
+    programs = {"forward": 16 // warps, "whole": {1: 16, 2: 6, 4: 2}[warps], "rows": 2, "columns": 3}[kernel]
+    if exact:
+        return Launch((4 if plan.padded_dim > 32 else 2) * warps, 1, programs)
+    return Launch(warps, 2 if plan.padded_dim <= 32 and plan.tokens <= 144 else 1, programs)
 
 
 def groups_of(windows: int, plan: Plan, launch: Launch, processors: int) -> int:
