@@ -47,6 +47,8 @@ class Case:
 SMALL = Case((8, 8), (4, 4), (2, 2), heads=2, d=16, batch=3)
 PADDED = Case((9, 10), (6, 6), (3, 3))
 WIDE = Case((11, 12), (12, 12), (6, 6))
+LARGEST = Case((15, 16), (16, 16), (8, 8), d=16)
+TINY = Case((4, 8), (4, 4), (0, 2), heads=2, d=16)
 CASES = [
     SMALL,
     PADDED,
@@ -61,7 +63,6 @@ CASES = [
     Case((12, 24), (12, 12), d=16),
     Case((9, 9), (9, 9), (0, 4), table=(14, 14), d=24),
     Case((14, 14), (14, 14), (7, 7), d=16),
-    Case((15, 16), (16, 16), (8, 8), d=16),
 ]
 
 
@@ -120,15 +121,26 @@ def test_fp32_equals_attention_over_all_pairs(case):
         assert_near(ours, theirs, 4e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", [SMALL, PADDED, WIDE], ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (SMALL, torch.bfloat16),
+        (PADDED, torch.bfloat16),
+        (WIDE, torch.bfloat16),
+        (PADDED, torch.float16),
+        (LARGEST, torch.float16),
+    ],
+    ids=str,
+)
 def test_half_precision_is_off_by_its_rounding(case, dtype):
-    """Rounded are the inputs (on both sides), probabilities, their gradients and the result: a few half units each."""
+    """Probabilities, their gradients and the results are rounded: an error of half a unit each, at most."""
     leaves = inputs(case, dtype)
     out, expected = attend(case, *leaves), all_pairs(case, *leaves)
     weights = torch.randn_like(out)
     assert out.dtype == dtype
     unit = torch.finfo(dtype).eps
+    if window_kernels.INTERPRETED and dtype == torch.bfloat16:
+        unit *= 2  # the interpreter cuts bf16 off, a GPU rounds to the nearest
     assert_near(out, expected, unit)
     ours, theirs = gradients(out, leaves, weights), gradients(expected, leaves, weights.double())
     assert [x.dtype for x in ours] == [dtype, torch.float32, torch.float32]
@@ -136,7 +148,7 @@ def test_half_precision_is_off_by_its_rounding(case, dtype):
         assert_near(a, b, 2 * unit)
 
 
-@pytest.mark.parametrize("case", [SMALL, PADDED, WIDE], ids=str)
+@pytest.mark.parametrize("case", [PADDED, WIDE], ids=str)
 def test_two_runs_give_the_same_bits(case):
     leaves = inputs(case, torch.bfloat16)
     weights = torch.randn(attend(case, *leaves).shape, dtype=torch.bfloat16, device=DEVICE)
@@ -157,20 +169,20 @@ def test_no_fill_is_zeros():
 
 
 def test_an_empty_batch_has_zero_gradients():
-    _, table, fill = inputs(SMALL)
-    qkv = torch.zeros(0, 8, 8, 3, 2, 16, device=DEVICE, requires_grad=True)
-    out = attend(SMALL, qkv, table, fill)
-    assert out.shape == (0, 8, 8, 2, 16)
+    _, table, fill = inputs(TINY)
+    qkv = torch.zeros(0, 4, 8, 3, 2, 16, device=DEVICE, requires_grad=True)
+    out = attend(TINY, qkv, table, fill)
+    assert out.shape == (0, 4, 8, 2, 16)
     for x, gradient in zip((qkv, table, fill), gradients(out, (qkv, table, fill), out.detach()), strict=True):
         assert torch.equal(gradient, torch.zeros_like(x))
 
 
 def test_strides_of_the_input_and_of_the_gradient_are_free():
-    qkv, table, fill = inputs(SMALL)
-    weights = torch.randn(3, 8, 8, 2, 1, device=DEVICE)
+    qkv, table, fill = inputs(TINY)
+    weights = torch.randn(1, 4, 8, 2, 1, device=DEVICE)
     turned = qkv.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     ours, theirs = (
-        gradients(attend(SMALL, x, table, fill), (x, table), weights.expand(3, 8, 8, 2, 16)) for x in (turned, qkv)
+        gradients(attend(TINY, x, table, fill), (x, table), weights.expand(1, 4, 8, 2, 16)) for x in (turned, qkv)
     )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
@@ -187,6 +199,7 @@ def test_gradients_of_some_inputs_only(wanted):
         assert torch.equal(x.grad, expected) if i in wanted else x.grad is None
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("case", [Case((4, 4), (4, 4), d=16), Case((9, 8), (9, 9), d=16)], ids=str)
 def test_torch_finds_no_fault_with_the_ops(case):
     qkv, table, fill = inputs(case)
@@ -197,7 +210,7 @@ def test_torch_finds_no_fault_with_the_ops(case):
         torch.library.opcheck(backward_op, (torch.randn_like(out), qkv, table, None, *geometry, out, log_sums))
 
 
-@pytest.mark.parametrize("case", [SMALL, Case((9, 8), (9, 9), (4, 4), d=16)], ids=str)
+@pytest.mark.parametrize("case", [TINY, Case((9, 8), (9, 9), (4, 4), d=16)], ids=str)
 def test_one_graph_under_compile_and_checkpointing(case):
     leaves = inputs(case)
     weights = torch.randn_like(attend(case, *leaves))
