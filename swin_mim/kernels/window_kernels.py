@@ -1,10 +1,12 @@
 """The Triton kernels of shifted-window attention. `triton_attention.py` starts them and says what they compute.
 
-A program owns one head and a strip of the rows of the score matrix, for every `step`-th window of the batch. Sums over
-windows, of the bias gradient, so stay in registers, and no two programs add to the same place. A strip is as many
-warps as it has times 16 rows: Triton gives all warps of products that feed each other different rows, never different
-columns, and with fewer rows they would all do the same. Its columns come in parts, whose widths are powers of two as
-Triton wants them, but not all the same: 144 = 64 + 64 + 16, where one tile would be 256 wide.
+A program owns one head and a strip of the rows of the score matrix, for every `step`-th window of the batch. So the
+sum of the bias gradient over its windows stays in registers, and no two programs add to the same place. A strip has 16
+rows for each of its warps, because Triton gives the warps of products that feed each other different rows and never
+different columns: with fewer rows they would repeat each other's work. Its columns come in parts, whose widths are
+powers of two as Triton wants them, but not all the same: 144 = 4 x 32 + 16, where a single tile would be 256 wide.
+Scores come into being part by part, and index arithmetic per score there is none: what windows have in common is in
+the bias, the shift mask included, or it would be kept in registers for all parts at once.
 
 i and j are the tokens of a window as queries and keys, t of them; P is the `Plan`, known at compile time. Scores and
 bias are kept in base 2 (times log2 e), which saves a multiplication per score. Products have operands of the tensors'

@@ -77,6 +77,7 @@ def plan_of(
     exact: bool,
 ) -> Plan:
     """exact: operands are fp32."""
+    assert all(0 <= s < w <= t for s, w, t in zip(shift, window, table_window, strict=True)), (shift, window)
     tokens = window[0] * window[1]
     rows, widths = strip_rows(tokens), part_widths(tokens, exact)
     return Plan(
