@@ -325,8 +325,10 @@ def test_kernels_compile_for_a_gpu(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 120])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [(80, "bfloat16"), (90, "bfloat16"), (120, "bfloat16"), (90, "float16"), (90, "float32")],
+)
 def test_kernels_of_all_sizes_compile_for_a_gpu(capability, dtype, tmp_path):
     sizes = ["2,3,0,0,3,32", "4,4,2,2,3,16", "4,7,0,3,3,24", "6,6,3,3,4,32", "7,7,3,3,4,64", "8,8,4,4,4,48"]
     sizes += ["9,9,4,4,4,32", "12,12,6,6,4,32", "12,12,6,6,4,64", "14,14,7,7,4,32", "16,16,8,8,4,32"]
