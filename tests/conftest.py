@@ -7,6 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
+    # Read when triton is imported, which torch does behind the scenes. A test may start a process without it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import pytest

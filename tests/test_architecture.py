@@ -40,6 +40,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "deepspeed": ("swin_mim/training/sharding.py",),
     "timm": ("swin_mim/data/transforms.py", "swin_mim/data/rand_augment.py", "tools/peers.py"),
     "transformers": ("tools/peers.py",),
+    "triton": ("swin_mim/kernels/",),
 }
 """Other people's package -> where it may be imported, besides the tests."""
 

@@ -1,0 +1,143 @@
+"""How the kernels of `window_kernels.py` divide a shape among programs: tiles, warps and the number of programs.
+
+Nothing here is tuned at run time. The sums of the bias gradient depend on how many programs share them, so that
+number is a function of the shape and the processors of the GPU alone, and a resumed run adds in the same order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Pair = tuple[int, int]
+Kernel = Literal["forward", "whole", "rows", "columns"]
+
+WHOLE = 64
+"""The most tokens of a window whose scores are one tile."""
+LEAST = 16
+"""Rows or columns that tensor cores multiply at least."""
+WIDEST = 32
+"""Columns of a part: several numbers of each of its scores are live, besides the bias gradient of all parts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a kernel is compiled for.
+
+    Everything that the kernel reads is a field and none a property: Triton's cache knows a plan by its repr.
+
+    Args:
+        padded_dim: channels of a head in a tile, a power of two.
+        scale: of the scores, head_dim^-0.5.
+        filled: some tokens are padding, and they are not zeros.
+        rows: of the score matrix in one strip.
+        strips: of one window.
+        widths, starts: columns of the parts of a strip, and the first of each.
+        whole: the window is one strip of one part.
+        pitch: numbers from one row of the bias to the next.
+        kinds: of windows that have a bias of their own, for where the cyclic shift put strangers side by side.
+    """
+
+    heads: int
+    head_dim: int
+    padded_dim: int
+    scale: float
+    tokens: int
+    window: Pair
+    table_window: Pair
+    shift: Pair
+    filled: bool
+    rows: int
+    strips: int
+    parts: int
+    widths: tuple[int, ...]
+    starts: tuple[int, ...]
+    whole: bool
+    kinds: int
+    pitch: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Warps of a program, stages of its loop over windows (2: one window is read ahead), programs of a processor."""
+
+    num_warps: int
+    num_stages: int
+    programs: int
+
+
+def plan_of(
+    heads: int,
+    head_dim: int,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+    *,
+    filled: bool,
+    exact: bool,
+) -> Plan:
+    """exact: operands are fp32."""
+    assert all(0 <= s < w <= t for s, w, t in zip(shift, window, table_window, strict=True)), (shift, window)
+    tokens = window[0] * window[1]
+    rows, widths = strip_rows(tokens), part_widths(tokens, exact)
+    return Plan(
+        heads=heads,
+        head_dim=head_dim,
+        padded_dim=max(16, _power_of_two(head_dim)),
+        scale=head_dim**-0.5,
+        tokens=tokens,
+        window=(window[0], window[1]),
+        table_window=(table_window[0], table_window[1]),
+        shift=(shift[0], shift[1]),
+        filled=filled,
+        rows=rows,
+        strips=math.ceil(tokens / rows),
+        parts=len(widths),
+        widths=widths,
+        starts=tuple(sum(widths[:part]) for part in range(len(widths))),
+        whole=tokens <= WHOLE,
+        kinds=4 if any(shift) else 1,
+        pitch=math.ceil(tokens / 8) * 8,
+    )
+
+
+def strip_rows(tokens: int) -> int:
+    """64 for wide windows. With 32, 144 tokens would waste fewer rows, but keys and values would be read 5 times, not
+    3, and two warps would hold on the way what four do: 60 registers more than there are.
+    """
+    return min(WHOLE, max(LEAST, _power_of_two(tokens)))
+
+
+def part_widths(tokens: int, exact: bool) -> tuple[int, ...]:
+    """Powers of two, descending, that together have the fewest columns: 144 -> (32, 32, 32, 32, 16)."""
+    if tokens <= WHOLE:
+        return (strip_rows(tokens),)
+    widths, left = [], math.ceil(tokens / LEAST) * LEAST
+    while left:
+        widths.append(LEAST if exact else min(WIDEST, 1 << (left.bit_length() - 1)))
+        left -= widths[-1]
+    return tuple(widths)
+
+
+def launch_of(kernel: Kernel, plan: Plan, exact: bool) -> Launch:
+    """How to start a kernel; exact: fp32 operands, which are multiplied without tensor cores and fill registers.
+
+    Two stages where their shared memory, 95 kB at 144 tokens, leaves room for two programs on a large GPU and for one
+    on any. Programs are about as many as the registers of a processor hold; each more is one more partial sum.
+    """
+    warps = plan.rows // 16
+    programs = {"forward": 16 // warps, "whole": {1: 16, 2: 6, 4: 2}[warps], "rows": 2, "columns": 3}[kernel]
+    if exact:
+        return Launch((4 if plan.padded_dim > 32 else 2) * warps, 1, programs)
+    return Launch(warps, 2 if plan.padded_dim <= 32 and plan.tokens <= 144 else 1, programs)
+
+
+def groups_of(windows: int, plan: Plan, launch: Launch, processors: int) -> int:
+    """Programs that share the windows of a batch, for each head and strip; all of them get as many, or one less."""
+    most = max(1, processors * launch.programs // (plan.heads * plan.strips))
+    return max(1, math.ceil(windows / math.ceil(max(1, windows) / most)))
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,337 @@
+"""The Triton kernels against attention over all pairs of tokens of an image in float64.
+
+On a machine without a GPU they run in Triton's interpreter (see conftest.py), and a compiler shows that a GPU's
+registers and shared memory hold them.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import triton.language as tl
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_mim.errors import UserError
+from swin_mim.kernels import triton_attention, window_kernels
+from swin_mim.kernels.triton_attention import attention_op, backward_op, window_attention
+from swin_mim.kernels.window_plan import groups_of, launch_of, part_widths, plan_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LEAST_SHARED = 99 * 1024
+"""Bytes of shared memory that a program may have on every GPU since Ampere (compute capability 8.6, 8.9, 12.0)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    grid: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    table: tuple[int, int] | None = None
+    heads: int = 1
+    d: int = 32
+    batch: int = 1
+
+    @property
+    def table_window(self):
+        return self.table or self.window
+
+
+SMALL = Case((8, 8), (4, 4), (2, 2), heads=2, d=16, batch=2)
+PADDED = Case((9, 10), (6, 6), (3, 3))
+WIDE = Case((11, 12), (12, 12), (6, 6))
+LARGEST = Case((15, 16), (16, 16), (8, 8), d=16)
+TINY = Case((4, 8), (4, 4), (0, 2), heads=2, d=16)
+CASES = [
+    SMALL,
+    PADDED,
+    WIDE,
+    Case((6, 6), (6, 6), table=(12, 12), heads=2),
+    Case((2, 3), (2, 3), table=(7, 7), heads=3),
+    Case((3, 9), (3, 7), (0, 3), table=(7, 7)),
+    Case((7, 14), (7, 7), (3, 3), heads=2, d=24),
+    Case((6, 10), (3, 5), (1, 2), heads=2, d=48),
+    Case((5, 7), (7, 4), (3, 2), batch=3),
+    Case((8, 8), (8, 8), (4, 4), d=64),
+    Case((12, 12), (12, 12), heads=2, d=16),
+    Case((9, 9), (9, 9), (0, 4), table=(14, 14), d=24),
+]
+
+
+def inputs(case: Case, dtype=torch.float32):
+    """qkv, table, fill."""
+    entries = (2 * case.table_window[0] - 1) * (2 * case.table_window[1] - 1)
+    qkv = torch.randn(case.batch, *case.grid, 3, case.heads, case.d).to(DEVICE, dtype).requires_grad_()
+    table = torch.randn(entries, case.heads).to(DEVICE).requires_grad_()
+    return qkv, table, torch.randn(3, case.heads, case.d).to(DEVICE).requires_grad_()
+
+
+def attend(case: Case, qkv, table, fill):
+    return window_attention(qkv, table, fill, case.window, case.table_window, case.shift)
+
+
+def all_pairs(case: Case, qkv, table, fill):
+    """Every token of the padded image with every other; two attend to each other if one shifted window holds both."""
+    qkv, table, fill = qkv.double(), table.double(), fill.to(qkv.dtype).double()
+    size = [math.ceil(g / w) * w for g, w in zip(case.grid, case.window, strict=True)]
+    canvas = fill.expand(case.batch, *size, *fill.shape).clone()
+    canvas[:, : case.grid[0], : case.grid[1]] = qkv
+    q, k, v = canvas.flatten(1, 2).unbind(2)  # (B, N, heads, d)
+    place = torch.cartesian_prod(*(torch.arange(side) for side in size))  # (N, 2)
+    shifted = (place - torch.tensor(case.shift)) % torch.tensor(size)
+    home, inside = shifted // torch.tensor(case.window), shifted % torch.tensor(case.window)
+    together = (home[:, None] == home[None, :]).all(-1)
+    wrapped = place < torch.tensor(case.shift)
+    apart = (wrapped[:, None] != wrapped[None, :]).any(-1)
+    offset = inside[:, None] - inside[None, :] + torch.tensor(case.table_window) - 1  # (N, N, 2)
+    entry = offset[..., 0] * (2 * case.table_window[1] - 1) + offset[..., 1]
+    bias = table[entry.where(together, torch.tensor(0)).to(table.device)].permute(2, 0, 1)
+    bias = bias - 100.0 * apart.to(table.device)
+    bias = bias.masked_fill(~together.to(table.device), -math.inf)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.d**-0.5 + bias
+    out = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
+    return out.unflatten(1, size)[:, : case.grid[0], : case.grid[1]]
+
+
+def gradients(out, leaves, weights):
+    return torch.autograd.grad((out * weights).sum(), leaves, materialize_grads=True)
+
+
+def assert_near(actual, expected, unit):
+    """Within `unit` of the largest number."""
+    assert_close(actual.double(), expected.double(), rtol=0, atol=unit * max(expected.abs().max().item(), 1e-3))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fp32_equals_attention_over_all_pairs(case):
+    leaves = inputs(case)
+    out, expected = attend(case, *leaves), all_pairs(case, *leaves)
+    weights = torch.randn_like(out)
+    assert out.is_contiguous()
+    assert_near(out, expected, 2e-6)
+    for ours, theirs in zip(gradients(out, leaves, weights), gradients(expected, leaves, weights), strict=True):
+        assert_near(ours, theirs, 4e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (SMALL, torch.bfloat16),
+        (PADDED, torch.bfloat16),
+        (WIDE, torch.bfloat16),
+        (PADDED, torch.float16),
+        (Case((14, 14), (14, 14), (7, 7)), torch.float16),
+        (LARGEST, torch.float16),
+    ],
+    ids=str,
+)
+def test_half_precision_is_off_by_its_rounding(case, dtype):
+    """Probabilities, their gradients and the results are rounded: an error of half a unit each, at most."""
+    leaves = inputs(case, dtype)
+    out, expected = attend(case, *leaves), all_pairs(case, *leaves)
+    weights = torch.randn_like(out)
+    assert out.dtype == dtype
+    unit = torch.finfo(dtype).eps
+    if window_kernels.INTERPRETED and dtype == torch.bfloat16:
+        unit *= 2  # the interpreter cuts bf16 off, a GPU rounds to the nearest
+    assert_near(out, expected, unit)
+    ours, theirs = gradients(out, leaves, weights), gradients(expected, leaves, weights.double())
+    assert [x.dtype for x in ours] == [dtype, torch.float32, torch.float32]
+    for a, b in zip(ours, theirs, strict=True):
+        assert_near(a, b, 2 * unit)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has as many processors as it has")
+@pytest.mark.parametrize("case", [PADDED, Case((9, 18), (9, 9), d=16)], ids=str)
+def test_it_does_not_matter_how_many_programs_share_the_windows(case, monkeypatch):
+    leaves = inputs(case)
+    weights = torch.randn_like(attend(case, *leaves))
+    few = gradients(attend(case, *leaves), leaves, weights)
+    monkeypatch.setattr(triton_attention, "INTERPRETER_PROCESSORS", 100)
+    for a, b in zip(gradients(attend(case, *leaves), leaves, weights), few, strict=True):
+        assert_near(a, b, 1e-6)
+
+
+@pytest.mark.parametrize("case", [PADDED, WIDE], ids=str)
+def test_two_runs_give_the_same_bits(case):
+    leaves = inputs(case, torch.bfloat16)
+    weights = torch.randn(attend(case, *leaves).shape, dtype=torch.bfloat16, device=DEVICE)
+    first, second = (gradients(attend(case, *leaves), leaves, weights) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_fill_is_zeros():
+    qkv, table, fill = inputs(PADDED)
+    assert torch.equal(attend(PADDED, qkv, table, None), attend(PADDED, qkv, table, torch.zeros_like(fill)))
+    ours, theirs = (
+        gradients(attend(PADDED, qkv, table, zeros), (qkv, table), torch.ones(1, device=DEVICE))
+        for zeros in (None, torch.zeros_like(fill))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b)
+
+
+def test_an_empty_batch_has_zero_gradients():
+    _, table, fill = inputs(TINY)
+    qkv = torch.zeros(0, 4, 8, 3, 2, 16, device=DEVICE, requires_grad=True)
+    out = attend(TINY, qkv, table, fill)
+    assert out.shape == (0, 4, 8, 2, 16)
+    for x, gradient in zip((qkv, table, fill), gradients(out, (qkv, table, fill), out.detach()), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(x))
+
+
+def test_strides_of_the_input_and_of_the_gradient_are_free():
+    qkv, table, fill = inputs(TINY)
+    weights = torch.randn(1, 4, 8, 2, 1, device=DEVICE)
+    turned = qkv.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    ours, theirs = (
+        gradients(attend(TINY, x, table, fill), (x, table), weights.expand(1, 4, 8, 2, 16)) for x in (turned, qkv)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_gradients_of_some_inputs_only(wanted):
+    leaves = inputs(PADDED)
+    weights = torch.randn_like(attend(PADDED, *leaves))
+    every = gradients(attend(PADDED, *leaves), leaves, weights)
+    some = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(leaves)]
+    attend(PADDED, *some).backward(weights)
+    for i, (x, expected) in enumerate(zip(some, every, strict=True)):
+        assert torch.equal(x.grad, expected) if i in wanted else x.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("case", [Case((4, 4), (4, 4), d=16), Case((9, 8), (9, 9), d=16)], ids=str)
+def test_torch_finds_no_fault_with_the_ops(case):
+    qkv, table, fill = inputs(case)
+    geometry = (list(case.window), list(case.table_window), list(case.shift))
+    torch.library.opcheck(attention_op, (qkv, table, fill, *geometry))
+    with torch.no_grad():
+        out, log_sums = attention_op(qkv, table, fill, *geometry)
+        torch.library.opcheck(backward_op, (torch.randn_like(out), qkv, table, None, *geometry, out, log_sums))
+
+
+@pytest.mark.parametrize("case", [TINY, Case((9, 8), (9, 9), (4, 4), d=16)], ids=str)
+def test_one_graph_under_compile_and_checkpointing(case):
+    leaves = inputs(case)
+    weights = torch.randn_like(attend(case, *leaves))
+    eager = gradients(attend(case, *leaves), leaves, weights)
+    compiled = torch.compile(lambda *x: attend(case, *x), fullgraph=True, backend="aot_eager")
+    again = checkpoint(lambda *x: attend(case, *x), *leaves, use_reentrant=False)
+    for out in (compiled(*leaves), again):
+        for a, b in zip(gradients(out, leaves, weights), eager, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_under_autocast_the_projections_dtype_counts():
+    layer = torch.nn.Linear(32, 96, device=DEVICE)
+    _, table, _ = inputs(Case((4, 4), (4, 4)))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        qkv = layer(torch.randn(1, 4, 3, 32, device=DEVICE)).unflatten(-1, (3, 1, 32))
+        out = window_attention(qkv, table, layer.bias.unflatten(0, (3, 1, 32)), (4, 4), (4, 4), (0, 0))
+    out.float().sum().backward()
+    assert (qkv.dtype, out.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert [x.grad.dtype for x in (layer.weight, layer.bias, table)] == [torch.float32] * 3
+
+
+def test_weights_in_bf16_get_gradients_in_bf16():
+    qkv, table, fill = (x.detach().bfloat16().requires_grad_() for x in inputs(PADDED))
+    attend(PADDED, qkv, table, fill).sum().backward()
+    assert [x.grad.dtype for x in (qkv, table, fill)] == [torch.bfloat16] * 3
+
+
+def test_operations_are_counted_as_torch_counts_attention():
+    leaves = inputs(PADDED)
+    with FlopCounterMode(display=False) as counter:
+        attend(PADDED, *leaves).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    product = 2 * 4 * 36 * 36 * 32
+    assert counts[torch.ops.swin_mim.window_attention] == 2 * product
+    assert counts[torch.ops.swin_mim.window_attention_backward] == 5 * product
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "words"),
+    [
+        (Case((17, 16), (17, 16)), torch.float32, "up to 256 tokens, not 17 x 16"),
+        (Case((4, 4), (4, 4), d=65), torch.float32, "up to 64 channels of a head, not 65"),
+        (Case((4, 4), (4, 4)), torch.float64, "fp32, bf16 or fp16, not torch.float64"),
+    ],
+)
+def test_what_no_kernel_can_do_is_said_in_one_line(case, dtype, words):
+    with pytest.raises(UserError, match=words) as caught:
+        attend(case, *inputs(case, dtype))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_beyond_32_bit_offsets_is_refused():
+    with pytest.raises(UserError, match="less than 2\\^31"):
+        triton_attention._check(torch.empty(1, 4096, 4096, 3, 4, 32, device="meta"), [4, 4])
+
+
+def test_a_cpu_without_the_interpreter_is_told_what_to_use(monkeypatch):
+    monkeypatch.setattr(window_kernels, "INTERPRETED", tl.constexpr(False))
+    with pytest.raises(UserError, match="needs a GPU: use attention auto"):
+        triton_attention._check(torch.empty(1, 4, 4, 3, 1, 32), [4, 4])
+
+
+@pytest.mark.parametrize("tokens", [65, 81, 100, 144, 196, 225, 256])
+def test_parts_cover_a_window_with_less_than_16_columns_to_spare(tokens):
+    for exact in (False, True):
+        assert 0 <= sum(part_widths(tokens, exact)) - tokens < 16
+
+
+@pytest.mark.parametrize("windows", [0, 1, 63, 64, 1000, 8192])
+def test_programs_share_the_windows_evenly(windows):
+    plan = plan_of(4, 32, (7, 7), (7, 7), (3, 3), filled=False, exact=False)
+    groups = groups_of(windows, plan, launch_of("whole", plan, exact=False), processors=132)
+    assert 1 <= groups <= max(1, min(windows, 132 * 2 // 4))
+    shares = [len(range(first, windows, groups)) for first in range(groups)]
+    assert max(shares) - min(shares) <= 1
+
+
+def compiled_for(capability: int, shapes: list[str], cache: Path) -> list[dict]:
+    """The kernels of a forward and a backward pass, compiled in a process that does not interpret them."""
+    script = Path(__file__).with_name("compile_without_gpu.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, str(script), str(capability), *shapes]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_fits(kernel: dict) -> None:
+    assert kernel["shared"] <= LEAST_SHARED, kernel
+    # The gradient of the bias of 16 rows takes 72 registers of 255 at 144 tokens and 128 at 256.
+    assert kernel["spilled"] <= (512 if kernel["kernel"] == "backward_rows" else 128), kernel
+
+
+def test_kernels_compile_for_a_gpu(tmp_path):
+    kernels = compiled_for(90, ["7,7,3,3,4,32,bfloat16,1", "12,12,6,6,4,32,bfloat16,0"], tmp_path)
+    names = ["forward", "backward_whole", "backward_rows", "backward_columns", "table_to_pairs", "pairs_to_table"]
+    assert {kernel["kernel"] for kernel in kernels} == set(names)
+    for kernel in kernels:
+        assert_fits(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [(80, "bfloat16"), (90, "bfloat16"), (120, "bfloat16"), (90, "float16"), (90, "float32")],
+)
+def test_kernels_of_all_sizes_compile_for_a_gpu(capability, dtype, tmp_path):
+    sizes = ["2,3,0,0,3,32", "4,4,2,2,3,16", "4,7,0,3,3,24", "6,6,3,3,4,32", "7,7,3,3,4,64", "8,8,4,4,4,48"]
+    sizes += ["9,9,4,4,4,32", "12,12,6,6,4,32", "12,12,6,6,4,64", "14,14,7,7,4,32", "16,16,8,8,4,32"]
+    shapes = [f"{size},{dtype},{padded}" for size in sizes for padded in (0, 1)]
+    for kernel in compiled_for(capability, shapes, tmp_path):
+        assert kernel["shared"] <= LEAST_SHARED, kernel
