@@ -128,7 +128,7 @@ def disagreeing(
 
 
 def probe(row: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output, and gradient of the input for one of ones."""
+    """Output, and gradient of the input for an uneven one of the output."""
     y = row.call(x)
     (gradient,) = torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y))
     return y.detach(), gradient

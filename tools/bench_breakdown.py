@@ -247,6 +247,7 @@ def seconds_of(part: Part, settings: ModelSettings, mode: Mode) -> float:
     """Of all its occurrences in a step."""
     device = next(part.module.parameters()).device
     x = real(part, device)
+    torch.compiler.reset()  # one piece of code for all stages would pass the limit of recompilations
     module: Any = torch.compile(part.module, dynamic=False) if mode == "compiled" else part.module
     run = partial(forward_backward, module, x, settings.precision)
     run()

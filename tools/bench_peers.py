@@ -175,19 +175,18 @@ def torchvision_attention(model: Any, stage: int, block: int) -> Attention:
 
 def transformers_attention(model: Any, stage: int, block: int) -> Attention:
     """The middle of SwinLayer.forward, in its own functions."""
-    from transformers.models.swin.modeling_swin import window_partition, window_reverse
-
     layer = model.swin.encoder.layers[stage].blocks[block]
+    theirs = sys.modules[type(layer).__module__]
 
     def attend(x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         layer.set_shift_and_window_size((height, width))
         x, _ = layer.maybe_pad(x, height, width)
         padded, side = x.shape[1:3], layer.window_size
-        windows = window_partition(layer.cyclic_shift(x), side).view(-1, side * side, x.shape[3])
+        windows = theirs.window_partition(layer.cyclic_shift(x), side).view(-1, side * side, x.shape[3])
         mask = layer.get_attn_mask(*padded, dtype=x.dtype, device=x.device)
         windows = layer.attention(windows, mask)[0].view(-1, side, side, x.shape[3])
-        x = layer.cyclic_shift(window_reverse(windows, side, *padded), reverse=True)
+        x = layer.cyclic_shift(theirs.window_reverse(windows, side, *padded), reverse=True)
         return x[:, :height, :width].contiguous()
 
     return Attention(attend, layer.attention)

@@ -9,7 +9,7 @@ of them.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -159,7 +159,7 @@ def measure(
     first_seconds, failed = warm_up(contestants, random_batch(config, size, 0, device), settings)
     steps = settings.steps or (10 if device.type == "cuda" else 1)
     peaks: dict[str, float] = {}
-    batch = lambda repeat: random_batch(config, size, repeat, device)  # noqa: E731
+    batch = lru_cache(maxsize=1)(partial(random_batch, config, size, device=device))  # one for all systems of a repeat
     turns = {
         name: partial(turn, name, contestant, batch, settings, steps, peaks)
         for name, contestant in contestants.items()
