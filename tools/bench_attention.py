@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TextIO, get_args
 
 import torch
-from bench_breakdown import Part, bytes_of, flops_of, without_projections
+from bench_breakdown import Part, bytes_of, flops_of, without_norm, without_projections
 from bench_ceilings import Ceilings, measure_ceilings
 from bench_peers import ATTENTION, Attention, System, build, ours_attention, random_weights
 from bench_report import describe, number, output, print_ceilings, print_machine, print_table, write_json
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM
+from swin_mim.models.swin import window_geometry
 from swin_mim.models.swin_config import SwinConfig
-from swin_mim.models.window_attention import Backend, window_geometry
+from swin_mim.models.window_attention import Backend
 
 DIFFERENCE = 2e-3
 """The largest difference of outputs and gradients that is rounding, of the greatest value; in fp32."""
@@ -99,7 +100,8 @@ def by_backend(ours: Attention) -> dict[str, Attention]:
             twin: Any = copy.copy(ours.module)
             twin.backend = backend
             bare = without_projections(twin)
-            rows |= {f"ours {backend}": Attention(twin, twin), f"ours {backend}{ALONE}": Attention(bare, bare)}
+            whole = without_norm(twin)
+            rows |= {f"ours {backend}": Attention(whole, whole), f"ours {backend}{ALONE}": Attention(bare, bare)}
     return rows
 
 
@@ -213,8 +215,8 @@ def work_of(
     module: Any = ours_attention(systems["ours"].model, place.stage, place.block).module
     with torch.device("meta"):
         on_meta: Any = ours_attention(SimMIM(config, attention="reference"), place.stage, place.block).module
-    if name.endswith(ALONE):
-        module, on_meta = without_projections(module), without_projections(on_meta)
+    taken = without_projections if name.endswith(ALONE) else without_norm
+    module, on_meta = taken(module), taken(on_meta)
     x = tokens(name, place, batch, config, torch.device("meta"))
     typed = x.detach().to(input_dtype(name, precision))
     return Work(flops_of(Part("", None, 1, on_meta, x)), bytes_of(Part("", None, 1, module, typed), precision))

@@ -2,17 +2,20 @@
 
 A part is a real module of the model with inputs of the shape and type that it gets in a step, times the number of its
 occurrences. What the step takes beyond the sum (residual additions, sums of gradients, casts, waits) is the rest; it is
-negative where the parts together are faster than one by one. Bytes are the least that a part must move: its input,
-output and weights once in the forward pass, and these and their gradients once in the backward pass; what it makes in
-between could stay on the chip.
+negative where the parts together are faster than one by one. A norm that a layer does on its way is in that layer's
+part; what it would take alone stands in brackets and does not count.
+
+Bytes are the least that a part must move: its input, output and weights once in the forward pass, and these and their
+gradients once in the backward pass; what it makes in between could stay on the chip.
 """
 
 import copy
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from bench_ceilings import Ceilings
@@ -43,6 +46,8 @@ class Part:
     """Of the shape and type that it has in a step; it may hold anything."""
     needs_gradient: bool = True
     """Of the input."""
+    within_others: bool = False
+    """It is measured for what it would take alone, and does not count: other parts do it."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +82,25 @@ def breakdown(
         Cost(seconds_of(part, settings, mode), flop, part.count * bytes_of(part, settings.precision))
         for part, flop in zip(parts, flops, strict=True)
     ]
-    names = [(part.name, part.stage, part.count) for part in parts]
-    names.append(("optimizer, clip", None, 1))
+    rows = [(part.name, part.stage, part.count, part.within_others) for part in parts]
+    rows.append(("optimizer, clip", None, 1, False))
     costs.append(optimizer_cost(model, optimizer, settings.repeats))
-    rows = [
-        {"part": name, "stage": stage, "count": count} | judged(cost, step_seconds, ceilings)
-        for (name, stage, count), cost in zip(names, costs, strict=True)
-    ]
-    sums: dict[str, list[Cost]] = defaultdict(list)
-    for (name, _, _), cost in zip(names, costs, strict=True):
-        sums[name].append(cost)
-    whole = {name: judged(added(members), step_seconds, ceilings) for name, members in sums.items()}
-    rest = step_seconds - sum(cost.seconds for cost in costs)
+    sums: dict[tuple[str, bool], list[Cost]] = defaultdict(list)
+    by_stage: list[dict[str, Any]] = []
+    for (name, stage, count, within), cost in zip(rows, costs, strict=True):
+        sums[name, within].append(cost)
+        by_stage.append({"part": name, "stage": stage, "count": count, "within_others": within})
+        by_stage[-1] |= judged(cost, step_seconds, ceilings)
+    parts_in_all = {
+        name: {"within_others": within, **judged(added(members), step_seconds, ceilings)}
+        for (name, within), members in sums.items()
+    }
+    rest = step_seconds - sum(part["seconds"] for part in parts_in_all.values() if not part["within_others"])
     return {
         "step_seconds": step_seconds,
-        "parts": dict(sorted(whole.items(), key=lambda entry: -entry[1]["seconds"])),
+        "parts": dict(sorted(parts_in_all.items(), key=lambda entry: -entry[1]["seconds"])),
         "rest": {"seconds": rest, "share_of_step": rest / step_seconds},
-        "by_stage": sorted(rows, key=lambda row: -row["seconds"]),
+        "by_stage": sorted(by_stage, key=lambda row: -row["seconds"]),
     }
 
 
@@ -117,45 +124,65 @@ def added(costs: list[Cost]) -> Cost:
 
 
 def parts_of(model: SimMIM, batch: tuple[Tensor, Tensor]) -> Iterator[Part]:
-    """All parts of a step but the optimizer. Together they hold every parameter."""
+    """All parts of a step but the optimizer. Those that are not within others hold every parameter together."""
     images, _ = batch
-    encoder = model.encoder
-    inputs, outputs = inputs_and_outputs(model, batch)
+    encoder, calls = model.encoder, calls_in(model, batch)
     yield Part("patch embedding, mask", None, 1, Embedding(model, batch), images, needs_gradient=False)
     for number, stage in enumerate(encoder.layers):
         assert isinstance(stage, Stage)
         if isinstance(stage.downsample, PatchMerging):
-            yield Part("patch merging", number, 1, stage.downsample, inputs[stage.downsample])
+            yield called("patch merging", number, 1, stage.downsample, calls)
         blocks = [block for block in stage.blocks if isinstance(block, Block)]
-        depth, first, attention = len(blocks), blocks[0], blocks[0].attn
-        yield Part("norms", number, 2 * depth, first.norm1, inputs[first.norm1])
-        yield Part("qkv and proj", number, depth, attention.qkv, inputs[attention.qkv])
-        yield Part("qkv and proj", number, depth, attention.proj, inputs[attention.proj])
+        depth, first = len(blocks), blocks[0]
+        yield called("qkv", number, depth, first.attn.qkv, calls)
         for block, count in zip(blocks[:2], (depth - depth // 2, depth // 2), strict=False):
-            projected = outputs[block.attn.qkv]
+            projected = calls[block.attn.qkv].output
             yield Part("window attention", number, count, without_projections(block.attn), projected)
-        yield Part("MLP", number, depth, first.mlp, inputs[first.mlp])
-    yield Part("norms", None, 1, encoder.norm, inputs[encoder.norm])
-    yield Part("decoder, loss", None, 1, Decoding(model, batch), outputs[encoder.norm])
+        yield called("proj", number, depth, first.attn.proj, calls)
+        yield called("MLP", number, depth, first.mlp, calls)
+        yield norms(number, 2 * depth, first, calls)
+    yield called("norms", None, 1, encoder.norm, calls)
+    yield Part("decoder, loss", None, 1, Decoding(model, batch), calls[encoder.norm].output)
 
 
-def inputs_and_outputs(
-    model: SimMIM, batch: tuple[Tensor, Tensor]
-) -> tuple[dict[nn.Module, Tensor], dict[nn.Module, Tensor]]:
-    """What each module below got and gave in one forward pass: tensors like them, with other contents."""
-    inputs: dict[nn.Module, Tensor] = {}
-    outputs: dict[nn.Module, Tensor] = {}
+class Call(NamedTuple):
+    """What a module got and gave: tensors like them, with other contents."""
 
-    def note(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+    input: Tensor
+    further: tuple[Any, ...]
+    """Arguments besides the input, such as a norm to be applied to it."""
+    output: Tensor
+
+
+def calls_in(model: SimMIM, batch: tuple[Tensor, Tensor]) -> dict[nn.Module, Call]:
+    """Of the modules below that were called with a tensor, in one forward pass."""
+    calls: dict[nn.Module, Call] = {}
+
+    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
         if given and isinstance(given[0], Tensor) and isinstance(result, Tensor):
-            inputs[module], outputs[module] = (empty_like(t) for t in (given[0], result))
+            calls[module] = Call(empty_like(given[0]), (*given[1:], *named.values()), empty_like(result))
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in model.modules()]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model(*batch)
     for hook in hooks:
         hook.remove()
-    return inputs, outputs
+    return calls
+
+
+def called(name: str, stage: int | None, count: int, module: nn.Module, calls: Mapping[nn.Module, Call]) -> Part:
+    """A part that is the module as the model calls it."""
+    call = calls[module]
+    normed = any(isinstance(each, nn.LayerNorm) for each in call.further)
+    whole = OfOneTensor(module, call.further) if call.further else module
+    return Part(f"norm, {name}" if normed else name, stage, count, whole, call.input)
+
+
+def norms(stage: int, count: int, block: Block, calls: Mapping[nn.Module, Call]) -> Part:
+    """Of the blocks of a stage. Where the layers behind them do their work, this is what they would take alone."""
+    alone = block.norm1 in calls
+    name = "norms" if alone else "(norms alone)"
+    return Part(name, stage, count, block.norm1, calls[block.attn].input, within_others=not alone)
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -217,9 +244,27 @@ class Handed(nn.Module):
         return self.features
 
 
+class OfOneTensor(nn.Module):
+    """A module with its further arguments."""
+
+    def __init__(self, module: nn.Module, further: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.module, self.further = module, further
+        self.others = nn.ModuleList(each for each in further if isinstance(each, nn.Module))  # their parameters count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x, *self.further)
+
+
+def without_norm(module: nn.Module) -> OfOneTensor:
+    """A module whose further arguments are left out: its input is normed already."""
+    further = len(inspect.signature(module.forward).parameters) - 1
+    return OfOneTensor(module, (None,) * further)
+
+
 def without_projections(attention: WindowAttention) -> nn.Module:
     """The window attention between its two projections: (B, h, w, 3D) -> (B, h, w, D), by the module's own code."""
-    return with_children(attention, qkv=Through(attention.qkv.bias), proj=nn.Identity())
+    return without_norm(with_children(attention, qkv=Through(attention.qkv.bias), proj=nn.Identity()))
 
 
 class Through(nn.Module):
@@ -229,7 +274,7 @@ class Through(nn.Module):
         super().__init__()
         self.__dict__["bias"] = bias  # not registered: it belongs to the projection
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *further: Any) -> Tensor:
         return x
 
 
@@ -322,7 +367,7 @@ def print_breakdown(found: Mapping[str, Any], out: TextIO) -> None:
     rows.append(["rest", f"{1e3 * rest['seconds']:.2f}", f"{rest['share_of_step']:.1%}", *["-"] * 4])
     rows.append(["step", f"{1e3 * found['step_seconds']:.2f}", f"{1:.1%}", *["-"] * 4])
     print_table(COLUMNS, rows, out)
-    largest = found["by_stage"][:8]
+    largest = [row for row in found["by_stage"] if not row["within_others"]][:8]
     print("\nthe largest of single stages", file=out)
     rows = [cells(f"{row['part']}, {stage_text(row['stage'])} ({row['count']})", row) for row in largest]
     print_table(COLUMNS, rows, out)

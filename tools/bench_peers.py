@@ -159,6 +159,7 @@ def peer(format: Format, kind: Kind, config: SwinConfig, weights: Weights, setti
 
 
 def ours_attention(model: Any, stage: int, block: int) -> Attention:
+    """The module itself, which may take a norm besides."""
     module = model.encoder.layers[stage].blocks[block].attn
     return Attention(module, module)
 
