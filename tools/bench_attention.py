@@ -5,7 +5,7 @@ included, each library in its own way, with the same weights. Besides, ours with
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TextIO, get_args
@@ -23,7 +23,7 @@ from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import window_geometry
 from swin_mim.models.swin_config import SwinConfig
-from swin_mim.models.window_attention import Backend
+from swin_mim.models.window_attention import Backend, resolve_backend
 
 DIFFERENCE = 2e-3
 """The largest difference of outputs and gradients that is rounding, of the greatest value; in fp32."""
@@ -60,12 +60,13 @@ def attention(settings: PeerSettings) -> None:
     print_machine(report, out)
     ceilings = measure_ceilings(device, settings.precision) if settings.ceilings else None
     print_ceilings(ceilings, out)
-    reasons = {name: reason for name, (reason,) in failed.items()}
+    backends, refused = backends_on(device)
+    reasons = {name: reason for name, (reason,) in (failed | refused).items()}
     for name, reason in reasons.items():
         print(f"{name} is not measured: {reason}", file=out)
     report |= {"ceilings": ceilings and ceilings._asdict(), "not_measured": reasons, "batches": []}
     for batch in settings.batch:
-        found = [measure(systems, place, batch, config, settings, device) for place in places(config)]
+        found = [measure(systems, backends, place, batch, config, settings, device) for place in places(config)]
         report["batches"].append(summed(found, batch, config, ceilings))
         print_batch(report["batches"][-1], settings, out)
     print(LEGEND, file=out)
@@ -84,24 +85,38 @@ def places(config: SwinConfig) -> list[Place]:
 # Who takes part.
 
 
-def rows_at(systems: Mapping[str, System], place: Place) -> dict[str, Attention]:
-    """Ours with every backend, whole and alone, and the others."""
+def backends_on(device: torch.device) -> tuple[list[Backend], dict[str, Failed]]:
+    """Our backends that run on the device, and why the others do not."""
+    backends: list[Backend] = []
+    refused = {}
+    for backend in get_args(Backend):
+        if backend == "auto":
+            continue
+        try:
+            resolve_backend(backend, device)
+        except UserError as error:
+            refused[f"ours {backend}"] = Failed(str(error))
+        else:
+            backends.append(backend)
+    return backends, refused
+
+
+def rows_at(systems: Mapping[str, System], backends: Sequence[Backend], place: Place) -> dict[str, Attention]:
+    """Ours with these backends, whole and alone, and the others."""
     rows: dict[str, Attention] = {}
     for name, system in systems.items():
         found = ATTENTION[name](system.model, place.stage, place.block)
-        rows |= by_backend(found) if name == "ours" else {name: found}
+        rows |= by_backend(found, backends) if name == "ours" else {name: found}
     return rows
 
 
-def by_backend(ours: Attention) -> dict[str, Attention]:
+def by_backend(ours: Attention, backends: Sequence[Backend]) -> dict[str, Attention]:
     rows: dict[str, Attention] = {}
-    for backend in get_args(Backend):
-        if backend != "auto":
-            twin: Any = copy.copy(ours.module)
-            twin.backend = backend
-            bare = without_projections(twin)
-            whole = without_norm(twin)
-            rows |= {f"ours {backend}": Attention(whole, whole), f"ours {backend}{ALONE}": Attention(bare, bare)}
+    for backend in backends:
+        twin: Any = copy.copy(ours.module)
+        twin.backend = backend
+        whole, bare = without_norm(twin), without_projections(twin)
+        rows |= {f"ours {backend}": Attention(whole, whole), f"ours {backend}{ALONE}": Attention(bare, bare)}
     return rows
 
 
@@ -149,6 +164,7 @@ def tokens(name: str, place: Place, batch: int, config: SwinConfig, device: torc
 
 def measure(
     systems: Mapping[str, System],
+    backends: Sequence[Backend],
     place: Place,
     batch: int,
     config: SwinConfig,
@@ -156,7 +172,7 @@ def measure(
     device: torch.device,
 ) -> dict[str, Any]:
     """Seconds of every row at one place, what it has to do there, and who is not measured."""
-    rows = rows_at(systems, place)
+    rows = rows_at(systems, backends, place)
     failed = disagreeing(rows, place, config, device)
     steps = settings.steps or (10 if device.type == "cuda" else 1)
     turns = {

@@ -95,10 +95,11 @@ class Part(NamedTuple):
     """Of `bench.py`."""
 
 
-def parts_of(plan: Plan, microsoft: str | None) -> list[Part]:
+def parts_of(plan: Plan, microsoft: str | None, systems: str | None = None) -> list[Part]:
     """In the order of what is wanted first."""
     first, smallest = plan.models[0], str(plan.batches[0])
     peers = ["--microsoft", microsoft] if microsoft else []
+    peers += ["--systems", systems] if systems else []
     curve = ["curves", *first.options, *plan.options, "--backends", plan.backends]
     exact = [*curve, "--precision", "fp32", "--steps", "3", "--batch", "2"]
     whole = ["step", *plan.options, *plan.step]
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         deadline = time.monotonic() + 60 * options.minutes
         if not options.dry:
             test_kernels(out, deadline)
-        unfinished = measure(parts_of(plan, microsoft), out, options.only, deadline)
+        unfinished = measure(parts_of(plan, microsoft, options.systems), out, options.only, deadline)
         (out / "table.md").write_text(markdown(out))
         say(f"see {out / 'table.md'}")
         if unfinished:
@@ -146,6 +147,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM")
     add("--minutes", type=float, default=600, help="after which it stops; the same command goes on")
     add("--only", default="*", metavar="PATTERN", help="only the parts with such a name, as 'step_swin_base_192_w6_*'")
+    add("--systems", help="as of bench.py; default: all. Compiling four others takes minutes for each batch size")
     add("--dry", action="store_true", help="the same way with a tiny model on a CPU, in about a minute")
     return parser.parse_args(arguments)
 
@@ -182,7 +184,7 @@ def test_kernels(out: Path, deadline: float) -> None:
     if not KERNEL_TESTS.is_dir() or (file.is_file() and json.loads(file.read_text())["passed"]):
         return
     # the tests hide the GPUs from torch unless they are named
-    variables = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"), "SWIM_TEST_DEVICE": "cuda"}
+    variables = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
     code, text = call([sys.executable, "-m", "pytest", "-q", str(KERNEL_TESTS)], deadline, variables)
     write(file, {"passed": code == 0, "exit_code": code, "output": text[-4000:]})
     say(f"kernels: {'the tests pass' if code == 0 else f'THE TESTS DO NOT PASS, see {file}'}")

@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from swin_mim.errors import UserError
+
 Result = TypeVar("Result")
 
 
@@ -79,7 +81,7 @@ def attempt(call: Callable[[], Result], *, otherwise: str | None = None) -> Resu
         words = "out of memory" if "allocate memory" in str(error) else otherwise  # a RuntimeError on a CPU
         if words is None:
             raise
-        failed = Failed(f"{words}: {first_line(error)}")
+        failed = Failed(str(error) if isinstance(error, UserError) else f"{words}: {first_line(error)}")
     free()  # only here, without the error, whose frames hold tensors
     return failed
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from swin_mim.errors import UserError
+
 TINY = [
     *("attention", "--model", "swin_nano", "--image-size", "64", "--window-size", "2", "--batch", "1"),
     *("--device", "cpu", "--threads", "1", "--warmup", "1", "--repeats", "1"),
@@ -68,6 +70,18 @@ def test_attention_that_differs_or_fails_is_not_timed(bench, report_of, monkeypa
         assert place["not_measured"]["torchvision"] == "fails: ValueError: not on this device"
     assert not {"timm", "torchvision"} & set(table["total"])
     assert "not on this device" in tables
+
+
+def test_a_backend_that_refuses_the_device_is_named_once(bench, monkeypatch):
+    def resolve(backend, device):
+        if backend == "sdpa":
+            raise UserError(f"attention sdpa does not run on {device.type}")
+
+    monkeypatch.setattr(bench.attention, "resolve_backend", resolve)
+    backends, refused = bench.attention.backends_on(torch.device("cpu"))
+    assert "reference" in backends
+    assert not {"auto", "sdpa"} & set(backends)
+    assert refused["ours sdpa"].reason == "attention sdpa does not run on cpu"
 
 
 def test_a_peer_without_such_a_network_is_named_once(report_of):

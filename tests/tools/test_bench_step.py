@@ -120,6 +120,21 @@ def test_the_parts_of_a_breakdown_hold_every_parameter(bench):
     assert flops == bench.training.flops_per_step(config, 2)
 
 
+def test_a_norm_that_a_layer_does_belongs_to_its_part(bench):
+    class Normed(torch.nn.Linear):
+        def forward(self, x, norm=None):
+            return super().forward(x if norm is None else norm(x))
+
+    layer, norm, x = Normed(8, 4), torch.nn.LayerNorm(8), torch.randn(3, 8)
+    torch.nn.init.normal_(norm.weight)
+    call = bench.breakdown.Call(x, (norm,), layer(x, norm))
+    part = bench.breakdown.called("qkv", 0, 2, layer, {layer: call})
+    assert part.name == "norm, qkv"
+    assert torch.equal(part.module(x), layer(x, norm))
+    assert sum(p.numel() for p in part.module.parameters()) == 8 * 4 + 4 + 2 * 8
+    assert torch.equal(bench.breakdown.without_norm(layer)(x), layer(x))
+
+
 def test_attention_without_projections_is_the_middle_of_the_module(bench):
     config = SwinConfig.named("swin_nano", image_size=64, window_size=3)
     attention = SimMIM(config).encoder.layers[0].blocks[1].attn
