@@ -86,7 +86,12 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
 def add_loader(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--source", metavar="DIR", help="a folder of JPEGs in class folders; default: crops of Blue Marble")
-    add("--images", type=int, default=256, help="images of one turn, and of the folder that is made")
+    add(
+        "--images",
+        type=int,
+        default=256,
+        help="images of one turn, and of the folder that is made; many times batch x workers",
+    )
     add("--image-size", type=int, default=192, help="pixels of the crops")
     add("--batch", type=int, default=32, help="images of a batch")
     add("--workers", type=numbers, default=(0, 2), help="comma-separated; 0 decodes in the process itself")

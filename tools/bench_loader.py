@@ -4,8 +4,8 @@ ours                  `swin_mim.data`, as recipes/pretrain.py reads a folder: cr
 torchvision           as microsoft/SimMIM does it: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize
 datasets              an image folder of the `datasets` library with its Image feature, and the same transforms
 
-A turn is one pass with new workers; the clock starts at the first batch, so that starting them does not count. The
-batches that they have by then begun are few beside a turn of several hundred images.
+A turn has new workers and streams without end. The clock starts when there was a batch of each worker: starting them
+does not count, and nothing is ready that was made before.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ from bench_report import describe, number, output, print_machine, print_table, w
 from bench_settings import LoaderSettings, check
 from bench_timing import Failed, take_turns, times
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from swin_mim.data.blue_marble import composite
 from swin_mim.data.loader import training_batches
@@ -41,15 +41,18 @@ CLASSES = 2
 """Folders of a made data set: torchvision insists on some."""
 
 Batches = Callable[[], Iterator[Tensor]]
-"""Starts an endless, or at least long enough, stream of normalised images (B, 3, H, W) on the device."""
+"""Starts an endless stream of normalised images (B, 3, H, W) on the device."""
 
 
 def loader(settings: LoaderSettings) -> None:
     """Measure, print the table and write the JSON."""
     out = output(settings)
     device = check(settings)
-    if settings.images < 2 * settings.batch:
-        raise UserError(f"--images {settings.images} must be at least two batches of {settings.batch}")
+    least = (untimed_batches(max(settings.workers)) + 1) * settings.batch
+    if settings.images < least:
+        raise UserError(
+            f"--images {settings.images} must be at least {least}, a batch of each worker and one to be timed"
+        )
     report = describe(settings, device)
     print_machine(report, out)
     with tempfile.TemporaryDirectory() as made:
@@ -149,15 +152,13 @@ def their_batches(
     loaded: DataLoader[Any] = DataLoader(
         dataset,
         settings.batch,
-        shuffle=True,
-        drop_last=True,
+        sampler=RandomSampler(dataset, num_samples=2**40),  # permutation after permutation
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         collate_fn=lambda samples: torch.stack([image_of(sample) for sample in samples]),
     )
-    while True:
-        for batch in loaded:
-            yield batch.to(device)
+    for batch in loaded:
+        yield batch.to(device)
 
 
 # The measurement.
@@ -177,7 +178,7 @@ def measure(
             if isinstance(opened, Failed):
                 failed[name] = opened
             else:
-                turns[name] = partial(turn, name, opened, settings, memory)
+                turns[name] = partial(turn, name, opened, workers, settings, memory)
                 keys[name] = (system, workers)
     seconds, later = take_turns(turns, settings.repeats)
     rows = []
@@ -211,15 +212,21 @@ def opened_or_not(
         return Failed(str(error).splitlines()[0])
 
 
-def turn(name: str, batches: Batches, settings: LoaderSettings, memory: dict[str, float], repeat: int) -> float:
-    """Seconds per image after the first batch. Notes the memory of a worker in `memory`."""
+def untimed_batches(workers: int) -> int:
+    return max(workers, 1)
+
+
+def turn(
+    name: str, batches: Batches, workers: int, settings: LoaderSettings, memory: dict[str, float], repeat: int
+) -> float:
+    """Seconds per image. Notes the memory of a worker in `memory`."""
     with closing(batches()) as stream:  # type: ignore[type-var]
-        next(stream)
+        consume(islice(stream, untimed_batches(workers)))
         start = time.perf_counter()
-        count = consume(islice(stream, settings.images // settings.batch - 1))
+        count = consume(islice(stream, settings.images // settings.batch - untimed_batches(workers)))
         seconds = time.perf_counter() - start
-        if workers := multiprocessing.active_children():
-            memory[name] = max(pss_gb(process.pid) for process in workers)
+        if processes := multiprocessing.active_children():
+            memory[name] = max(pss_gb(process.pid) for process in processes)
     return seconds / count
 
 

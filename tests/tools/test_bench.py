@@ -40,7 +40,7 @@ def test_bad_input_of_step_is_one_line(bench, capsys, options, words):
         (["attention", *TINY, "--systems", "timm"], ["timm", "ours"]),
         (["attention", *TINY, "--repeats", "0"], ["--repeats 0"]),
         (["curves", *TINY, "--backends", "reference,flash"], ["'flash'", "sdpa"]),
-        (["loader", "--images", "32", "--batch", "32"], ["--images 32", "two batches"]),
+        (["loader", "--images", "64", "--batch", "32", "--workers", "2"], ["--images 64", "96"]),
         (["loader", "--workers", "-1"], ["--workers", "-1"]),
         (["train", "--warmup", "0"], ["--warmup 0"]),
         (["train", "--", "--model.nmae", "x"], ["model.nmae", "model.name"]),
