@@ -82,23 +82,27 @@ def breakdown(
         Cost(seconds_of(part, settings, mode), flop, part.count * bytes_of(part, settings.precision))
         for part, flop in zip(parts, flops, strict=True)
     ]
-    rows = [(part.name, part.stage, part.count, part.within_others) for part in parts]
-    rows.append(("optimizer, clip", None, 1, False))
+    parts.append(Part("optimizer, clip", None, 1, model, batch[0]))
     costs.append(optimizer_cost(model, optimizer, settings.repeats))
-    sums: dict[tuple[str, bool], list[Cost]] = defaultdict(list)
-    by_stage: list[dict[str, Any]] = []
-    for (name, stage, count, within), cost in zip(rows, costs, strict=True):
-        sums[name, within].append(cost)
-        by_stage.append({"part": name, "stage": stage, "count": count, "within_others": within})
-        by_stage[-1] |= judged(cost, step_seconds, ceilings)
-    parts_in_all = {
-        name: {"within_others": within, **judged(added(members), step_seconds, ceilings)}
-        for (name, within), members in sums.items()
+    return summed(parts, costs, step_seconds, ceilings)
+
+
+def summed(parts: list[Part], costs: list[Cost], step_seconds: float, ceilings: Ceilings) -> dict[str, Any]:
+    by_name: dict[str, list[Cost]] = defaultdict(list)
+    by_stage = []
+    for part, cost in zip(parts, costs, strict=True):
+        by_name[part.name].append(cost)
+        about = {"part": part.name, "stage": part.stage, "count": part.count, "within_others": part.within_others}
+        by_stage.append({**about, **judged(cost, step_seconds, ceilings)})
+    within = {part.name for part in parts if part.within_others}
+    together = {
+        name: {"within_others": name in within, **judged(added(members), step_seconds, ceilings)}
+        for name, members in by_name.items()
     }
-    rest = step_seconds - sum(part["seconds"] for part in parts_in_all.values() if not part["within_others"])
+    rest = step_seconds - sum(part["seconds"] for name, part in together.items() if name not in within)
     return {
         "step_seconds": step_seconds,
-        "parts": dict(sorted(parts_in_all.items(), key=lambda entry: -entry[1]["seconds"])),
+        "parts": dict(sorted(together.items(), key=lambda entry: -entry[1]["seconds"])),
         "rest": {"seconds": rest, "share_of_step": rest / step_seconds},
         "by_stage": sorted(by_stage, key=lambda row: -row["seconds"]),
     }

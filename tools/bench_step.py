@@ -19,7 +19,7 @@ from bench_memory import alone, in_children, own_bytes, peaks_of_children, resid
 from bench_peers import System, build, random_weights
 from bench_report import describe, number, output, print_ceilings, print_machine, print_table, write_json
 from bench_settings import StepSettings, check, check_microsoft, check_model, row_name
-from bench_timing import Failed, attempt, free, seconds_per_call, take_turns, times
+from bench_timing import Failed, attempt, exact, free, seconds_per_call, take_turns, times
 from bench_training import Contestant, enter, flops_per_step, random_batch, train_step
 from torch import Tensor, nn
 
@@ -129,8 +129,9 @@ def enter_all(
 
 def probe(system: System, batch: tuple[Tensor, Tensor]) -> Probe:
     """In fp32, before compilation."""
-    loss = system.loss(*batch)
-    loss.backward()
+    with exact():
+        loss = system.loss(*batch)
+        loss.backward()
     norm = nn.utils.get_total_norm([p.grad for p in system.model.parameters() if p.grad is not None])
     system.model.zero_grad()
     return Probe(loss.item(), norm.item())

@@ -42,6 +42,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def exact() -> AbstractContextManager[object]:
+    """Convolutions in whole fp32. On a GPU torch rounds their factors to TF32: no difference between systems."""
+    return torch.backends.cudnn.flags(allow_tf32=False)
+
+
 def seconds_per_call(call: Callable[[], object], calls: int, device: torch.device) -> float:
     """Of several calls without a wait in between, as in training."""
     synchronize(device)
