@@ -1,172 +1,11 @@
-"""tools/bench.py at a tiny size: what it reports, and what it refuses. No figure of this machine is checked."""
+"""tools/bench.py: its command line, its clock and its ceilings. No figure of this machine is checked."""
 
-import contextlib
-import importlib
-import io
 import json
-import statistics
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from swin_mim import SimMIM, SwinConfig
-
-BENCH = Path(__file__).parents[2] / "tools" / "bench.py"
-TINY = [
-    *("step", "--model", "swin_nano", "--image-size", "64", "--window-size", "2", "--batch", "2"),
-    *("--device", "cpu", "--threads", "1", "--warmup", "1"),
-]
-ALL = ("ours", "timm", "transformers", "torchvision", "microsoft")
-QUANTITIES = {
-    *("images_per_second", "relative_to_best_peer", "seconds_per_step", "seconds", "spread"),
-    *("peak_memory_gb", "parameters", "tflops"),
-}
-
-
-@pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(BENCH.parent))  # as when it is started as a script
-    try:
-        return importlib.import_module("bench")
-    finally:
-        sys.path.remove(str(BENCH.parent))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def run(bench, tmp_path_factory):
-    """Output and report of one run of every system that needs no checkout."""
-    file = tmp_path_factory.mktemp("bench") / "step.json"
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        bench.main([*TINY, "--repeats", "2", "--steps", "2", "--json", str(file)])
-    return output.getvalue(), json.loads(file.read_text())
-
-
-def test_every_system_is_measured_or_named(run):
-    output, report = run
-    assert set(report["results"]) == {"ours", "timm", "transformers", "torchvision"}
-    assert set(report["not_measured"]) == {"microsoft"}
-    assert "--microsoft" in report["not_measured"]["microsoft"]
-    rows = output.split("\nsystem ", 1)[1].splitlines()[1:6]
-    assert [row.split()[0] for row in rows] == list(ALL)
-    assert len({row.index(".") for row in rows[:4]}) == 1  # columns stand below each other
-    assert "not measured" in rows[4]
-
-
-def test_report_says_where_and_how(run):
-    output, report = run
-    assert set(report) == {
-        *("machine", "versions", "settings", "parity", "flops_per_step", "not_measured", "results"),
-    }
-    assert report["machine"]["threads"] == 1
-    assert report["machine"]["name"] in output
-    assert report["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert report["settings"]["batch"] == 2
-    assert report["settings"]["systems"] == list(ALL)
-
-
-def test_numbers_follow_from_the_seconds(run):
-    _, report = run
-    best_peer = min(r["seconds_per_step"] for name, r in report["results"].items() if name != "ours")
-    for result in report["results"].values():
-        assert set(result) == QUANTITIES
-        seconds, median = result["seconds"], statistics.median(result["seconds"])
-        assert len(seconds) == 2
-        assert min(seconds) > 0
-        assert result["seconds_per_step"] == median
-        assert result["images_per_second"] == pytest.approx(2 / median)
-        assert result["relative_to_best_peer"] == pytest.approx(best_peer / median)
-        assert result["spread"] == pytest.approx((max(seconds) - min(seconds)) / median)
-        assert result["tflops"] == pytest.approx(report["flops_per_step"] / median / 1e12)
-
-
-def test_all_do_the_same_work(run):
-    _, report = run
-    ours = report["parity"]["ours"]
-    for peer in ("timm", "transformers", "torchvision"):
-        assert report["parity"][peer]["loss"] == pytest.approx(ours["loss"], abs=1e-5)
-        assert report["parity"][peer]["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-4)
-    config = SwinConfig.named("swin_nano", image_size=64, window_size=2)
-    expected = sum(p.numel() for p in SimMIM(config).parameters())
-    assert {r["parameters"] for r in report["results"].values()} == {expected}
-
-
-def test_a_system_that_computes_something_else_is_left_out(bench):
-    settings = bench.parse([*TINY, "--systems", "ours,timm"])
-    config, device = bench.check(settings)
-    batch = bench.random_batch(config, 2, 0, device)
-    systems, _ = bench.build(config, settings, device)
-    probes = {name: bench.probe(system, batch) for name, system in systems.items()}
-    assert bench.disagreeing(probes) == {}
-    for module in systems["timm"].model.modules():
-        if getattr(module, "shift_size", (0, 0)) != (0, 0) and hasattr(module, "attn_mask"):
-            module.attn_mask.zero_()  # a Swin whose shifted windows see across the border of the image
-    probes["timm"] = bench.probe(systems["timm"], batch)
-    assert "not the same work" in bench.disagreeing(probes)["timm"]
-    assert bench.disagreeing({"ours": bench.Probe(1.0, 1.0), "timm": bench.Probe(float("nan"), 1.0)})
-
-
-def test_flops_are_those_of_the_products(bench):
-    """Against a count by hand of one block: 2 per multiply-add, and twice the forward for the backward."""
-    config = SwinConfig(32, embed_dim=32, depths=(1,), num_heads=(1,), window_size=4)
-    tokens, dim, area, pixels = 64, 32, 16, 48
-    patches = tokens * pixels * dim
-    linear = tokens * (12 * dim * dim + dim * pixels)  # qkv 3, proj 1, mlp 8; decoder
-    attention = 2 * tokens * area * dim
-    # the images need no gradient: only the weights' half of the patch embedding's backward
-    expected = 2 * (3 * (linear + attention) + 2 * patches)
-    assert bench.flops_per_step(config, 1) == expected
-    assert bench.flops_per_step(config, 3) == 3 * expected
-
-
-def test_one_system_alone_measures_its_memory(bench, capsys):
-    bench.main([*TINY, "--systems", "ours", "--repeats", "1", "--json", "-"])
-    captured = capsys.readouterr()
-    result = json.loads(captured.out)["results"]["ours"]  # nothing but JSON on stdout
-    assert result["relative_to_best_peer"] is None
-    assert 0.05 < result["peak_memory_gb"] < 20
-    assert "images/s" in captured.err
-
-
-def test_memory_of_each_system_is_that_of_its_own_process(bench):
-    (peak,) = bench.peaks_of_children(["ours"], [*TINY, "--systems", "ours,timm", "--memory"]).values()
-    assert 0.05 < peak < 20
-
-
-def test_microsoft_is_imported_from_the_checkout_alone(bench, tmp_path):
-    models = tmp_path / "models"
-    models.mkdir()
-    (models / "__init__.py").write_text("raise AssertionError('needs yacs')")
-    (models / "parts.py").write_text("from torch import nn\nclass Encoder(nn.Linear): pass")
-    (models / "simmim.py").write_text(
-        "from .parts import Encoder\n"
-        "def SwinTransformerForSimMIM(**_): return Encoder(2, 2)\n"
-        "def SimMIM(encoder, encoder_stride): return encoder\n"
-    )
-    path = list(sys.path)
-    settings = bench.parse([*TINY, "--systems", "microsoft", "--microsoft", str(tmp_path)])
-    systems, not_measured = bench.build(*bench.check(settings)[:1], settings, torch.device("cpu"))
-    assert not systems
-    assert "not the same network" in not_measured["microsoft"]
-    assert sys.path == path
-    assert "models" not in sys.modules
-    for name in [name for name in sys.modules if name.startswith("microsoft_simmim")]:
-        del sys.modules[name]
-
-
-def test_a_peer_that_is_missing_is_not_installed(bench, monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    settings = bench.parse([*TINY, "--systems", "timm"])
-    config, device = bench.check(settings)
-    assert bench.build(config, settings, device) == ({}, {"timm": "not installed"})
+TINY = ["--model", "swin_nano", "--image-size", "64", "--window-size", "2", "--batch", "2", "--device", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -176,20 +15,113 @@ def test_a_peer_that_is_missing_is_not_installed(bench, monkeypatch):
         (["--microsoft", "/nowhere"], ["/nowhere", "models/simmim.py", "github.com/microsoft/SimMIM"]),
         (["--model", "swin_tyni"], ["swin_tyni", "swin_tiny"]),
         (["--image-size", "40"], ["40", "32"]),
-        (["--batch", "0"], ["--batch 0", "1"]),
+        (["--batch", "4,0"], ["--batch 0", "1"]),
         (["--batch", "many"], ["--batch", "many"]),
         (["--precision", "fp8"], ["fp8", "bf16"]),
-        (["--warmup", "0", "--compile"], ["--compile", "--warmup 0"]),
+        (["--modes", "eager,fast"], ["'fast'", "compiled"]),
+        (["--warmup", "0", "--modes", "compiled"], ["compiled", "--warmup 0"]),
+        (["--breakdown", "--systems", "timm"], ["--breakdown", "ours"]),
+        (["--breakdown", "--no-ceilings"], ["--breakdown", "--no-ceilings"]),
         (["--device", "tpu"], ["tpu", "cuda"]),
         (["--device", "cuda:99"], ["cuda:99", "CUDA devices"]),
         (["--fast"], ["--fast"]),
+        (["--", "--run.name", "x"], ["--", "step"]),
     ],
 )
-def test_bad_input_is_one_line(bench, capsys, options, words):
+def test_bad_input_of_step_is_one_line(bench, capsys, options, words):
+    refuses(bench, capsys, ["step", *TINY, *options], words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["command"]),
+        (["walk"], ["walk", "attention"]),
+        (["attention", *TINY, "--systems", "timm"], ["timm", "ours"]),
+        (["attention", *TINY, "--repeats", "0"], ["--repeats 0"]),
+        (["curves", *TINY, "--backends", "reference,flash"], ["'flash'", "sdpa"]),
+        (["loader", "--images", "64", "--batch", "32", "--workers", "2"], ["--images 64", "96"]),
+        (["loader", "--workers", "-1"], ["--workers", "-1"]),
+        (["train", "--warmup", "0"], ["--warmup 0"]),
+        (["train", "--", "--model.nmae", "x"], ["model.nmae", "model.name"]),
+    ],
+)
+def test_bad_input_of_the_others_is_one_line(bench, capsys, arguments, words):
+    refuses(bench, capsys, arguments, words)
+
+
+def refuses(bench, capsys, arguments, words):
     with pytest.raises(SystemExit) as left:
-        bench.main([*TINY, *options])
+        bench.main(arguments)
     captured = capsys.readouterr()
     assert left.value.code == 2
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert all(word in captured.err for word in words), captured.err
+
+
+def test_lists_keep_the_order_of_what_is_known(bench):
+    _, settings = bench.parse(
+        ["step", *TINY, "--systems", "timm,ours", "--modes", "compiled,eager", "--batch", "8,2,8"]
+    )
+    assert settings.systems == ("ours", "timm")  # parity is with the first
+    assert settings.modes == ("eager", "compiled")
+    assert settings.batch == (8, 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ceilings_are_rates_of_this_machine(bench, precision):
+    seen = bench.ceilings.measure_ceilings(torch.device("cpu"), precision)
+    assert seen.matmul_tflops > 0
+    assert seen.copy_gb_per_second > 0
+    assert precision in seen.matmul
+    assert seen.matmul.split(",")[0] in ("torch.mm", "oneDNN")
+
+
+def test_a_roofline_is_the_slower_of_products_and_copies(bench):
+    ceilings = bench.ceilings.Ceilings(2.0, "any", 10.0)
+    assert ceilings.seconds(4e12, 0) == 2
+    assert ceilings.seconds(4e12, 50e9) == 5
+
+
+def test_turns_alternate_and_go_on_without_what_fails(bench):
+    calls = []
+
+    def turn(name, repeat):
+        calls.append((name, repeat))
+        if name == "b" and repeat == 1:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB\nand more")
+        return 1.0 + repeat
+
+    turns = {name: lambda repeat, name=name: turn(name, repeat) for name in "ab"}
+    seconds, failed = bench.timing.take_turns(turns, 3)
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2)]
+    assert seconds == {"a": [1.0, 2.0, 3.0]}
+    assert failed["b"].reason == "out of memory: OutOfMemoryError: tried to allocate 9 GiB"
+    assert bench.timing.times(seconds["a"]) == (2.0, 1.0, [1.0, 2.0, 3.0])
+
+
+def test_only_a_lack_of_memory_is_survived_unless_told_otherwise(bench):
+    def fail(error):
+        raise error
+
+    full = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    assert "out of memory" in bench.timing.attempt(lambda: fail(full)).reason
+    with pytest.raises(KeyError):
+        bench.timing.attempt(lambda: fail(KeyError("x")))
+    assert bench.timing.attempt(lambda: fail(KeyError("x")), otherwise="fails").reason == "fails: KeyError: 'x'"
+
+
+def test_a_table_stands_below_each_other(bench, capsys):
+    rows = [["a", "1.0", "22"], ["a long name", "not measured: because"], ["b", "100.0", "2"]]
+    bench.report.print_table(["what", "x", "y"], rows, bench.report.sys.stdout)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines if "because" not in line}) == 1
+    assert lines[2].startswith("a long name  not measured")
+
+
+def test_json_that_cannot_be_written_is_said(bench, tmp_path):
+    bench.report.write_json({"a": 1}, str(tmp_path / "a.json"))
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    with pytest.raises(ValueError, match=r"missing.*cannot be written"):
+        bench.report.write_json({}, str(tmp_path / "missing" / "a.json"))
