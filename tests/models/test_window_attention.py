@@ -1,13 +1,16 @@
 """The batched window attention against one that visits every window and token by itself, in float64."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from swin_mim.errors import UserError
+from swin_mim.kernels import triton_attention
 from swin_mim.kernels.window_geometry import relative_position_index, window_geometry
+from swin_mim.models import window_attention as module
 from swin_mim.models.window_attention import resolve_backend, window_attention
 
 CASES = [  # grid, window, window of the table, shift
@@ -108,6 +111,20 @@ def test_rolled_neighbours_do_not_see_each_other(backend):
 
 
 @pytest.mark.parametrize(("backend", "device"), [("chunked", "cuda"), ("triton", "cpu")])
-def test_a_backend_of_another_device_is_refused(backend, device):
+def test_a_backend_of_another_device_is_refused(backend, device, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=f"attention {backend} runs on .* only, and this is {device}: use auto"):
         resolve_backend(backend, torch.device(device))
+
+
+def test_the_kernel_is_tried_before_auto_picks_it(monkeypatch):
+    """On the interpreter, as on a device: as it is, with a kernel that is wrong, with one that fails."""
+    cpu = torch.device("cpu")
+    assert module._trouble_with_triton(cpu) == ""
+    right = triton_attention.window_attention
+    monkeypatch.setattr(triton_attention, "window_attention", lambda *args: right(*args) + 0.01)
+    assert re.match(
+        r"its output is off by .*e-0\d of the largest value in torch.float32", module._trouble_with_triton(cpu)
+    )
+    monkeypatch.setattr(triton_attention, "window_attention", lambda *args: 1 / 0)
+    assert module._trouble_with_triton(cpu) == "triton failed with ZeroDivisionError: division by zero"

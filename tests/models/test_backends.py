@@ -1,0 +1,61 @@
+"""Whole models: every backend of the window attention gives the loss and the gradients of the reference."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from swin_mim import SimMIM, SwinConfig, block_mask
+
+# dynamo itself looks at the .grad of every tensor it meets
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+CONFIG = SwinConfig((40, 36), embed_dim=32, depths=(2, 2), num_heads=(1, 4), window_size=4)
+"""Grids of 10 x 9 and 5 x 5: padded windows, shifted and not."""
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code():
+    torch.compiler.reset()
+
+
+def loss_and_gradients(backend, compiled=False, **options):
+    torch.manual_seed(0)
+    model = SimMIM(CONFIG, attention=backend, **options)
+    for parameter in model.parameters():  # as large as a trained model's, or attention would hardly matter
+        torch.nn.init.normal_(parameter, std=0.3)
+    if compiled:
+        for block in model.encoder.blocks():
+            block.compile(fullgraph=True, backend="aot_eager", dynamic=False)
+    images = torch.randn(2, 3, 40, 36, generator=torch.Generator().manual_seed(1))
+    loss = model(images, block_mask(2, (10, 9), 1, 0.6, seed=0)).loss
+    return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return loss_and_gradients("reference")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "chunked", "triton"])
+def test_backends_agree(backend, compiled, expected):
+    for ours, reference in zip(loss_and_gradients(backend, compiled), expected, strict=True):
+        assert_close(ours, reference, atol=1e-5 * max(1, reference.abs().max().item()), rtol=1e-4)
+
+
+def test_checkpointed_blocks_give_the_same_bits():
+    plain, again = (loss_and_gradients("chunked", activation_checkpointing=on) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_nothing_is_compiled_twice():
+    model = SimMIM(CONFIG)
+    images, mask = torch.randn(2, 3, 40, 36), block_mask(2, (10, 9), 1, 0.6, seed=0)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    for block in model.encoder.blocks():
+        block.compile(backend=counter, dynamic=False)
+    seen = []
+    for _ in range(3):
+        model(images, mask).loss.backward()
+        seen.append(counter.frame_count)
+    assert seen[0] == seen[1] == seen[2] <= 4, "two stages, shifted and not"
