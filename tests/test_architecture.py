@@ -28,7 +28,7 @@ INSIDE: dict[str, set[str]] = {
     "models": {"errors", "masking", "kernels", "models", *PUBLISHED},
     "models.swin_config": {"errors"},
     "evaluation": {"errors", "data", "masking", "models", "evaluation"},
-    "training": {"errors", "data", "masking", "models", "training"},
+    "training": {"errors", "data", "masking", "kernels", "models", "training"},
     "hub": {"errors", "models.swin_config", *PUBLISHED},
     "hub.export": {"errors", "training", *PUBLISHED},
 }

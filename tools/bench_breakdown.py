@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from bench_ceilings import Ceilings
 from bench_report import print_table
-from bench_settings import MAX_GRAD_NORM, Mode, ModelSettings
+from bench_settings import MAX_GRAD_NORM, Mode, ModelSettings, cells_of
 from bench_timing import autocast, seconds_per_call, times
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -226,10 +226,11 @@ class Decoding(nn.Module):
         # not registered: its mask token is no part of it
         self.__dict__ |= {"handed": handed, "model": with_children(model, encoder=handed)}
         self.images, self.mask = nn.Buffer(batch[0]), nn.Buffer(batch[1])
+        self.cells = cells_of(config)
 
     def forward(self, features: Tensor) -> Tensor:
         self.__dict__["handed"].features = features
-        return self.__dict__["model"](self.images, self.mask).loss
+        return self.__dict__["model"](self.images, self.mask, self.cells).loss
 
 
 class Handed(nn.Module):

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_settings import Mode, StepSettings, row_name
-from bench_timing import Failed
+import torch
+from bench_settings import Mode, Precision, StepSettings, row_name
+from bench_timing import Failed, autocast
 from bench_training import Contestant
 from torch import Tensor
 
@@ -21,6 +22,25 @@ def own_bytes(contestant: Contestant) -> int:
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     tensors += [t for entry in state for t in entry.values() if isinstance(t, Tensor)]
     return sum(t.nbytes for t in tensors if t.device.type == "cuda")
+
+
+def kept_gb(contestant: Contestant, batch: tuple[Tensor, Tensor], precision: Precision) -> float:
+    """What a forward pass keeps for the backward pass, in GB: every piece of memory once, without the parameters."""
+    system = contestant.system
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with hooks, autocast(batch[0].device, precision):
+        loss = system.loss(*batch)
+    for parameter in system.model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    assert loss.requires_grad  # it holds on to the graph, so that no memory was used twice
+    return sum(kept.values()) / 1e9
 
 
 def resident_peak_gb() -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import peers
 import torch
-from bench_settings import PeerSettings
+from bench_settings import PeerSettings, cells_of
 from bench_timing import Failed
 from peers import NotBuilt
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ def build_ours(config: SwinConfig, weights: Weights, settings: PeerSettings) -> 
     checkpointing = settings.activation_checkpointing
     model = SimMIM(config, attention=settings.attention, activation_checkpointing=checkpointing)
     model.load_state_dict(weights)
-    return System(model, lambda images, mask: model(images, mask).loss)
+    cells = cells_of(config)
+    return System(model, lambda images, mask: model(images, mask, cells).loss)
 
 
 def build_timm(config: SwinConfig, weights: Weights, settings: PeerSettings) -> System:

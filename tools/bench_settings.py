@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 
 from swin_mim.errors import UserError
+from swin_mim.masking import masked_cells
 from swin_mim.models.swin_config import SwinConfig
 from swin_mim.models.window_attention import Backend
 
 Precision = Literal["fp32", "bf16"]
 Mode = Literal["eager", "compiled"]
 
+MASK_RATIO = 0.6
 MAX_GRAD_NORM = 5.0
 LEARNING_RATE = 1e-4
 
@@ -84,6 +86,12 @@ class CurveSettings(ModelSettings):
 
 
 LEAST = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}
+
+
+def cells_of(config: SwinConfig) -> int:
+    """How many cells of an image have something masked: training decodes no others."""
+    cell = config.stride // config.patch_size
+    return masked_cells(config.stage_grid(0), cell, MASK_RATIO, cell)
 
 
 def check(settings: Settings) -> torch.device:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from bench_breakdown import breakdown, print_breakdown
 from bench_ceilings import Ceilings, measure_ceilings
-from bench_memory import alone, in_children, own_bytes, peaks_of_children, resident_peak_gb
+from bench_memory import alone, in_children, kept_gb, own_bytes, peaks_of_children, resident_peak_gb
 from bench_peers import System, build, random_weights
 from bench_report import describe, number, output, print_ceilings, print_machine, print_table, write_json
 from bench_settings import StepSettings, check, check_microsoft, check_model, row_name
@@ -50,6 +50,8 @@ class Measured(NamedTuple):
     """Of the first step: of a compiled system the time to compile it."""
     peaks: dict[str, float]
     """GB."""
+    kept: dict[str, float]
+    """GB, between forward and backward."""
     failed: dict[str, Failed]
 
 
@@ -167,9 +169,10 @@ def measure(
         if name not in failed
     }
     seconds, later = take_turns(turns, settings.repeats)
+    kept = {name: kept_gb(contestants[name], batch(0), settings.precision) for name in seconds if name not in later}
     if device.type == "cpu" and alone(settings):
         peaks = dict.fromkeys(seconds, resident_peak_gb())
-    return Measured(seconds, first_seconds, peaks, failed | later)
+    return Measured(seconds, first_seconds, peaks, kept, failed | later)
 
 
 def warm_up(
@@ -271,6 +274,7 @@ def table(
             "spread": seen.spread,
             "first_step_seconds": measured.first_seconds.get(name),
             "peak_memory_gb": peaks.get(name),
+            "kept_gb": measured.kept[name],
             "parameters": sum(p.numel() for p in contestants[name].system.model.parameters()),
             "tflops": flops / seen.median / 1e12,
             "share_of_matmul_ceiling": ceilings and flops / seen.median / 1e12 / ceilings.matmul_tflops,
@@ -305,7 +309,18 @@ def print_heading(report: Mapping[str, Any], settings: StepSettings, out: TextIO
 
 
 COLUMNS = (
-    *("system", "images/s", "vs eager", "vs compiled", "s/step", "spread", "peak GB", "TFLOP/s", "of matmul"),
+    *(
+        "system",
+        "images/s",
+        "vs eager",
+        "vs compiled",
+        "s/step",
+        "spread",
+        "peak GB",
+        "kept GB",
+        "TFLOP/s",
+        "of matmul",
+    ),
     *("first s", "M params"),
 )
 
@@ -328,6 +343,7 @@ def cells(result: Mapping[str, Any]) -> list[str]:
         f"{result['seconds_per_step']:.4f}",
         f"{result['spread']:.0%}",
         number(result["peak_memory_gb"], ".2f"),
+        f"{result['kept_gb']:.2f}",
         f"{result['tflops']:.3f}",
         number(result["share_of_matmul_ceiling"], ".0%"),
         number(result["first_step_seconds"], ".1f"),

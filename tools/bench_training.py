@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from bench_peers import System
-from bench_settings import LEARNING_RATE, MAX_GRAD_NORM, Mode
+from bench_settings import LEARNING_RATE, MASK_RATIO, MAX_GRAD_NORM, Mode, cells_of
 from bench_timing import autocast
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,8 +14,6 @@ from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import compile_blocks
 from swin_mim.models.swin_config import SwinConfig, as_pair
 from swin_mim.training.optim import adamw
-
-MASK_RATIO = 0.6
 
 
 class Contestant(NamedTuple):
@@ -76,5 +74,5 @@ def flops_per_step(config: SwinConfig, batch: int) -> int:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         images = torch.empty(batch, config.in_channels, *as_pair(config.image_size))
         mask = torch.empty(batch, *config.stage_grid(0), dtype=torch.bool)
-        SimMIM(config, attention="reference")(images, mask).loss.backward()
+        SimMIM(config, attention="reference")(images, mask, cells_of(config)).loss.backward()
     return counter.get_total_flops()

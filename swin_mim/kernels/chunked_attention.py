@@ -19,9 +19,6 @@ from swin_mim.kernels.window_geometry import Pair, padded, relative_position_ind
 
 CHUNK = 12 << 20
 """Bytes of the rows and scores of a chunk: what the caches of a few cores hold."""
-KEPT = 2
-"""Probabilities are kept for the backward pass if a window has at most this many times d tokens. They take t / d of
-the memory of v; with larger windows that is more than computing them again is worth."""
 
 
 def window_attention(
@@ -37,9 +34,10 @@ def window_attention(
 
     Returns:
         (B, h, w, heads, d) of qkv's dtype. Products are of that dtype too, scores and softmax fp32, or fp64 with it.
+        Nothing else is kept for the backward pass: to keep the probabilities was measured to be no faster than to
+        compute them again.
     """
-    keep = torch.is_grad_enabled() and window[0] * window[1] <= KEPT * qkv.shape[-1]
-    return _forward(qkv, table, fill, window, table_window, shift, keep)[0]
+    return _forward(qkv, table, fill, window, table_window, shift)
 
 
 @torch.library.custom_op("swin_mim::chunked_attention", mutates_args=(), device_types="cpu")
@@ -50,28 +48,24 @@ def _forward(
     window: Sequence[int],
     table_window: Sequence[int],
     shift: Sequence[int],
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The result, and (B, n, heads, t, t) probabilities, or an empty tensor if they are not to be kept."""
+) -> Tensor:
     layout = _Layout.of(qkv, window, shift)
     biases = _biases(qkv, table, window, table_window, shift)
-    out, kept = _outputs(qkv, layout.shape, keep)
+    out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
     for images in layout.images(len(qkv)):
         part = qkv[images]
         results = _scratch("results", (len(part), *layout.shape), qkv.dtype)
         for windows in layout.slices:
             q, k, v = layout.gather(part, fill, windows)
-            into = kept[images, windows] if keep else None
-            probabilities = _probabilities(q, k, layout.bias_of(windows, biases), into)
+            probabilities = _probabilities(q, k, layout.bias_of(windows, biases)).to(qkv.dtype)
             _product(probabilities, v, 1.0, results[:, windows])
         layout.scatter(results[None], out[images])
-    return out, kept
+    return out
 
 
 @torch.library.custom_op("swin_mim::chunked_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
     gradient: Tensor,
-    kept: Tensor,
     qkv: Tensor,
     table: Tensor,
     fill: Tensor | None,
@@ -92,15 +86,12 @@ def _backward(
         for windows in layout.slices:
             q, k, v = layout.gather(part, fill, windows)
             (to_out,) = layout.gather(upstream, None, windows)
-            if len(kept):
-                probabilities = kept[images, windows]
-            else:
-                probabilities = _probabilities(q, k, layout.bias_of(windows, biases))
+            probabilities = _probabilities(q, k, layout.bias_of(windows, biases))
             to_q, to_k, to_v = results[:, :, windows]
-            _product(probabilities.mT, to_out, 1.0, to_v)
+            _product(probabilities.to(qkv.dtype).mT, to_out, 1.0, to_v)
             to_scores = _product(to_out, v.mT, 1.0, _scratch("scores", probabilities.shape, qkv.dtype))
-            to_scores, exact = to_scores.to(biases.dtype), probabilities.to(biases.dtype)
-            torch._softmax_backward_data(to_scores, exact, -1, biases.dtype, grad_input=to_scores)
+            to_scores = to_scores.to(biases.dtype)
+            torch._softmax_backward_data(to_scores, probabilities, -1, biases.dtype, grad_input=to_scores)
             to_bias += to_scores.sum(dim=(0, 1))
             to_scores = to_scores.to(qkv.dtype)
             _product(to_scores, k, scale, to_q)
@@ -113,44 +104,26 @@ def _backward(
     return to_qkv, to_table.to(table.dtype), to_fill.to(qkv.dtype if fill is None else fill.dtype)
 
 
-def _outputs(qkv: Tensor, shape: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
-    n, heads, t, _ = shape
-    kept = qkv.new_empty((len(qkv), n, heads, t, t) if keep else 0)
-    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]), kept
-
-
 @_forward.register_fake
-def _(
-    qkv: Tensor,
-    table: Tensor,
-    fill: Tensor | None,
-    window: Sequence[int],
-    table_window: Sequence[int],
-    shift: Sequence[int],
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    down, right = padded((qkv.shape[1], qkv.shape[2]), (window[0], window[1]))
-    t = window[0] * window[1]
-    return _outputs(qkv, (down * right // t, qkv.shape[4], t, qkv.shape[5]), keep)
+def _(qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
 
 
 @_backward.register_fake
-def _(
-    gradient: Tensor, kept: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     to_fill = (qkv if fill is None else fill).new_empty(3, *qkv.shape[4:])
     return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, table, fill, *ctx.geometry, _ = inputs
-    ctx.save_for_backward(output[1], qkv, table, fill)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, table, fill, *ctx.geometry = inputs
+    ctx.save_for_backward(qkv, table, fill)
 
 
-def _gradients(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    kept, qkv, table, fill = ctx.saved_tensors
-    to_qkv, to_table, to_fill = _backward(gradient, kept, qkv, table, fill, *ctx.geometry)
-    return to_qkv, to_table, None if fill is None else to_fill, None, None, None, None
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, table, fill = ctx.saved_tensors
+    to_qkv, to_table, to_fill = _backward(gradient, qkv, table, fill, *ctx.geometry)
+    return to_qkv, to_table, None if fill is None else to_fill, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
@@ -222,16 +195,12 @@ def _biases(
     return bias + shift_mask((2 * sides[0], 2 * sides[1]), sides, (shift[0], shift[1]), bias)[:, None]
 
 
-def _probabilities(q: Tensor, k: Tensor, bias: Tensor, into: Tensor | None = None) -> Tensor:
-    """q, k (b, m, heads, t, d), bias (m or 1, heads, t, t) -> (b, m, heads, t, t)."""
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """q, k (b, m, heads, t, d), bias (m or 1, heads, t, t) -> (b, m, heads, t, t), of bias's dtype."""
     shape = (*q.shape[:-1], q.shape[-2])
     scores = _product(q, k.mT, q.shape[-1] ** -0.5, _scratch("scores", shape, q.dtype))
     scores = scores.to(bias.dtype).add_(bias)
-    if into is None:
-        into = _scratch("probabilities", shape, q.dtype)
-    if into.dtype == scores.dtype:
-        return torch.softmax(scores, dim=-1, out=into)
-    return into.copy_(scores.softmax(dim=-1))
+    return torch.softmax(scores, dim=-1, out=_scratch("probabilities", shape, bias.dtype))
 
 
 def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
@@ -308,4 +277,4 @@ def _products(count: int, qkv: int, window: int) -> Any:
 
 
 register_flop_formula(torch.ops.swin_mim.chunked_attention)(_products(2, qkv=0, window=3))
-register_flop_formula(torch.ops.swin_mim.chunked_attention_backward)(_products(5, qkv=2, window=5))
+register_flop_formula(torch.ops.swin_mim.chunked_attention_backward)(_products(5, qkv=1, window=4))

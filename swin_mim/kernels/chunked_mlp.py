@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swin_mim.kernels.product import CHUNK, WORTH, Norm, is_plain_cpu, onednn_is_faster, product, transposed
+from swin_mim.kernels.product import WORTH, Norm, is_plain_cpu, onednn_is_faster, product, transposed
 
 AGAIN = 384
 """Most channels for which the hidden layer is computed again in the backward pass instead of being kept.
@@ -15,6 +15,10 @@ AGAIN = 384
 Training, fp32, 16 images of Swin-T on 2 cores: at 96 channels that is 1.3 times as fast, at 192 as fast, and at 384
 1.1 times slower, which is 2 % of a step for 4 % of its memory.
 """
+
+
+AT_A_TIME = 384 * 1536
+"""Numbers of the hidden layer in one chunk, but of at least 768 tokens, measured in steps of half as much again."""
 
 
 def pays(x: Tensor, hidden: Tensor) -> bool:
@@ -36,8 +40,7 @@ class _Mlp(torch.autograd.Function):
         out = torch.empty_like(tokens)
         keep = any(ctx.needs_input_grad) and x.shape[-1] > AGAIN
         kept = tokens.new_empty(len(tokens), len(w1)) if keep else None
-        for first in range(0, len(tokens), CHUNK):
-            part = slice(first, first + CHUNK)
+        for part in _chunks(tokens, w1):
             hidden = product(F.layer_norm(tokens[part], scale.shape, scale, offset, eps), w1, b1)
             if kept is not None:
                 kept[part] = hidden
@@ -53,8 +56,7 @@ class _Mlp(torch.autograd.Function):
         tokens, upstream = x.flatten(0, -2).contiguous(), upstream.flatten(0, -2).contiguous()
         to_x = torch.empty_like(tokens)
         to_scale, to_offset, to_w1, to_b1, to_w2 = (torch.zeros_like(p) for p in (scale, offset, w1, b1, w2))
-        for first in range(0, len(tokens), CHUNK):
-            part = slice(first, first + CHUNK)
+        for part in _chunks(tokens, w1):
             token, u = tokens[part], upstream[part]
             normed, mean, deviation = torch.native_layer_norm(token, scale.shape, scale, offset, ctx.eps)
             hidden = product(normed, w1, b1) if kept is None else kept[part]
@@ -68,3 +70,8 @@ class _Mlp(torch.autograd.Function):
             to_scale += a
             to_offset += b
         return to_x.view(x.shape), to_scale, to_offset, None, to_w1, to_b1, to_w2, upstream.sum(0)
+
+
+def _chunks(tokens: Tensor, w1: Tensor) -> list[slice]:
+    size = max(768, AT_A_TIME // len(w1))
+    return [slice(first, first + size) for first in range(0, len(tokens), size)]

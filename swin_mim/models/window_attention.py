@@ -88,9 +88,12 @@ def resolve_backend(backend: Backend, device: torch.device) -> Backend:
     return backend if backend != "auto" else _automatic(device)
 
 
-@torch.compiler.assume_constant_result
 def _automatic(device: torch.device) -> Backend:
     return _found_out(device)
+
+
+# as torch.compiler.assume_constant_result would do, if it did not import all of dynamo for it, 80 MB and a second
+_automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -36,21 +36,6 @@ def test_how_a_batch_is_cut_up_changes_nothing(windows, monkeypatch):
         assert_close(ours, whole, atol=1e-12, rtol=0)
 
 
-def test_probabilities_kept_or_computed_again(monkeypatch):
-    leaves = inputs()
-    kept = both(leaves)
-    monkeypatch.setattr(chunked_attention, "KEPT", 0)
-    for again, expected in zip(both(leaves), kept, strict=True):
-        assert torch.equal(again, expected)
-
-
-def test_no_gradient_no_probabilities():
-    qkv, table, fill = inputs()
-    with torch.no_grad():
-        _, kept = chunked_attention._forward(qkv, table, fill, (4, 4), (5, 4), (2, 1), False)
-    assert not kept.numel()
-
-
 def test_bf16_is_near_float64():
     leaves = inputs(dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in leaves]
@@ -68,9 +53,8 @@ def test_two_runs_give_the_same_bits():
 def test_the_operators_are_well_formed():
     qkv, table, fill = inputs(batch=2)
     for fill_or_none in (fill, None):
-        for keep in (True, False):
-            arguments = (qkv, table, fill_or_none, [4, 4], [5, 4], [2, 1], keep)
-            torch.library.opcheck(chunked_attention._forward, arguments)
+        arguments = (qkv, table, fill_or_none, [4, 4], [5, 4], [2, 1])
+        torch.library.opcheck(chunked_attention._forward, arguments)
 
 
 def test_inside_a_compiled_graph():

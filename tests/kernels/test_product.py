@@ -49,7 +49,7 @@ def test_linear_and_its_gradients(tokens, inside, outside, normed):
 @pytest.mark.parametrize("dim", [8, chunked_mlp.AGAIN + 8], ids=["hidden layer again", "hidden layer kept"])
 @pytest.mark.usefixtures("engine")
 def test_mlp_and_its_gradients(dim):
-    tokens, hidden = CHUNK + 7, 2 * dim
+    tokens, hidden = 1500, 512
     leaves = leaves_of((1, tokens, dim), (dim,), (dim,), (hidden, dim), (hidden,), (dim, hidden), (dim,))
     x, scale, offset, *weights = leaves
     ours = gradients(chunked_mlp.mlp(x, Norm(scale, offset, 1e-5), *weights), leaves)

@@ -48,3 +48,9 @@ def report_of(bench, capsys):
         return json.loads(captured.out), captured.err
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch):
+    """Triton's takes minutes for what a benchmark computes, and is none of the backends of a CPU."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)

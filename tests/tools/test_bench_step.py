@@ -18,7 +18,7 @@ TINY = [
 ALL = ("ours", "timm", "transformers", "torchvision", "microsoft")
 QUANTITIES = {
     *("images_per_second", "relative_to_best_peer", "seconds_per_step", "seconds", "spread", "first_step_seconds"),
-    *("peak_memory_gb", "parameters", "tflops", "share_of_matmul_ceiling"),
+    *("peak_memory_gb", "kept_gb", "parameters", "tflops", "share_of_matmul_ceiling"),
 }
 
 
@@ -215,12 +215,22 @@ def test_flops_are_those_of_the_products(bench):
     config = SwinConfig(32, embed_dim=32, depths=(1,), num_heads=(1,), window_size=4)
     tokens, dim, area, pixels = 64, 32, 16, 48
     patches = tokens * pixels * dim
-    linear = tokens * (12 * dim * dim + dim * pixels)  # qkv 3, proj 1, mlp 8; decoder
+    masked = 39  # of 64 cells, at 60 %: no others are decoded
+    linear = tokens * 12 * dim * dim + masked * dim * pixels  # qkv 3, proj 1, mlp 8; decoder
     attention = 2 * tokens * area * dim
     # the images need no gradient: only the weights' half of the patch embedding's backward
     expected = 2 * (3 * (linear + attention) + 2 * patches)
     assert bench.training.flops_per_step(config, 1) == expected
     assert bench.training.flops_per_step(config, 3) == 3 * expected
+
+
+def test_what_is_kept_for_the_backward_pass(report_of):
+    plain, again = (
+        report_of(*TINY, "--systems", "ours,timm", *flags)[0]["batches"][0]["results"]
+        for flags in ([], ["--activation-checkpointing"])
+    )
+    for name in ("ours", "timm"):
+        assert plain[name]["kept_gb"] > 2 * again[name]["kept_gb"] > 0
 
 
 def test_one_system_alone_measures_its_memory(report_of):
