@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from swin_mim import SimMIM, SwinConfig
+from swin_mim.errors import UserError
 
 TINY = [
     *("step", "--model", "swin_nano", "--image-size", "64", "--window-size", "2", "--batch", "2"),
@@ -222,6 +224,18 @@ def test_flops_are_those_of_the_products(bench):
     expected = 2 * (3 * (linear + attention) + 2 * patches)
     assert bench.training.flops_per_step(config, 1) == expected
     assert bench.training.flops_per_step(config, 3) == 3 * expected
+
+
+def test_a_report_becomes_a_picture(run, bench_modules, tmp_path, capsys):
+    _, report = run
+    file, picture = tmp_path / "step.json", tmp_path / "step.png"
+    file.write_text(json.dumps(report))
+    bench_modules.picture.main([str(file), str(picture)])
+    with Image.open(picture) as image:
+        assert min(image.size) > 300
+    file.write_text(json.dumps({key: value for key, value in report.items() if key != "breakdown"}))
+    with pytest.raises(UserError, match="has no breakdown: make it with"):
+        bench_modules.picture.main([str(file), str(picture)])
 
 
 def test_what_is_kept_for_the_backward_pass(report_of):
