@@ -47,9 +47,8 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.evaluation.reader import Reader
     from swin_mim.hub import config_json, export, repository
     from swin_mim.models.classifier import classification_loss
-    from swin_mim.models.swin import compile_blocks
+    from swin_mim.models.swin import attention_text, compile_blocks
     from swin_mim.models.swin_config import as_pair
-    from swin_mim.models.window_attention import resolve_backend
     from swin_mim.training import classifiers, engine, labelled_images, processes, run_folder
     from swin_mim.training.checkpoint import path_of
     from swin_mim.training.json_lines import disk_may_fail
@@ -94,7 +93,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         if hub.repo:
             repository.check_write_access(hub.repo, private=hub.private)
     if train.compile:
-        compile_blocks(model.encoder)
+        compile_blocks(model.encoder, device)
     optimizer_of = partial(
         adamw, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps, layer_decay=optim.layer_decay
     )
@@ -213,7 +212,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
         f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
         f"precision {processes.precision_text(accelerator)}, "
-        f"attention {resolve_backend(train.attention, device)}; {start} in {folder}"
+        f"attention {attention_text(model.encoder, device)}; {start} in {folder}"
     )
     with run_folder.reported(folder, state, plan.total_steps, main=job.is_main):
         finished = (fit or engine.fit)(

@@ -45,8 +45,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.masking import block_mask, masked_cells
     from swin_mim.models.saving import Preprocessing
     from swin_mim.models.simmim import SimMIM
-    from swin_mim.models.swin import Swin, compile_blocks
-    from swin_mim.models.window_attention import resolve_backend
+    from swin_mim.models.swin import Swin, attention_text, compile_blocks
     from swin_mim.training import engine, labelled_images, processes, run_folder
     from swin_mim.training.json_lines import disk_may_fail
     from swin_mim.training.launch import launch
@@ -92,7 +91,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         if hub.repo:
             repository.check_write_access(hub.repo, private=hub.private)
     if train.compile:
-        compile_blocks(model.encoder)
+        compile_blocks(model.encoder, device)
     optimizer_of = partial(adamw, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
     prepared, optimizer, whole = prepare(accelerator, model, optimizer_of, fsdp=train.fsdp)
 
@@ -194,7 +193,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
         f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
         f"precision {processes.precision_text(accelerator)}, "
-        f"attention {resolve_backend(train.attention, device)}; "
+        f"attention {attention_text(model.encoder, device)}; "
         f"{'resumed at step ' + str(state.step) if newest else 'from ' + (mim.pretrained or 'new weights')} in {folder}"
     )
 

@@ -34,7 +34,7 @@ def enter(system: System, mode: Mode) -> Contestant:
 def compile_system(model: nn.Module) -> None:
     """Ours as training does it, block by block; others as a whole. Nothing is compiled before the first step."""
     if isinstance(model, SimMIM):
-        compile_blocks(model.encoder)
+        compile_blocks(model.encoder, next(model.parameters()).device)
     else:
         model.compile(dynamic=False)
 

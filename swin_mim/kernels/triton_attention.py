@@ -19,12 +19,18 @@ from torch.utils.flop_counter import register_flop_formula
 
 from swin_mim.errors import UserError
 from swin_mim.kernels import window_kernels as kernels
-from swin_mim.kernels.window_plan import WHOLE, Kernel, Pair, Plan, groups_of, launch_of, plan_of
+from swin_mim.kernels.window_plan import (
+    MOST_CHANNELS,
+    MOST_TOKENS,
+    WHOLE,
+    Kernel,
+    Pair,
+    Plan,
+    groups_of,
+    launch_of,
+    plan_of,
+)
 
-MOST_TOKENS = 256
-"""of a window: 16 x 16."""
-MOST_CHANNELS = 64
-"""of a head. Every published Swin has 32."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETER_PROCESSORS = 1
 """Taken for the number of processors where there are none: so few that every program gets several windows."""

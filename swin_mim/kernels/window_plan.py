@@ -12,6 +12,10 @@ from typing import Literal
 Pair = tuple[int, int]
 Kernel = Literal["forward", "whole", "rows", "columns"]
 
+MOST_TOKENS = 256
+"""of a window: 16 x 16."""
+MOST_CHANNELS = 64
+"""of a head. Every published Swin has 32."""
 WHOLE = 64
 """The most tokens of a window whose scores are one tile."""
 LEAST = 16

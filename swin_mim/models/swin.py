@@ -7,6 +7,8 @@ Images are (B, C, H, W); tokens are channels-last, (B, h, w, D), throughout.
 Module names are timm's: what we save, timm loads.
 """
 
+import logging
+import math
 from collections.abc import Iterator
 
 import torch
@@ -15,15 +17,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swin_mim.errors import UserError
-from swin_mim.kernels.product import linear
+from swin_mim.kernels.product import linear, onednn_is_faster
 from swin_mim.kernels.window_geometry import window_geometry
 from swin_mim.models.linear import Linear
 from swin_mim.models.mlp import Mlp
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
-from swin_mim.models.window_attention import Backend, window_attention
+from swin_mim.models.window_attention import Backend, resolve_backend, window_attention
 
-__all__ = ["Swin", "SwinConfig", "compile_blocks", "freeze", "initialise"]
+__all__ = ["Swin", "SwinConfig", "attention_text", "compile_blocks", "freeze", "initialise"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Swin(Pretrained):
@@ -86,14 +90,26 @@ class Swin(Pretrained):
             yield x
 
 
-def compile_blocks(encoder: Swin) -> None:
+def compile_blocks(encoder: Swin, device: torch.device) -> None:
     """torch.compile every block by itself, in place: few small graphs, and the same keys in the state dict."""
+    if device.type == "cpu" and onednn_is_faster():
+        _LOG.warning("compiled blocks use the slower of this processor's products: without train.compile it is faster")
     # All blocks share one piece of code, and torch gives up on code that it had to compile more often than this.
     # Training and evaluation, shifted or not, and each rate of stochastic depth are graphs of their own.
     limit = 4 * sum(encoder.config.depths)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     for block in encoder.blocks():
         block.compile(dynamic=False)
+
+
+def attention_text(encoder: Swin, device: torch.device) -> str:
+    """What the stages' window attentions are on a device: "triton", or "sdpa, triton" if they differ."""
+    found = set()
+    for block in encoder.blocks():
+        attention = block.attn
+        tokens, channels = math.prod(attention.window), attention.proj.in_features // attention.num_heads
+        found.add(resolve_backend(attention.backend, device, tokens, channels))
+    return ", ".join(sorted(found))
 
 
 def freeze(encoder: Swin, stages: int) -> None:

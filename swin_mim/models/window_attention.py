@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swin_mim.errors import UserError
 from swin_mim.kernels import chunked_attention
 from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask
+from swin_mim.kernels.window_plan import MOST_CHANNELS, MOST_TOKENS
 
 Backend = Literal["auto", "reference", "sdpa", "chunked", "triton"]
 
@@ -51,7 +52,7 @@ def window_attention(
     Returns:
         (B, h, w, heads, d), of qkv's dtype.
     """
-    chosen = resolve_backend(backend, qkv.device)
+    chosen = resolve_backend(backend, qkv.device, window[0] * window[1], qkv.shape[-1], qkv.dtype)
     if chosen == "triton":
         from swin_mim.kernels import triton_attention
 
@@ -69,15 +70,20 @@ def window_attention(
     return out[:, :height, :width]
 
 
-def resolve_backend(backend: Backend, device: torch.device) -> Backend:
-    """What runs on a device.
+def resolve_backend(
+    backend: Backend, device: torch.device, tokens: int = 1, channels: int = 1, dtype: torch.dtype = torch.float32
+) -> Backend:
+    """What runs on a device, for windows of so many tokens and heads of so many channels.
 
     reference   plain tensor operations, on any device
     sdpa        torch's fused attention, with the one kernel that takes a trainable bias on that device
     chunked     a few windows at a time, for CPUs
     triton      one kernel for everything, for CUDA devices
     auto        chunked on a CPU. On CUDA triton, if it gives there what the reference gives, and otherwise sdpa with
-                a warning. reference on other devices.
+                a warning; sdpa too for what the kernel is not written for. reference on other devices.
+
+    Raises:
+        UserError: no such backend, or one of another device.
     """
     if backend not in get_args(Backend):
         raise UserError(f"attention is {backend!r}: expected one of {', '.join(get_args(Backend))}")
@@ -85,7 +91,11 @@ def resolve_backend(backend: Backend, device: torch.device) -> Backend:
     interpreted = backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if only_on != device.type and not interpreted:
         raise UserError(f"attention {backend} runs on {only_on} only, and this is {device.type}: use auto")
-    return backend if backend != "auto" else _automatic(device)
+    if backend != "auto":
+        return backend
+    chosen = _automatic(device)
+    fits = tokens <= MOST_TOKENS and channels <= MOST_CHANNELS and dtype != torch.float64
+    return "sdpa" if chosen == "triton" and not fits else chosen
 
 
 def _automatic(device: torch.device) -> Backend:

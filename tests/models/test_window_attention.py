@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from swin_mim import Swin, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.kernels import triton_attention
 from swin_mim.kernels.window_geometry import relative_position_index, window_geometry
 from swin_mim.models import window_attention as module
+from swin_mim.models.swin import attention_text
 from swin_mim.models.window_attention import resolve_backend, window_attention
 
 CASES = [  # grid, window, window of the table, shift
@@ -128,3 +130,15 @@ def test_the_kernel_is_tried_before_auto_picks_it(monkeypatch):
     )
     monkeypatch.setattr(triton_attention, "window_attention", lambda *args: 1 / 0)
     assert module._trouble_with_triton(cpu) == "triton failed with ZeroDivisionError: division by zero"
+
+
+def test_auto_takes_the_kernel_for_what_it_is_written_for(monkeypatch):
+    cpu = torch.device("cpu")
+    assert resolve_backend("auto", cpu) == "chunked"
+    monkeypatch.setattr(module, "_found_out", lambda device: "triton")
+    assert resolve_backend("auto", cpu, 256, 64) == "triton"
+    assert resolve_backend("auto", cpu, 289, 32) == "sdpa"
+    assert resolve_backend("auto", cpu, 49, 96) == "sdpa"
+    assert resolve_backend("auto", cpu, 49, 32, torch.float64) == "sdpa"
+    config = SwinConfig(128, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=(20, 16))
+    assert attention_text(Swin(config), cpu) == "sdpa, triton", "the second stage has a grid of 16 x 16"
