@@ -219,23 +219,24 @@ def _scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     key = f"{name} {dtype}"
     buffer = getattr(_buffers, key, None)
     if buffer is None or len(buffer) < size:
-        buffer = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # who comes next may be a training
+            buffer = torch.empty(size, dtype=dtype)
         setattr(_buffers, key, buffer)
     return buffer[:size].view(*shape)
 
 
 # Where rows lie. All of it depends on few numbers, and is asked for in every forward.
 
-_places = lru_cache(maxsize=64)(window_order)
+_places = lru_cache(maxsize=32)(window_order)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _padding(grid: Pair, window: Pair, shift: Pair) -> tuple[Tensor, Tensor]:
     missing_window, missing_token = (_places(grid, window, shift) < 0).nonzero(as_tuple=True)
     return missing_window, missing_token
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _kinds(grid: Pair, window: Pair) -> Tensor:
     """int64 (n,): 2 for windows of the last row + 1 for those of the last column. Only these need a mask."""
     down, right = (size // side for size, side in zip(padded(grid, window), window, strict=True))
@@ -243,7 +244,7 @@ def _kinds(grid: Pair, window: Pair) -> Tensor:
     return (2 * last_row[:, None] + last_column).flatten()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _in_raster(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: int) -> Tensor:
     """int64 (k, b, n, heads, t): which row of (b, h, w, k, heads, d) it is; any for padding."""
     places = _places(grid, window, shift).clamp(min=0)[:, None]  # (n, 1, t)
@@ -252,7 +253,7 @@ def _in_raster(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: int
     return (image + places) * (k * heads) + inner
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _in_windows(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: int) -> Tensor:
     """int64 (b h w k heads,): which row of (k, b, n, heads, t, d) it is."""
     places = _places(grid, window, shift)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 CHUNK = 1536
 """Tokens at a time where that keeps what lies between in a cache."""
@@ -61,6 +62,13 @@ def is_plain_cpu(x: Tensor, weight: Tensor) -> bool:
 def transposed(x: Tensor, y: Tensor) -> Tensor:
     """x (n, a), y (n, b) -> x^T y (a, b). The narrower of the two is the one that is written out transposed."""
     return product(x.mT.contiguous(), y.mT) if x.shape[1] <= y.shape[1] else product(y.mT.contiguous(), x.mT).mT
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _flops(a: torch.Size, b: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * a.numel() * b[0]
 
 
 class _Linear(torch.autograd.Function):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Pair = tuple[int, int]
+from swin_mim.kernels.window_geometry import Pair
+
 Kernel = Literal["forward", "whole", "rows", "columns"]
 
 MOST_TOKENS = 256

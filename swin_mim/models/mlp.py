@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.kernels import chunked_mlp
-from swin_mim.models.linear import Linear, parameters
+from swin_mim.models.linear import Linear, after_norm, parameters, watched
 
 
 class Mlp(nn.Module):
@@ -23,7 +23,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """(B, h, w, D) -> (B, h, w, D), of norm(x)."""
-        drops = self.training and self.dropout.p > 0
-        if not drops and chunked_mlp.pays(x, self.fc1.weight):
+        whole = (self.training and self.dropout.p > 0) or watched(norm, self.fc1, self.fc2, self.dropout)
+        ours = type(self.fc1) is type(self.fc2) is Linear
+        if ours and not whole and chunked_mlp.pays(x, self.fc1.weight):
             return chunked_mlp.mlp(x, parameters(norm), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x, norm)))))
+        return self.dropout(self.fc2(self.dropout(F.gelu(after_norm(norm, self.fc1, x)))))

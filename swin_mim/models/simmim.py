@@ -81,15 +81,18 @@ class SimMIM(Pretrained):
         """features (B, h/8, w/8, 8D), target (B, C, H, W)."""
         stride, patch = self.decoder.stride, self.encoder.config.patch_size
         masks = _by_cell(mask[:, None], stride // patch)[..., 0, :, :]  # (B G, s/p, s/p), G cells of an image
-        masked = masks.flatten(1).any(1).view(len(mask), -1)  # (B, G)
+        masked = masks.flatten(1).any(1).view(len(mask), features.shape[1] * features.shape[2])  # (B, G)
+        cells = min(cells, masked.shape[1])
         chosen = masked.byte().argsort(dim=1, descending=True, stable=True)[:, :cells]
         chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * masked.shape[1]).flatten()
-        pixels = self.decoder.cells(features.flatten(0, 2).index_select(0, chosen))  # (B cells, C, s, s)
+        pixels = self.decoder(features, chosen)  # (B cells, C, s, s)
         error = (_by_cell(target, stride)[chosen].float() - pixels.float()).abs().mean(dim=1, keepdim=True)
         error = _by_cell(error, patch).mean(dim=(1, 2, 3)).view(-1, stride // patch, stride // patch)
         masks, total = masks[chosen], mask.sum()
         loss = (error * masks).sum() / total.clamp(min=1)
-        return MimOutput(torch.where(masks.sum() == total, loss, torch.nan), pixels.unflatten(0, (len(mask), -1)))
+        return MimOutput(
+            torch.where(masks.sum() == total, loss, torch.nan), pixels.view(len(mask), cells, *pixels.shape[1:])
+        )
 
     def targets(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict."""
@@ -133,11 +136,13 @@ class PixelDecoder(nn.Sequential):
         )
         self.stride = config.stride
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages."""
-        return self.cells(features).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    def forward(self, features: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages; or of all cells the `chosen` (n,) -> (n, C, s, s)."""
+        if chosen is not None:
+            return self._cells(features.flatten(0, 2).index_select(0, chosen))
+        return self._cells(features).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
-    def cells(self, features: Tensor) -> Tensor:
+    def _cells(self, features: Tensor) -> Tensor:
         """(..., 8D) -> (..., C, s, s), the pixels of each cell.
 
         The two modules in one product, as the features are channels-last.

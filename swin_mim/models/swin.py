@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from swin_mim.errors import UserError
 from swin_mim.kernels.product import linear, onednn_is_faster
 from swin_mim.kernels.window_geometry import window_geometry
-from swin_mim.models.linear import Linear
+from swin_mim.models.linear import Linear, after_norm
 from swin_mim.models.mlp import Mlp
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin_config import SwinConfig, nearest_multiple
@@ -201,7 +201,7 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2)) if x.shape[1] % 2 or x.shape[2] % 2 else x
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h/2, 2, w/2, 2, D)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, h/2, w/2, 4D), down before right as the official weights
-        return self.reduction(x, self.norm)
+        return after_norm(self.norm, self.reduction, x)
 
 
 class Block(nn.Module):
@@ -242,7 +242,7 @@ class WindowAttention(nn.Module):
         """(B, h, w, D) -> (B, h, w, D), of norm(x)."""
         window, shift = window_geometry((x.shape[1], x.shape[2]), self.window, self.shifted)
         x = window_attention(
-            self._heads(self.qkv(x, norm)),
+            self._heads(after_norm(norm, self.qkv, x)),
             self.relative_position_bias_table,
             window=window,
             table_window=self.window,

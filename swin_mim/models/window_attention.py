@@ -8,7 +8,6 @@ image and t = window_h x window_w the tokens of one window.
 import logging
 import os
 from functools import cache
-from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -99,6 +98,8 @@ def resolve_backend(
 
 
 def _automatic(device: torch.device) -> Backend:
+    if device.type == "cuda" and device.index is None:  # is a device with a number by another name
+        device = torch.device("cuda", torch.cuda.current_device())
     return _found_out(device)
 
 
@@ -110,37 +111,12 @@ _automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _found_out(device: torch.device) -> Backend:
     if device.type != "cuda":
         return "chunked" if device.type == "cpu" else "reference"
-    trouble = _trouble_with_triton(device)
+    from swin_mim.models import triton_trial
+
+    trouble = triton_trial.trouble(device)
     if trouble:
         _LOG.warning("attention: the fused kernel is not used, but the slower sdpa: %s", trouble)
     return "sdpa" if trouble else "triton"
-
-
-def _trouble_with_triton(device: torch.device) -> str:
-    """Why not to use the kernel on a device: it is tried out there, with padding and shift. Empty if all is well."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    generator = torch.Generator(device).manual_seed(0)
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
-        qkv = torch.randn(2, 9, 13, 3, 2, 32, device=device, dtype=dtype, generator=generator, requires_grad=True)
-        table = torch.randn(121, 2, device=device, generator=generator, requires_grad=True)
-        fill = torch.randn(3, 2, 32, device=device, generator=generator, requires_grad=True)
-        upstream = torch.randn(2, 9, 13, 2, 32, device=device, dtype=dtype, generator=generator)
-        geometry: dict[str, Pair] = {"window": (6, 6), "table_window": (6, 6), "shift": (3, 3)}
-        results: list[tuple[Tensor, ...]] = []
-        backend: Backend
-        for backend in ("triton", "reference"):
-            try:
-                out = window_attention(qkv, table, fill=fill, **geometry, backend=backend)
-                results.append((out, *torch.autograd.grad(out, (qkv, table, fill), upstream)))
-            except Exception as error:  # a compiler's complaint can be anything
-                return f"{backend} failed with {type(error).__name__}: {error}"
-        names = ("output", "gradient of qkv", "gradient of the bias table", "gradient of the padding")
-        for name, ours, expected in zip(names, *results, strict=True):
-            off = ((ours - expected).abs().max() / expected.abs().max()).item()
-            if not off <= tolerance:
-                return f"its {name} is off by {off:.1e} of the largest value in {dtype}"
-    return ""
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from swin_mim.kernels import chunked_mlp, product
 from swin_mim.kernels.product import CHUNK, Norm, linear
+from swin_mim.models.mlp import Mlp
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
@@ -89,3 +91,65 @@ def test_what_decides_is_the_processor(monkeypatch):
         product.onednn_is_faster.cache_clear()
         assert product.onednn_is_faster() == (expected and torch.backends.mkldnn.is_available())
     product.onednn_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["onednn", "mkl"])
+def test_which_mlps_are_chunked(fast, monkeypatch):
+    monkeypatch.setattr(chunked_mlp, "onednn_is_faster", lambda: fast)
+    wide, narrow = torch.empty(1536, 384), torch.empty(384, 96)
+    many, few = torch.empty(2, 160, 160, 96), torch.empty(2, 8, 8, 96)  # hidden layers of 79 MB and 200 kB
+    assert chunked_mlp.pays(many, narrow)
+    assert chunked_mlp.pays(few, narrow) == fast, "with MKL's products only what a cache does not hold"
+    assert chunked_mlp.pays(torch.empty(2, 160, 160, 384), wide) == fast, "with MKL's products only narrow ones"
+    assert not chunked_mlp.pays(few[:, :1, :1], narrow), "too small"
+    assert not chunked_mlp.pays(many.double(), narrow.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not chunked_mlp.pays(many, narrow)
+    with torch.no_grad():
+        assert chunked_mlp.pays(many, narrow) == fast
+
+
+class Asked(Exception):
+    pass
+
+
+def test_the_module_takes_chunks_where_they_pay_and_nothing_is_in_between(monkeypatch):
+    def asked(*_):
+        raise Asked
+
+    monkeypatch.setattr(chunked_mlp, "pays", lambda *_: True)
+    monkeypatch.setattr(chunked_mlp, "mlp", asked)
+    x, norm = torch.randn(1, 4, 4, 8), torch.nn.LayerNorm(8)
+    with pytest.raises(Asked):
+        Mlp(8, 16, 0.0)(x, norm)
+    with pytest.raises(Asked):
+        Mlp(8, 16, 0.1).eval()(x, norm)
+    assert Mlp(8, 16, 0.1)(x, norm).shape == x.shape, "dropout would be left out"
+    for name in ("fc1", "fc2"):
+        hooked, replaced = Mlp(8, 16, 0.0), Mlp(8, 16, 0.0)
+        getattr(hooked, name).register_forward_hook(lambda *_: None)
+        hooked(x, norm)
+        setattr(replaced, name, torch.nn.Sequential(getattr(replaced, name)))
+        replaced(x, norm)
+
+
+def test_without_gradients_nothing_is_kept(monkeypatch):
+    dim = chunked_mlp.AGAIN + 8
+    x, norm = torch.randn(1, 9, dim), Norm(torch.ones(dim), torch.zeros(dim), 1e-5)
+    weights = (torch.randn(16, dim, requires_grad=True), torch.zeros(16), torch.randn(dim, 16), torch.zeros(dim))
+    made = []
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size: made.append(size) or new_empty(self, *size))
+    chunked_mlp.mlp(x, norm, *weights)
+    assert made == [(9, 16)]
+    with torch.no_grad():
+        chunked_mlp.mlp(x, norm, *weights)
+    assert made == [(9, 16)]
+
+
+@pytest.mark.usefixtures("engine")
+def test_operations_are_counted():
+    x, weight = torch.randn(6, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        product._Linear.apply(x, weight, None, None, None, 0.0).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 6 * 5 * 3

@@ -1,10 +1,14 @@
+import re
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from swin_mim import SimMIM, Swin, SwinConfig, block_mask
+from swin_mim.kernels import chunked_attention, chunked_mlp, product
 from swin_mim.masking import masked_cells
 from swin_mim.models.simmim import local_statistics, masked_l1
+from swin_mim.training import replay
 
 
 def naive_loss(pixels, target, mask):
@@ -133,3 +137,43 @@ def test_bf16_autocast_keeps_the_loss_in_fp32(tiny):
         out = SimMIM(tiny)(torch.randn(1, 3, 64, 64), block_mask(1, (16, 16), 4, 0.6, seed=0))
     assert out.loss.dtype == torch.float32
     assert out.pixels.dtype == torch.bfloat16
+
+
+def test_an_empty_batch_has_no_loss(tiny):
+    out = SimMIM(tiny)(torch.rand(0, 3, 64, 64), torch.zeros(0, 16, 16, dtype=torch.bool), 2)
+    assert out.loss == 0
+    assert out.pixels.shape == (0, 2, 3, 32, 32)
+
+
+def test_after_a_look_in_inference_mode_it_still_trains(tiny):
+    model, images = SimMIM(tiny), torch.rand(2, 3, 64, 64)
+    mask = block_mask(2, (16, 16), 8, 0.6, seed=0)
+    chunked_attention._buffers.__dict__.clear()
+    with torch.inference_mode():
+        seen = model(images, mask).loss
+    loss = model(images, mask, 3).loss
+    loss.backward()
+    assert_close(loss, seen, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        *("encoder.layers.0.blocks.1.norm1.weight", "encoder.layers.0.blocks.0.norm2.weight"),
+        *("encoder.layers.1.blocks.0.attn.qkv.weight", "encoder.layers.0.blocks.0.mlp.fc1.weight"),
+        *("encoder.layers.1.downsample.norm.weight", "encoder.norm.weight", "decoder.0.weight"),
+    ],
+)
+def test_replay_names_the_module_that_breaks(weight, monkeypatch):
+    """Though the fast paths call several modules as one."""
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(chunked_mlp, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(product, "WORTH", 0)
+    monkeypatch.setattr(chunked_mlp, "WORTH", 0)
+    model = SimMIM(SwinConfig(32, embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=4))
+    model.get_parameter(weight).data.view(-1)[0] = torch.inf
+    mask = block_mask(1, (8, 8), 2, 0.5, seed=0)
+    with replay._watched(model) as findings:
+        model(torch.rand(1, 3, 32, 32), mask, 8).loss.backward()
+    module = weight.removesuffix(".0.weight" if weight.startswith("decoder") else ".weight")
+    assert re.match(rf"output not finite first in {re.escape(module)} \(.*what it came from is finite", findings[0])
