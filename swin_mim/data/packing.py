@@ -6,10 +6,13 @@ byte. Rows have the order of the source.
 
 import io
 import json
+import os
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +41,7 @@ from swin_mim.errors import UserError
 Format = Literal["jpeg", "raw"]
 
 _TASK = 8  # images that a worker packs at a time
+_LOOK = 1.0  # seconds between two looks at whether the main process lives
 _VALUES = np.arange(256, dtype=np.int64)
 _MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")  # columns of files, which would be copied as they are
 
@@ -129,8 +133,10 @@ class _Encoder(Dataset[_Row]):
 
     def __init__(self, source: FolderSource | TableSource, size: int, quality: int, format: Format) -> None:
         self._source, self._size, self._quality, self._format = source, size, quality, format
+        self._main, self._watched = os.getpid(), False
 
     def __getitem__(self, place: Place) -> _Row:
+        self._end_with_main()
         try:
             image = shrunk(self._source.image(place.image), self._size)
         except BrokenImage as error:
@@ -149,6 +155,18 @@ class _Encoder(Dataset[_Row]):
             tuple((histogram @ _VALUES).tolist()),
             tuple((histogram @ _VALUES**2).tolist()),
         )
+
+    def _end_with_main(self) -> None:
+        """Let a worker end if the main process was killed. It would wait for ever for somebody to take its images."""
+        if self._watched or os.getpid() == self._main:
+            return
+        self._watched = True
+        Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while os.getppid() == self._main:
+            time.sleep(_LOOK)
+        os._exit(1)
 
 
 def shrunk(image: Image.Image, size: int) -> Image.Image:

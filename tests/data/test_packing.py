@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -474,3 +476,17 @@ def test_raw_is_read_like_any_other_image(whole: Path) -> None:
     content, _ = open_source(str(whole))._cell(0)
     assert content.startswith(b"BM")
     assert decode_image(content).size == (400, 300)
+
+
+def test_workers_end_with_a_process_that_was_killed(many: Path, tmp_path: Path) -> None:
+    """One waits for somebody to take its images, which are more than a pipe holds."""
+    code = (
+        "import sys, time; from pathlib import Path; from swin_mim.data import packing\n"
+        "packing._Job._add = lambda *_: print('ready', flush=True) or time.sleep(100)\n"
+        "packing.pack(sys.argv[1], Path(sys.argv[2]), size=0, format='raw', workers=2)"
+    )
+    command = [sys.executable, "-c", code, str(many), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        process.communicate(timeout=30)  # until the last of them has let go of the pipe
