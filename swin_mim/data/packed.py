@@ -54,7 +54,7 @@ class Packed:
     broken: int = 0
     pixels: int = 0
     sums: tuple[int, ...] = (0, 0, 0)
-    """Of the values 0..255 of each channel, over all pixels of the packed images; exact."""
+    """Of the values 0..255 of each channel, over all pixels of the packed images before they are compressed; exact."""
     squares: tuple[int, ...] = (0, 0, 0)
     """Of these values squared."""
     mean: tuple[float, ...] | None = None
