@@ -99,6 +99,15 @@ def open_labelled(
     return labelled
 
 
+def labels_of_folder(source: FolderSource) -> Labelled | None:
+    """The classes that folders say, of a folder which need not have any; None: it has none, or only one."""
+    try:
+        labelled = _of_folder(source, "")
+    except UserError:
+        return None
+    return labelled if len(labelled.names) > 1 else None
+
+
 def split_labelled(labelled: Labelled, count: int, seed: int) -> tuple[Labelled, Labelled]:
     """(training, held out): about `count` images, 0 for a tenth and never more, of each class its share.
 

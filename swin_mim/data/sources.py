@@ -18,6 +18,7 @@ from PIL import Image
 
 from swin_mim.data.decode import decode_image
 from swin_mim.data.limits import BrokenImage, check_length
+from swin_mim.data.packed import MANIFEST, load_packed
 from swin_mim.data.sampling import epoch_order
 from swin_mim.errors import UserError
 
@@ -53,7 +54,7 @@ def open_source(spec: str, *, config: str | None = None, split: str = "train", c
 
     A folder that holds image files at any depth is just these images: class folders and metadata files mean
     nothing. `config`, `split` and `column` belong to tables, and a folder of tables is read like a Hub repository;
-    without a column it is the only one of images.
+    without a column it is the only one of images. What tools/prepare.py packed is a table too, read where it lies.
 
     Raises:
         UserError: nothing there, no images in it, no such split or column.
@@ -100,6 +101,10 @@ class FolderSource:
     def image(self, index: int) -> Image.Image:
         return decode_image(_read(os.path.join(self._root, self.paths[index])))
 
+    def path(self, index: int) -> str | None:
+        """Its relative path, as text."""
+        return self.name(index)
+
     def listing(self) -> Iterator[tuple[str, int]]:
         return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
 
@@ -140,7 +145,7 @@ class TableSource:
 
     def __init__(self, dataset: Any, column: str, roots: Sequence[Path]) -> None:
         """`dataset` has the undecoded image column, of type struct<bytes, path>."""
-        self._dataset, self._column, self._roots = dataset, column, roots
+        self._dataset, self.column, self._roots = dataset, column, roots
         self.fingerprint = sha256(self._contents())
 
     def __len__(self) -> int:
@@ -158,8 +163,14 @@ class TableSource:
         return decode_image(_read_below(self._roots, path))
 
     def _cell(self, index: int) -> tuple[bytes | None, str | None]:
-        cell = self._dataset[int(index)][self._column] or {}
+        cell = self._dataset[int(index)][self.column] or {}
         return cell.get("bytes"), cell.get("path")
+
+    def path(self, index: int) -> str | None:
+        """What the row calls the image: a relative path, or the name of a file; None: nothing."""
+        path = self._cell(index)[1]
+        # whole paths lead into folders of this machine, which concern nobody
+        return os.path.basename(path) if path and (os.path.isabs(path) or "://" in path) else path
 
     def listing(self) -> Iterator[tuple[str, int]]:
         sizes = (int(size) for lengths in self._lengths() for size in lengths)
@@ -169,7 +180,7 @@ class TableSource:
         """int64: of the bytes in the cells of each chunk of the table."""
         import pyarrow.compute as pc
 
-        for chunk in self._dataset.data.column(self._column).chunks:
+        for chunk in self._dataset.data.column(self.column).chunks:
             lengths = pc.fill_null(pc.binary_length(pc.struct_field(chunk, "bytes")), 0)
             yield lengths.to_numpy(zero_copy_only=False).astype("<i8")
 
@@ -210,6 +221,8 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
 
 
 def _open_folder(folder: Path, config: str | None, split: str, column: str | None) -> FolderSource | Table:
+    if (folder / MANIFEST).exists():
+        return _open_table(str(folder), [], lambda: _load_packed(folder, config, split))
     if files := _find_files(folder, IMAGE_SUFFIXES):
         if config is not None or split != "train" or column is not None:
             raise UserError(
@@ -250,6 +263,12 @@ def _load_from_disk(folder: Path, config: str | None, split: str) -> Any:
     if config is not None or split not in splits:
         raise ValueError(f"no config {config!r}, split {split!r}: it has no configs, and splits {', '.join(splits)}")
     return splits[split]
+
+
+def _load_packed(folder: Path, config: str | None, split: str) -> Any:
+    if config is not None or split != "train":
+        raise ValueError(f"no config {config!r}, split {split!r}: packed images have no configs, and one split, train")
+    return load_packed(folder)
 
 
 def _load_files(folder: Path, config: str | None, split: str) -> Any:
