@@ -2,8 +2,8 @@
 
 A part is a real module of the model with inputs of the shape and type that it gets in a step, times the number of its
 occurrences. What the step takes beyond the sum (residual additions, sums of gradients, casts, waits) is the rest; it is
-negative where the parts together are faster than one by one. A norm that a layer does on its way is in that layer's
-part; what it would take alone stands in brackets and does not count.
+negative where the parts together are faster than one by one. The MLP has its norm with it; the others are a part of
+their own, though a layer may do them on its way.
 
 Bytes are the least that a part must move: its input, output and weights once in the forward pass, and these and their
 gradients once in the backward pass; what it makes in between could stay on the chip.
@@ -46,8 +46,6 @@ class Part:
     """Of the shape and type that it has in a step; it may hold anything."""
     needs_gradient: bool = True
     """Of the input."""
-    within_others: bool = False
-    """It is measured for what it would take alone, and does not count: other parts do it."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,10 @@ def summed(parts: list[Part], costs: list[Cost], step_seconds: float, ceilings: 
     by_stage = []
     for part, cost in zip(parts, costs, strict=True):
         by_name[part.name].append(cost)
-        about = {"part": part.name, "stage": part.stage, "count": part.count, "within_others": part.within_others}
+        about = {"part": part.name, "stage": part.stage, "count": part.count}
         by_stage.append({**about, **judged(cost, step_seconds, ceilings)})
-    within = {part.name for part in parts if part.within_others}
-    together = {
-        name: {"within_others": name in within, **judged(added(members), step_seconds, ceilings)}
-        for name, members in by_name.items()
-    }
-    rest = step_seconds - sum(part["seconds"] for name, part in together.items() if name not in within)
+    together = {name: judged(added(members), step_seconds, ceilings) for name, members in by_name.items()}
+    rest = step_seconds - sum(part["seconds"] for part in together.values())
     return {
         "step_seconds": step_seconds,
         "parts": dict(sorted(together.items(), key=lambda entry: -entry[1]["seconds"])),
@@ -128,7 +122,7 @@ def added(costs: list[Cost]) -> Cost:
 
 
 def parts_of(model: SimMIM, batch: tuple[Tensor, Tensor]) -> Iterator[Part]:
-    """All parts of a step but the optimizer. Those that are not within others hold every parameter together."""
+    """All parts of a step but the optimizer. Together they hold every parameter."""
     images, _ = batch
     encoder, calls = model.encoder, calls_in(model, batch)
     yield Part("patch embedding, mask", None, 1, Embedding(model, batch), images, needs_gradient=False)
@@ -144,7 +138,7 @@ def parts_of(model: SimMIM, batch: tuple[Tensor, Tensor]) -> Iterator[Part]:
             yield Part("window attention", number, count, without_projections(block.attn), projected)
         yield called("proj", number, depth, first.attn.proj, calls)
         yield called("MLP", number, depth, first.mlp, calls)
-        yield norms(number, 2 * depth, first, calls)
+        yield norms(number, depth, first, calls)
     yield called("norms", None, 1, encoder.norm, calls)
     yield Part("decoder, loss", None, 1, Decoding(model, batch), calls[encoder.norm].output)
 
@@ -183,10 +177,8 @@ def called(name: str, stage: int | None, count: int, module: nn.Module, calls: M
 
 
 def norms(stage: int, count: int, block: Block, calls: Mapping[nn.Module, Call]) -> Part:
-    """Of the blocks of a stage. Where the layers behind them do their work, this is what they would take alone."""
-    alone = block.norm1 in calls
-    name = "norms" if alone else "(norms alone)"
-    return Part(name, stage, count, block.norm1, calls[block.attn].input, within_others=not alone)
+    """In front of the attention of the blocks of a stage."""
+    return Part("norms", stage, count, block.norm1, calls[block.attn].input)
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -264,7 +256,7 @@ class OfOneTensor(nn.Module):
 def without_norm(module: nn.Module) -> OfOneTensor:
     """A module whose further arguments are left out: its input is normed already."""
     further = len(inspect.signature(module.forward).parameters) - 1
-    return OfOneTensor(module, (None,) * further)
+    return OfOneTensor(module, (nn.Identity(),) * further)
 
 
 def without_projections(attention: WindowAttention) -> nn.Module:
@@ -372,7 +364,7 @@ def print_breakdown(found: Mapping[str, Any], out: TextIO) -> None:
     rows.append(["rest", f"{1e3 * rest['seconds']:.2f}", f"{rest['share_of_step']:.1%}", *["-"] * 4])
     rows.append(["step", f"{1e3 * found['step_seconds']:.2f}", f"{1:.1%}", *["-"] * 4])
     print_table(COLUMNS, rows, out)
-    largest = [row for row in found["by_stage"] if not row["within_others"]][:8]
+    largest = found["by_stage"][:8]
     print("\nthe largest of single stages", file=out)
     rows = [cells(f"{row['part']}, {stage_text(row['stage'])} ({row['count']})", row) for row in largest]
     print_table(COLUMNS, rows, out)

@@ -50,7 +50,7 @@ def draw_systems(axes: Any, results: dict[str, dict[str, Any]]) -> None:
 
 
 def draw_parts(axes: Any, parts: dict[str, dict[str, Any]]) -> None:
-    shown = {name: part for name, part in parts.items() if not part["within_others"] and part["share_of_step"] > 0.002}
+    shown = {name: part for name, part in parts.items() if part["share_of_step"] > 0.002}
     names = list(shown)
     axes.barh(names, [1e3 * shown[name]["seconds"] for name in names], color=OURS, label="measured")
     floors = [1e3 * shown[name]["roofline_seconds"] for name in names]

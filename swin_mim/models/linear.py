@@ -14,9 +14,9 @@ class Linear(nn.Linear):
 def after_norm(norm: nn.LayerNorm, layer: nn.Module, x: Tensor) -> Tensor:
     """layer(norm(x)), in one go if nothing sees what lies between, so that it need not be kept.
 
-    Modules with hooks are called one after the other, and so are layers that somebody put in the place of ours.
+    Modules with hooks are called one after the other, and so are those that somebody put in the place of ours.
     """
-    if type(layer) is not Linear or watched(norm, layer):
+    if type(layer) is not Linear or type(norm) is not nn.LayerNorm or watched(norm, layer):
         return layer(norm(x))
     return linear(x, layer.weight, layer.bias, parameters(norm))
 

@@ -62,6 +62,8 @@ CASES = [
     Case((8, 8), (8, 8), (4, 4), d=64),
     Case((12, 12), (12, 12), heads=2, d=16),
     Case((9, 9), (9, 9), (0, 4), table=(14, 14), d=24),
+    Case((13, 14), (14, 14), (7, 7), d=16),
+    LARGEST,
 ]
 
 
@@ -127,8 +129,10 @@ def test_fp32_equals_attention_over_all_pairs(case):
         (PADDED, torch.bfloat16),
         (WIDE, torch.bfloat16),
         (PADDED, torch.float16),
-        (Case((14, 14), (14, 14), (7, 7)), torch.float16),
-        (LARGEST, torch.float16),
+        (Case((7, 7), (7, 7), d=24), torch.bfloat16),
+        (Case((8, 8), (8, 8), (4, 4)), torch.bfloat16),
+        (Case((14, 14), (14, 14), (7, 7)), torch.bfloat16),
+        (LARGEST, torch.bfloat16),
     ],
     ids=str,
 )
