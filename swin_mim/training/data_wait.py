@@ -60,10 +60,14 @@ def slow_stage(loading: LoadingTime, seconds: float, workers: int) -> str:
     return "pass" if workers and idle else loading.slowest
 
 
-def room_for_workers(device: torch.device) -> int:
-    """How many workers of one training process have a core: all of its cores, but for one that drives a GPU."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, cores - (device.type == "cuda"))
+def room_for_workers(device: torch.device, processes: int | None = None) -> int:
+    """How many workers of one training process have a core: all of its cores, but for one that drives a GPU.
+
+    Args:
+        processes: of this machine that train; None: as the launcher says.
+    """
+    together = processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // together - (device.type == "cuda"))
 
 
 def advice(stage: str, workers: int, room: int) -> str:

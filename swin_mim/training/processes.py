@@ -68,7 +68,7 @@ def start_accelerator(
     """
     cuda = uses_gpu()
     precision = resolve_precision(precision)
-    _check_trackers(trackers)
+    check_trackers(trackers)
     _warn_of_restarts()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,12 @@ def check_strategy(accelerator: Accelerator) -> None:
         )
 
 
-def _check_trackers(wanted: Sequence[str]) -> None:
+def check_trackers(wanted: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        UserError: names the package.
+    """
     # accelerate leaves out a tracker whose package is missing, with no more than a warning
     missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
     if missing:

@@ -78,5 +78,6 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Monk
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert room_for_workers(CPU) == 4
     assert room_for_workers(torch.device("cuda")) == 3
+    assert room_for_workers(CPU, processes=2) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
     assert room_for_workers(CPU) == 1
