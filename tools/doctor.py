@@ -40,7 +40,10 @@ FEW_STEPS = 10
 """Updates in an epoch that are few."""
 
 _LEAST_BATCH = 16
-_WEEK = 7 * 86400.0
+_LONG = 2 * 86400.0
+"""Seconds of a run on a CPU that call for a word."""
+_BUSY = 0.5
+"""Load of a core by others that spoils the figures."""
 
 Result = TypeVar("Result")
 
@@ -108,7 +111,7 @@ def examine(job: Job) -> "Report":
 
     # torch advises against more workers than cores; the page says it too
     warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-    config, reasons = job.config, _Reasons()
+    config, reasons, load = job.config, _Reasons(), os.getloadavg()[0]
     valid = reasons.of(lambda: _is_valid(config)) or False
     if valid:
         reasons.of(lambda: _fits_this_machine(config))
@@ -136,7 +139,7 @@ def examine(job: Job) -> "Report":
         duration_text=config.train.duration,
         global_batch=config.train.global_batch,
         devices=_gpus(),
-        notes=tuple(_notes(config, loading, steps, duration)),
+        notes=tuple(_notes(config, loading, steps, duration, load)),
         reasons=tuple(reasons.found),
         suggestions=suggestions,
         command=tuple(_command(job, suggestions)),
@@ -337,16 +340,28 @@ def _why_other_workers(loading: "Loading", duration: "Duration") -> str:
 
 
 def _notes(
-    config: PretrainConfig, loading: "Loading | None", steps: "Steps | None", duration: "Duration | None"
+    config: PretrainConfig,
+    loading: "Loading | None",
+    steps: "Steps | None",
+    duration: "Duration | None",
+    load: float,
 ) -> Iterator[str]:
+    """What else there is to say.
+
+    Args:
+        load: of the machine before anything was measured.
+    """
     from swin_mim.training.data_wait import advice
 
     if (folder := _run_folder(config)).exists():
         yield f"{folder} exists: the command continues that run; --run.name begins another one"
     if loading and duration and duration.loader_limits and loading.workers >= duration.workers:
         yield advice(loading.slowest, loading.workers, loading.room)
-    if steps and duration and steps.device == "CPU" and duration.run_seconds > _WEEK:
+    if steps and duration and steps.device == "CPU" and duration.run_seconds > _LONG:
         yield "there is no GPU here: a smaller model (--model.name swin_nano) or a shorter run is what a CPU can do"
+    cores = len(os.sched_getaffinity(0))
+    if loading and load > _BUSY * cores:
+        yield f"others are busy here (a load of {load:.1f} on {cores} cores): alone, loader and model are faster"
     if config.train.compile:
         yield "the steps were measured without torch.compile"
 

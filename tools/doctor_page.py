@@ -144,7 +144,7 @@ def _geometry(report: Report) -> Iterator[str]:
 
 
 def _stages(geometry: Geometry) -> Iterator[str]:
-    verdict = "works, with padding (it costs time, not quality)" if geometry.pads else "fits: nothing is padded"
+    verdict = "works, with padding, which costs time" if geometry.pads else "fits: nothing is padded"
     what = f"{by(geometry.image_size)} px, patches of {geometry.patch}, mask units of {geometry.unit} px"
     yield fact("size", f"{what}, {len(geometry.stages)} stages: {verdict}")
     yield fact("masks", f"{geometry.masked_units} of {geometry.units} units of an image are hidden")
@@ -280,7 +280,7 @@ def plural(number: int, name: str) -> str:
 
 
 def rate(images_per_second: float) -> str:
-    return f"{images_per_second:,.0f} images/s" if images_per_second >= 10 else f"{images_per_second:.1f} images/s"
+    return f"{images_per_second:,.0f} images/s" if images_per_second >= 10 else f"{images_per_second:.2g} images/s"
 
 
 def time_text(seconds: float) -> str:

@@ -60,6 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(doctor_speed, "SECONDS", 0.1)
     monkeypatch.setattr(doctor_speed, "STEP_SECONDS", 0.5)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     threads = torch.get_num_threads()
     with warnings.catch_warnings():  # the tool ignores what torch advises on workers
         yield
@@ -339,6 +340,12 @@ def test_a_run_that_is_there_is_met(tmp_path: Path, ask: Callable[..., Said]) ->
     photos(tmp_path / "photos", 6)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     assert "runs/tiny exists: the command continues that run" in ask("photos").fact("note")
+
+
+def test_a_busy_machine_is_met(tmp_path: Path, ask: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    photos(tmp_path / "photos", 6)
+    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0.0, 0.0))
+    assert ask("photos").fact("note").startswith("others are busy here (a load of 1.5 on 2 cores)")
 
 
 @pytest.mark.parametrize(("flags", "text"), [
