@@ -166,7 +166,7 @@ def _speed(report: Report) -> Iterator[str]:
     if loading is not None:
         stages = ", ".join(f"{STAGES[stage]} {time:.1f}" for stage, time in loading.milliseconds.items())
         with_them = f"with {plural(loading.workers, 'worker')}" if loading.workers else "without workers"
-        yield fact("loader", f"{rate(loading.images_per_second)} {with_them} on {plural(loading.room, 'free core')}")
+        yield fact("loader", f"{rate(loading.images_per_second)} {with_them} on {plural(loading.room, 'core')}")
         yield fact("", f"one core: {rate(loading.alone_per_second)}; ms for an image: {stages}")
     if steps is not None and steps.fitting_batch:
         precision = (

@@ -123,7 +123,7 @@ def test_a_good_folder(tmp_path: Path, ask: Callable[..., Said]) -> None:
     assert "fits: nothing is padded" in said.fact("size")
     assert said.fact("masks") == "10 of 16 units of an image are hidden"
     assert said.fact("near it") == "sizes without any padding: 16 x 16 below, 64 x 64 above"
-    assert "images/s with 1 worker on 2 free cores" in said.fact("loader")
+    assert "images/s with 1 worker on 2 cores" in said.fact("loader")
     assert "images/s on CPU (fp32, 1 thread)" in said.fact("model")
     assert said.fact("an epoch").startswith("36 images (4 more are held out) in 9.0 steps of 4:")
     assert said.fact("the run").startswith("200 steps: ")
