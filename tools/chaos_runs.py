@@ -44,7 +44,10 @@ CONFIG: dict[str, Any] = {
     "save": {"every": "5 steps"},
 }
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-TIMING = {"images_per_second", "data_wait", "save_wait", "memory_gb"}
+TIMING = {
+    *("images_per_second", "data_wait", "save_wait", "memory_gb"),
+    *("read_seconds", "decode_seconds", "transform_seconds", "collate_seconds"),
+}
 TOLERANCE = 1e-6
 """Between runs of one process and of two, whose sums have another order: of losses, absolute."""
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swin_mim.data.decode import BrokenImage
+from swin_mim.data.loading_time import LoadingTime, Stopwatch, together
 from swin_mim.data.sampling import Place, SampleOrder, positions, sample_generator
 from swin_mim.data.sources import Source
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
@@ -43,6 +45,8 @@ class Batch(NamedTuple):
     broken: list[Broken]
     indices: Tensor
     """int64 (B,): which image of the source each one is. That of a broken one is its replacement's."""
+    seconds: LoadingTime = LoadingTime()
+    """What loading it took."""
 
 
 class Order(Protocol):
@@ -118,6 +122,7 @@ class _Sample(NamedTuple):
     broken: list[Broken]
     taken: int
     """The index of the image in the source: the place's own, or its replacement's."""
+    seconds: LoadingTime
 
 
 class _Samples(Dataset[_Sample]):
@@ -127,15 +132,18 @@ class _Samples(Dataset[_Sample]):
         self._source, self._crop, self._seed = source, crop, seed
 
     def __getitem__(self, place: Place) -> _Sample:
-        broken = []
+        broken, watch = [], Stopwatch()
         for index in chain([place.image], self._replacements(place.position)):
             try:
                 image = self._source.image(index)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             else:
-                return _Sample(place, self._crop(image, place.position), broken, index)
-        return _Sample(place, None, broken, place.image)
+                watch.decoded()
+                crop = self._crop(image, place.position)
+                return _Sample(place, crop, broken, index, watch.transformed())
+        watch.decoded()
+        return _Sample(place, None, broken, place.image, watch.transformed())
 
     def _replacements(self, position: int) -> Iterator[int]:
         draws = sample_generator(self._seed, position, stream=1).random(ATTEMPTS - 1)
@@ -149,6 +157,7 @@ class _Collated(NamedTuple):
 
 
 def _collate(samples: list[_Sample]) -> _Collated:
+    start = perf_counter()
     broken = [entry for sample in samples for entry in sample.broken]
     images = [sample.image for sample in samples if sample.image is not None]
     failure = ""
@@ -157,7 +166,8 @@ def _collate(samples: list[_Sample]) -> _Collated:
         failure = f"{ATTEMPTS} images in a row cannot be read, the last: {name}: {reason}"
     stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
     indices = torch.tensor([sample.taken for sample in samples])
-    return _Collated(Batch(stacked, samples[0].place.position, broken, indices), failure)
+    seconds = together(sample.seconds for sample in samples)._replace(collate=perf_counter() - start)
+    return _Collated(Batch(stacked, samples[0].place.position, broken, indices, seconds), failure)
 
 
 def _batches(

@@ -18,6 +18,7 @@ from PIL import Image
 
 from swin_mim.data.decode import decode_image
 from swin_mim.data.limits import BrokenImage, check_length
+from swin_mim.data.loading_time import reading
 from swin_mim.data.packed import MANIFEST, load_packed
 from swin_mim.data.sampling import epoch_order
 from swin_mim.errors import UserError
@@ -99,7 +100,12 @@ class FolderSource:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(_read(os.path.join(self._root, self.paths[index])))
+        return decode_image(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file. Raises `BrokenImage`."""
+        with reading():
+            return _read(os.path.join(self._root, self.paths[index]))
 
     def path(self, index: int) -> str | None:
         """Its relative path, as text."""
@@ -155,12 +161,17 @@ class TableSource:
         return f"row {index}"
 
     def image(self, index: int) -> Image.Image:
-        content, path = self._cell(index)
-        if content is not None:
-            return decode_image(content)
-        if path is None:
-            raise BrokenImage("the cell is empty")
-        return decode_image(_read_below(self._roots, path))
+        return decode_image(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file. Raises `BrokenImage`."""
+        with reading():
+            content, path = self._cell(index)
+            if content is not None:
+                return content
+            if path is None:
+                raise BrokenImage("the cell is empty")
+            return _read_below(self._roots, path)
 
     def _cell(self, index: int) -> tuple[bytes | None, str | None]:
         cell = self._dataset[int(index)][self.column] or {}

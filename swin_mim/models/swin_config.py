@@ -137,6 +137,11 @@ class SwinConfig:
         (h, w), (window_h, window_w) = self.stage_grid(stage), as_pair(self.window_size)
         return min(h, window_h), min(w, window_w)
 
+    def stage_padding(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of cells that a stage adds at the bottom and right, so that whole windows cover its grid."""
+        (h, w), (window_h, window_w) = self.stage_grid(stage), self.stage_window(stage)
+        return -h % window_h, -w % window_w
+
 
 def nearest_multiple(value: int, of: int) -> int:
     """The positive multiple of `of` that is nearest to `value`; the smaller of two equally near ones."""

@@ -209,9 +209,5 @@ def _proposal(model: ModelConfig, side: int) -> str:
     config = swin_config(replace(model, image_size=(side,)))
     windows = as_pair(config.window_size)
     size = str(windows[0]) if windows[0] == windows[1] else f"{windows[0]}x{windows[1]}"
-    tiled = all(
-        grid % window == 0
-        for stage in range(config.num_stages)
-        for grid, window in zip(config.stage_grid(stage), config.stage_window(stage), strict=True)
-    )
+    tiled = not any(any(config.stage_padding(stage)) for stage in range(config.num_stages))
     return f"{side} (windows of {size} {'fit every stage' if tiled else 'need padding'})"

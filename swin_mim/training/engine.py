@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swin_mim.data.loader import Batch
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
+from swin_mim.training.data_wait import DataWait
 from swin_mim.training.loss_spikes import LossSpikes
 from swin_mim.training.plan import Plan
 from swin_mim.training.replicas import check_replicas
@@ -164,6 +165,7 @@ class _Trainer:
         self._batches_from, self._loss_of, self._average = batches, loss_of, average
         self._batches = batches(state.samples_seen)
         self._saving, self._skipped, self._log, self._spikes = saving, skipped, log, LossSpikes()
+        self.data_wait = DataWait(plan.workers, accelerator.device)
         self._reports: deque[_Report] = deque()
         # Reading a report waits until the device has computed it; one step later it has.
         self._lag = 0 if accelerator.device.type == "cpu" else 1
@@ -269,7 +271,7 @@ class _Trainer:
     def _next_batch(self) -> Batch:
         start = time.perf_counter()
         batch = next(self._batches)
-        self.interval.waited(time.perf_counter() - start)
+        self.interval.waited(time.perf_counter() - start, batch.seconds)
         return batch
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -337,6 +339,7 @@ def _log_interval(log: RunLog, trainer: _Trainer, rate: float) -> None:
     plan, state = trainer.plan, trainer.state
     trainer.read_reports()
     check_replicas(trainer.accelerator, trainer.model)
+    loading, seconds = trainer.interval.loading, trainer.interval.seconds
     values = {
         "epoch": round(state.samples_seen / plan.dataset_size, 4),
         "samples_seen": state.samples_seen,
@@ -345,9 +348,11 @@ def _log_interval(log: RunLog, trainer: _Trainer, rate: float) -> None:
         "skipped": state.skipped,
         "broken": state.broken,
         **trainer.interval.speed(plan.global_batch),
+        **{f"{stage}_seconds": round(spent, 3) for stage, spent in loading._asdict().items()},
         "memory_gb": peak_memory_gb(trainer.accelerator.device),
     }
     log.metrics(state.step, values)
+    trainer.data_wait.add(state.step, values["data_wait"], loading, seconds)
     left = (plan.total_steps - state.step) * plan.global_batch / max(values["images_per_second"], 1e-9)
     loss, norm = values.get("loss", math.nan), values.get("grad_norm", math.nan)
     _LOG.info(

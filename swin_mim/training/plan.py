@@ -22,6 +22,8 @@ class Plan:
     seed: int
     dataset_size: int
     max_broken: float
+    workers: int = 0
+    """Processes that load images for each training process."""
 
     def ends_early_at(self, step: int) -> bool:
         return 0 < self.stop_after == step
@@ -50,6 +52,7 @@ def plan_of(config: PretrainConfig | FinetuneConfig, *, images: int, accumulatio
         seed=config.run.seed,
         dataset_size=images,
         max_broken=config.data.max_broken,
+        workers=config.data.workers,
     )
 
 

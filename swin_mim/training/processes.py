@@ -59,22 +59,16 @@ def start_accelerator(
 
     Args:
         folder: the run's folder; made if it is missing.
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 on a GPU that has it, fp32 elsewhere.
+        precision: as `resolve_precision` takes it.
         fsdp: the weights are going to be shared out by `sharding.prepare`.
         trackers: names that accelerate knows, to be started by `start_trackers`.
 
     Raises:
         UserError: a precision that the device lacks, or a tracker that is not installed.
     """
-    cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    if precision == "auto":
-        # without "emulation": older GPUs take bf16 and are slow at it
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if precision == "fp16" and not cuda:
-        raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
-    if precision == "bf16" and not cuda and (gain := bf16_gain()) < 0.8:
-        _LOG.warning("train.precision bf16: its products take %.1f times as long as fp32 on this processor", 1 / gain)
-    _check_trackers(trackers)
+    cuda = uses_gpu()
+    precision = resolve_precision(precision)
+    check_trackers(trackers)
     _warn_of_restarts()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +98,28 @@ def start_accelerator(
         settings["train_micro_batch_size_per_gpu"] = micro_batch
         settings["gradient_clipping"] = clip_norm
     return accelerator
+
+
+def uses_gpu() -> bool:
+    """Whether a run would compute on CUDA."""
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def resolve_precision(precision: str) -> str:
+    """ "auto" -> "bf16" on a GPU that has it and "fp32" elsewhere; others stay.
+
+    Raises:
+        UserError: the device lacks it.
+    """
+    cuda = uses_gpu()
+    if precision == "auto":
+        # without "emulation": older GPUs take bf16 and are slow at it
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision == "fp16" and not cuda:
+        raise UserError("train.precision fp16 needs a GPU: use fp32, or bf16 where the processor is fast at it")
+    if precision == "bf16" and not cuda and (gain := bf16_gain()) < 0.8:
+        _LOG.warning("train.precision bf16: its products take %.1f times as long as fp32 on this processor", 1 / gain)
+    return precision
 
 
 def bf16_gain() -> float:
@@ -184,7 +200,12 @@ def check_strategy(accelerator: Accelerator) -> None:
         )
 
 
-def _check_trackers(wanted: Sequence[str]) -> None:
+def check_trackers(wanted: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        UserError: names the package.
+    """
     # accelerate leaves out a tracker whose package is missing, with no more than a warning
     missing = set(wanted) - {tracker.value for tracker in get_available_trackers()}
     if missing:

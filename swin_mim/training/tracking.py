@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from swin_mim.data.loading_time import LoadingTime, together
 from swin_mim.training.json_lines import append_line, whole_lines
 from swin_mim.training.private import PrivateFormatter
 
@@ -156,19 +157,27 @@ class Interval:
     def restart_clock(self) -> None:
         """What came before (an evaluation, a checkpoint) does not count as training time."""
         self._start, self._waited, self.steps_timed = time.perf_counter(), 0.0, 0
+        self.loading = LoadingTime()
 
     def saved(self, seconds: float) -> None:
         """Time that the training stood still for a checkpoint."""
         self._saving += seconds
 
-    def waited(self, seconds: float) -> None:
-        """Time that the step spent waiting for images."""
+    def waited(self, seconds: float, loading: LoadingTime | None = None) -> None:
+        """Time that the step spent waiting for images, and what those who loaded them spent."""
         self._waited += seconds
+        if loading is not None:
+            self.loading = together((self.loading, loading))
+
+    @property
+    def seconds(self) -> float:
+        """Since the clock was started."""
+        return max(time.perf_counter() - self._start, 1e-9)
 
     def speed(self, global_batch: int) -> dict[str, float]:
         """images/s over all processes, the share of that time spent waiting for images, and the seconds that the
         training stood still for checkpoints, which is not part of it; restarts the clock."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
+        seconds = self.seconds
         speed = {
             "images_per_second": round(self.steps_timed * global_batch / seconds, 2),
             "data_wait": round(self._waited / seconds, 4),

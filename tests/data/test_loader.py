@@ -4,16 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from swin_mim.data import loader, loading_time, sources
 from swin_mim.data.decode import BrokenImage
 from swin_mim.data.loader import Batch, heldout_batches, training_batches
+from swin_mim.data.loading_time import LoadingTime
 from swin_mim.data.sampling import SampleOrder, sample_generator
 from swin_mim.data.transforms import EvaluationTransform, PretrainTransform
 from swin_mim.errors import UserError
@@ -265,3 +269,50 @@ def test_an_error_in_the_training_loop_ends_the_process() -> None:
     assert (done.returncode, done.stdout) == (1, "4\n")
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.endswith("KeyError: 'mine'\n")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        Noise(12).image(number).save(tmp_path / f"{number}.png")
+    read, decode = sources._read, sources.decode_image
+    clock = [0.0]
+
+    def later(seconds: float, what: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any) -> Any:
+            clock[0] += seconds
+            return what(*arguments)
+
+        return act
+
+    monkeypatch.setattr(sources, "_read", later(0.25, read))
+    monkeypatch.setattr(sources, "decode_image", later(0.5, decode))
+    monkeypatch.setattr(loading_time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loader, "perf_counter", lambda: clock[0])
+    source = sources.open_source(str(tmp_path))
+    transform = PretrainTransform((8, 8))
+    monkeypatch.setattr(PretrainTransform, "__call__", later(1.0, PretrainTransform.__call__))
+    batches = training_batches(
+        source, transform, seed=0, samples_seen=0, global_batch=4, micro_batch=4, rank=0, world=1, workers=workers
+    )
+    for batch in islice(batches, 3):
+        assert batch.seconds == LoadingTime(read=1.0, decode=2.0, transform=4.0, collate=0.0)
+
+
+def test_what_others_read_is_not_in_a_sample(tmp_path: Path) -> None:
+    with loading_time.reading():
+        pass
+    before = loading_time.seconds_read()
+    watch = loading_time.Stopwatch()
+    watch.decoded()
+    assert watch.transformed().read == 0.0
+    assert loading_time.seconds_read() == before > 0
+
+
+def test_the_time_of_broken_images_counts() -> None:
+    (batch,) = take(Noise(5, broken=frozenset({1, 3})), steps=1, micro=12)
+    assert batch.broken
+    assert batch.seconds.read == 0.0
+    assert min(batch.seconds.decode, batch.seconds.transform, batch.seconds.collate) > 0
+    assert batch.seconds.total == pytest.approx(sum(batch.seconds))
+    assert loading_time.together([batch.seconds, batch.seconds]).decode == 2 * batch.seconds.decode

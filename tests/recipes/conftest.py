@@ -34,7 +34,10 @@ TINY = {
     "log": {"every": "1 step", "evaluate_every": "5 steps", "pictures_every": "0 steps", "trackers": []},
     "save": {"every": "5 steps"},
 }
-TIMING = {"images_per_second", "data_wait", "save_wait", "memory_gb"}
+TIMING = {
+    *("images_per_second", "data_wait", "save_wait", "memory_gb"),
+    *("read_seconds", "decode_seconds", "transform_seconds", "collate_seconds"),
+}
 
 
 @pytest.fixture(scope="session")

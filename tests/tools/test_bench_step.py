@@ -115,7 +115,7 @@ def test_the_parts_of_a_breakdown_hold_every_parameter(bench):
     config = SwinConfig.named("swin_nano", image_size=64, window_size=3)  # padded, and shifted
     model = SimMIM(config)
     batch = bench.training.random_batch(config, 2, 0, torch.device("cpu"))
-    parts = [part for part in bench.breakdown.parts_of(model, batch)]
+    parts = list(bench.breakdown.parts_of(model, batch))
     held = sum(part.count * sum(p.numel() for p in part.module.parameters()) for part in parts)
     assert held == sum(p.numel() for p in model.parameters())
     flops = sum(bench.breakdown.flops_of(part) for part in bench.breakdown.meta_parts(model, batch))

@@ -2,8 +2,10 @@
 
 import copy
 import json
+import logging
 import math
 from itertools import chain, count, islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from swin_mim.data.loader import Batch
+from swin_mim.data.loading_time import LoadingTime
 from swin_mim.errors import CANNOT_WRITE, UserError
+from swin_mim.training import engine, tracking
 from swin_mim.training.engine import Plan, fit
 from swin_mim.training.run_folder import BrokenImages
 from swin_mim.training.run_state import RunState
@@ -278,3 +282,26 @@ def test_a_torn_list_of_broken_images_is_continued(tmp_path):
     for _ in range(2):
         list(BrokenImages(path).watch(batches(1, broken=1)))
     assert path.read_text().splitlines()[2:] == ['{"name": "name", "reason": "reason"}']
+
+
+def test_a_run_that_waits_for_images_says_why(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
+    loading = LoadingTime(read=0.5, decode=0.125)
+    now = [0.0]
+
+    def slow():
+        for batch in batches(12):
+            now[0] += 1.0
+            yield batch._replace(seconds=loading)
+
+    for module in (engine, tracking):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    Run(tmp_path, plan(save_every=6), slow())  # a save in between would start the clock anew
+    rows = [row for row in tracking.read_metrics(tmp_path) if "loss" in row]
+    assert [row["data_wait"] for row in rows] == [1.0] * 3
+    assert [row["read_seconds"] for row in rows] == [2.0] * 3
+    assert [row["decode_seconds"] for row in rows] == [0.5] * 3
+    assert [row["transform_seconds"] for row in rows] == [0.0] * 3
+    (said,) = [message for message in caplog.messages if "waiting for images" in message]
+    assert said.startswith("step 4: waiting for images took 100 %")
+    assert "Reading files is slow" in said

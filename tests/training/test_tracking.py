@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from swin_mim.data.loading_time import LoadingTime
 from swin_mim.training import tracking
 from swin_mim.training.tracking import (
     Interval,
@@ -252,6 +253,16 @@ def test_speed_counts_the_time_since_the_clock_started(monkeypatch: pytest.Monke
     now[0] += 2
     assert interval.speed(global_batch=8) == {"images_per_second": 4.0, "data_wait": 0.0, "save_wait": 1.75}
     assert interval.speed(global_batch=8)["save_wait"] == 0.0
+
+
+def test_an_interval_sums_what_loading_took() -> None:
+    interval = Interval(CPU)
+    interval.waited(1.0, LoadingTime(1.0, 2.0, 3.0, 4.0))
+    interval.waited(1.0, LoadingTime(0.5, 0.5, 0.5, 0.5))
+    interval.waited(1.0)
+    assert interval.loading == LoadingTime(1.5, 2.5, 3.5, 4.5)
+    interval.speed(global_batch=8)
+    assert interval.loading == LoadingTime()
 
 
 @pytest.mark.parametrize(
