@@ -11,13 +11,12 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from swin_mim.data.decode import BrokenImage
 from swin_mim.data.sampling import Place, SampleOrder, positions, sample_generator
-from swin_mim.data.sources import Source
+from swin_mim.data.sources import Source, smaller_image
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
 from swin_mim.data.workers import load_batches
 from swin_mim.errors import UserError
@@ -81,11 +80,15 @@ def training_batches(
         for first in positions(samples_seen, global_batch, micro_batch, rank, world):
             yield [Place(position, visits.index(position)) for position in range(first, first + micro_batch)]
 
-    def crop(image: Image.Image, position: int) -> Tensor:
+    def cropped(index: int, position: int) -> Tensor:
+        if isinstance(transform, FinetuneTransform):
+            return transform(source.image(index), sample_generator(seed, position))
+        # the crop is drawn twice, from one generator each: before the image is decoded, to know how large it must be
+        image = smaller_image(source, index, lambda size: transform.shrink(size, sample_generator(seed, position)))
         return transform(image, sample_generator(seed, position))
 
     size = _bytes(micro_batch, transform.size)
-    return _batches(_Samples(source, crop, seed), micro_batches(), workers, size, pin_memory)
+    return _batches(_Samples(source, cropped, seed), micro_batches(), workers, size, pin_memory)
 
 
 def heldout_batches(
@@ -107,7 +110,7 @@ def heldout_batches(
     starts = range(0, len(source), batch_size)[rank::world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
     places = ([Place(index, index) for index in batch] for batch in ranges)
-    samples = _Samples(source, lambda image, _: transform(image), seed=0)
+    samples = _Samples(source, lambda index, _: transform(source.image(index)), seed=0)
     return _batches(samples, places, workers, _bytes(batch_size, transform.size))
 
 
@@ -123,18 +126,19 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """The pure function (position, index) -> sample, in the form that a `DataLoader` asks for."""
 
-    def __init__(self, source: Source, crop: Callable[[Image.Image, int], Tensor], seed: int) -> None:
-        self._source, self._crop, self._seed = source, crop, seed
+    def __init__(self, source: Source, cropped: Callable[[int, int], Tensor], seed: int) -> None:
+        """`cropped` takes the index of an image and the position at which it stands."""
+        self._source, self._cropped, self._seed = source, cropped, seed
 
     def __getitem__(self, place: Place) -> _Sample:
         broken = []
         for index in chain([place.image], self._replacements(place.position)):
             try:
-                image = self._source.image(index)
+                image = self._cropped(index, place.position)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             else:
-                return _Sample(place, self._crop(image, place.position), broken, index)
+                return _Sample(place, image, broken, index)
         return _Sample(place, None, broken, place.image)
 
     def _replacements(self, position: int) -> Iterator[int]:

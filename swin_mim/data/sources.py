@@ -11,12 +11,12 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from swin_mim.data.decode import decode_image
+from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
 from swin_mim.data.limits import BrokenImage, check_length
 from swin_mim.data.sampling import epoch_order
 from swin_mim.errors import UserError
@@ -46,6 +46,21 @@ class Source(Protocol):
 
     def listing(self) -> Iterator[tuple[str, int]]:
         """(name, size) of every image of the data set, also of those that a part of it leaves out."""
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A source that need not decode images to their full size."""
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        """As `image`, but made as small as `shrink` allows where that is faster: see `decode_smaller`."""
+
+
+def smaller_image(source: Source, index: int, shrink: Shrink) -> Decoded:
+    """An image of any source, smaller where the source can. Raises `BrokenImage`."""
+    if isinstance(source, Shrinking):
+        return source.smaller(index, shrink)
+    return Decoded.whole(source.image(index))
 
 
 def open_source(spec: str, *, config: str | None = None, split: str = "train", column: str | None = None) -> Source:
@@ -98,7 +113,13 @@ class FolderSource:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(_read(os.path.join(self._root, self.paths[index])))
+        return decode_image(self._file(index))
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        return decode_smaller(self._file(index), shrink)
+
+    def _file(self, index: int) -> bytes:
+        return _read(os.path.join(self._root, self.paths[index]))
 
     def listing(self) -> Iterator[tuple[str, int]]:
         return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
@@ -150,12 +171,18 @@ class TableSource:
         return f"row {index}"
 
     def image(self, index: int) -> Image.Image:
+        return decode_image(self._file(index))
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        return decode_smaller(self._file(index), shrink)
+
+    def _file(self, index: int) -> bytes:
         content, path = self._cell(index)
         if content is not None:
-            return decode_image(content)
+            return content
         if path is None:
             raise BrokenImage("the cell is empty")
-        return decode_image(_read_below(self._roots, path))
+        return _read_below(self._roots, path)
 
     def _cell(self, index: int) -> tuple[bytes | None, str | None]:
         cell = self._dataset[int(index)][self._column] or {}
@@ -197,6 +224,9 @@ class Subset:
 
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._indices[index]))
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        return smaller_image(self._source, int(self._indices[index]), shrink)
 
     def listing(self) -> Iterator[tuple[str, int]]:
         return self._source.listing()
