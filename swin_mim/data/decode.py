@@ -123,7 +123,7 @@ def _decode_or_refuse(data: bytes, shrink: Shrink | None) -> Decoded:
     try:
         # Pillow warns of bombs (checked below), odd EXIF and odd palettes: nothing that a reader of a log can mend
         with warnings.catch_warnings(action="ignore"):
-            return _decode(data, shrink)
+            return _upright(*_decode(data, shrink))
     except BrokenImage:
         raise
     except UnidentifiedImageError:  # its own message holds a memory address
@@ -146,7 +146,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _decode(data: bytes, shrink: Shrink | None) -> Decoded:
+def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpose | None]:
+    """The image as it is stored, and what turns it upright."""
     check_metadata(data)
     with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
         check_size(image.size)
@@ -157,11 +158,10 @@ def _decode(data: bytes, shrink: Shrink | None) -> Decoded:
         if shrink is not None and image.format in ("JPEG", "MPO"):
             factor = _begin_smaller(image, shrink)
             if factor == 1 and (whole := _by_simplejpeg(data, image)) is not None:
-                return Decoded(whole, stored)
+                return Decoded(whole, stored), None
         file.begin_pixels()
         image.load()
-        turn, rgb = _turn(image), to_rgb(image)
-    return _upright(rgb, stored, factor, turn)
+        return Decoded(to_rgb(image), stored, factor), _turn(image)
 
 
 def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:
@@ -187,12 +187,12 @@ def _by_simplejpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
     return pixels if pixels.shape == room.shape else None
 
 
-def _upright(image: Image.Image, stored: tuple[int, int], factor: int, turn: Image.Transpose | None) -> Decoded:
-    """`stored` is the (W, H) of the whole image before the turn, `image` may be smaller."""
+def _upright(stored: Decoded, turn: Image.Transpose | None) -> Decoded:
     if turn is None:
-        return Decoded(image, stored, factor)
-    image = image.transpose(turn)
-    size = (stored[1], stored[0]) if _swaps_sides(turn) else stored
+        return stored
+    assert isinstance(stored.image, Image.Image)
+    image, factor = stored.image.transpose(turn), stored.factor
+    size = stored.size[::-1] if _swaps_sides(turn) else stored.size
     # the squares of the last row and column reach beyond the picture, and may be the first ones now
     beyond = image.width * factor - size[0], image.height * factor - size[1]
     margin = beyond[0] * (turn in _LAST_COLUMN_COMES_FIRST), beyond[1] * (turn in _LAST_ROW_COMES_FIRST)

@@ -38,9 +38,11 @@ class PretrainTransform:
     """SimMIM's augmentation: a random crop resized to `size`, then a flip.
 
     A JPEG need not be decoded whole for it: `shrink` says to which scale the crop still has as many pixels as `size`,
-    or more. Crops and flips are those of the whole image, edge for edge, and so are the pixels but for what resizing
-    in two steps leaves: at 192 px about half a grey level on average in aerial pictures, 1 to 1.5 in sharp
-    photographs, up to some tens at single edges. Which scale it is depends on the crop and the image's size alone.
+    or more, and depends on the crop and the size of the image alone. Crops and flips are those of the whole image, to
+    parts of a pixel. What changes is that the image is resized in two steps, the first of which leaves out its high
+    frequencies: the mean difference from a whole decoding is below one grey level of 255 in every crop of aerial
+    pictures (on average half a level), below two in every one of a sharp photograph (1.3), and no pixel was off by more
+    than 64. Evaluation and fine-tuning decode whole images.
     """
 
     size: tuple[int, int]
