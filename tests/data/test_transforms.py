@@ -438,6 +438,16 @@ def test_no_policy_is_no_error() -> None:
     assert FinetuneTransform((8, 8), auto=None).auto is None
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalising_leaves_the_images_as_they_are(dtype: torch.dtype) -> None:
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=dtype, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    expected = (before.float() / 255 - mean[:, None, None]) / std[:, None, None]
+    assert torch.equal(normalize(images, mean, std), expected)
+    assert torch.equal(images, before)
+
+
 # evaluation
 
 
