@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swin_mim.data.decode import BrokenImage
+from swin_mim.data.decode import BrokenImage, Decoded
 from swin_mim.data.sampling import Place, SampleOrder, positions, sample_generator
 from swin_mim.data.sources import Source, smaller_image
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
@@ -80,15 +81,17 @@ def training_batches(
         for first in positions(samples_seen, global_batch, micro_batch, rank, world):
             yield [Place(position, visits.index(position)) for position in range(first, first + micro_batch)]
 
-    def cropped(index: int, position: int) -> Tensor:
+    def read(index: int, position: int) -> Image.Image | Decoded:
         if isinstance(transform, FinetuneTransform):
-            return transform(source.image(index), sample_generator(seed, position))
-        # the crop is drawn twice, from one generator each: before the image is decoded, to know how large it must be
-        image = smaller_image(source, index, lambda size: transform.shrink(size, sample_generator(seed, position)))
+            return source.image(index)
+        # the crop is drawn here too, from a generator of its own, to know how large the image must be
+        return smaller_image(source, index, lambda size: transform.shrink(size, sample_generator(seed, position)))
+
+    def crop(image: Any, position: int) -> Tensor:
         return transform(image, sample_generator(seed, position))
 
     size = _bytes(micro_batch, transform.size)
-    return _batches(_Samples(source, cropped, seed), micro_batches(), workers, size, pin_memory)
+    return _batches(_Samples(source, read, crop, seed), micro_batches(), workers, size, pin_memory)
 
 
 def heldout_batches(
@@ -110,7 +113,7 @@ def heldout_batches(
     starts = range(0, len(source), batch_size)[rank::world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
     places = ([Place(index, index) for index in batch] for batch in ranges)
-    samples = _Samples(source, lambda index, _: transform(source.image(index)), seed=0)
+    samples = _Samples(source, lambda index, _: source.image(index), lambda image, _: transform(image), seed=0)
     return _batches(samples, places, workers, _bytes(batch_size, transform.size))
 
 
@@ -126,19 +129,21 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """The pure function (position, index) -> sample, in the form that a `DataLoader` asks for."""
 
-    def __init__(self, source: Source, cropped: Callable[[int, int], Tensor], seed: int) -> None:
-        """`cropped` takes the index of an image and the position at which it stands."""
-        self._source, self._cropped, self._seed = source, cropped, seed
+    def __init__(
+        self, source: Source, read: Callable[[int, int], Any], crop: Callable[[Any, int], Tensor], seed: int
+    ) -> None:
+        """`read` takes the index of an image and the position at which it stands, `crop` what it gives and that."""
+        self._source, self._read, self._crop, self._seed = source, read, crop, seed
 
     def __getitem__(self, place: Place) -> _Sample:
         broken = []
         for index in chain([place.image], self._replacements(place.position)):
             try:
-                image = self._cropped(index, place.position)
+                image = self._read(index, place.position)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             else:
-                return _Sample(place, image, broken, index)
+                return _Sample(place, self._crop(image, place.position), broken, index)
         return _Sample(place, None, broken, place.image)
 
     def _replacements(self, position: int) -> Iterator[int]:

@@ -113,12 +113,13 @@ class FolderSource:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(self._file(index))
+        return decode_image(self.content(index))
 
     def smaller(self, index: int, shrink: Shrink) -> Decoded:
-        return decode_smaller(self._file(index), shrink)
+        return decode_smaller(self.content(index), shrink)
 
-    def _file(self, index: int) -> bytes:
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file. Raises `BrokenImage`."""
         return _read(os.path.join(self._root, self.paths[index]))
 
     def listing(self) -> Iterator[tuple[str, int]]:
@@ -171,12 +172,13 @@ class TableSource:
         return f"row {index}"
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(self._file(index))
+        return decode_image(self.content(index))
 
     def smaller(self, index: int, shrink: Shrink) -> Decoded:
-        return decode_smaller(self._file(index), shrink)
+        return decode_smaller(self.content(index), shrink)
 
-    def _file(self, index: int) -> bytes:
+    def content(self, index: int) -> bytes:
+        """The bytes of an image file. Raises `BrokenImage`."""
         content, path = self._cell(index)
         if content is not None:
             return content
