@@ -34,6 +34,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from torch import Tensor
 
     from swin_mim.data.blue_marble import open_blue_marble
+    from swin_mim.data.decode import decoder_text
     from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, owned, training_batches
     from swin_mim.data.sources import open_source, split_heldout
@@ -189,7 +190,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     # The run.
     say(
         f"{run.name}: {mim.name}, {sum(p.numel() for p in whole.model.parameters()) / 1e6:.3g} M parameters, "
-        f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out; "
+        f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out, "
+        f"decoded by {decoder_text()}; "
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
         f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
         f"precision {processes.precision_text(accelerator)}, "

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from swin_mim.data.blue_marble import composite
+from swin_mim.data.decode import decoder_text
 from swin_mim.data.loader import training_batches
 from swin_mim.data.sources import open_source
 from swin_mim.data.transforms import PretrainTransform, normalize
@@ -58,7 +59,9 @@ def loader(settings: LoaderSettings) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(settings.source) if settings.source else make_images(Path(made, "images"), settings.images)
         report |= {"source": settings.source or f"{settings.images} crops of Blue Marble, {sizes_text()}"}
-        print(f"loader    {report['source']}; {settings.image_size} px, batches of {settings.batch}\n", file=out)
+        report |= {"decoder": decoder_text()}
+        print(f"loader    {report['source']}; {settings.image_size} px, batches of {settings.batch}", file=out)
+        print(f"ours      decodes by {report['decoder']}\n", file=out)
         rows, failed = measure(folder, Path(made), settings, device)
     report |= {"results": rows, "not_measured": {name: reason for name, (reason,) in failed.items()}}
     print_rows(report, out)

@@ -9,17 +9,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swin_mim.data.decode import BrokenImage
+from swin_mim.data.decode import BrokenImage, Decoded
 from swin_mim.data.loading_time import LoadingTime, Stopwatch, together
 from swin_mim.data.sampling import Place, SampleOrder, positions, sample_generator
-from swin_mim.data.sources import Source
+from swin_mim.data.sources import Source, smaller_image
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
 from swin_mim.data.workers import load_batches
 from swin_mim.errors import UserError
@@ -85,11 +85,17 @@ def training_batches(
         for first in positions(samples_seen, global_batch, micro_batch, rank, world):
             yield [Place(position, visits.index(position)) for position in range(first, first + micro_batch)]
 
-    def crop(image: Image.Image, position: int) -> Tensor:
+    def read(index: int, position: int) -> Image.Image | Decoded:
+        if isinstance(transform, FinetuneTransform):
+            return source.image(index)
+        # the crop is drawn here too, from a generator of its own, to know how large the image must be
+        return smaller_image(source, index, lambda size: transform.shrink(size, sample_generator(seed, position)))
+
+    def crop(image: Any, position: int) -> Tensor:
         return transform(image, sample_generator(seed, position))
 
     size = _bytes(micro_batch, transform.size)
-    return _batches(_Samples(source, crop, seed), micro_batches(), workers, size, pin_memory)
+    return _batches(_Samples(source, read, crop, seed), micro_batches(), workers, size, pin_memory)
 
 
 def heldout_batches(
@@ -111,7 +117,7 @@ def heldout_batches(
     starts = range(0, len(source), batch_size)[rank::world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
     places = ([Place(index, index) for index in batch] for batch in ranges)
-    samples = _Samples(source, lambda image, _: transform(image), seed=0)
+    samples = _Samples(source, lambda index, _: source.image(index), lambda image, _: transform(image), seed=0)
     return _batches(samples, places, workers, _bytes(batch_size, transform.size))
 
 
@@ -128,14 +134,17 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """The pure function (position, index) -> sample, in the form that a `DataLoader` asks for."""
 
-    def __init__(self, source: Source, crop: Callable[[Image.Image, int], Tensor], seed: int) -> None:
-        self._source, self._crop, self._seed = source, crop, seed
+    def __init__(
+        self, source: Source, read: Callable[[int, int], Any], crop: Callable[[Any, int], Tensor], seed: int
+    ) -> None:
+        """`read` takes the index of an image and the position at which it stands, `crop` what it gives and that."""
+        self._source, self._read, self._crop, self._seed = source, read, crop, seed
 
     def __getitem__(self, place: Place) -> _Sample:
         broken, watch = [], Stopwatch()
         for index in chain([place.image], self._replacements(place.position)):
             try:
-                image = self._source.image(index)
+                image = self._read(index, place.position)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             else:

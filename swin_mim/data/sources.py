@@ -11,12 +11,12 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from swin_mim.data.decode import decode_image
+from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
 from swin_mim.data.limits import BrokenImage, check_length
 from swin_mim.data.loading_time import reading
 from swin_mim.data.packed import MANIFEST, load_packed
@@ -48,6 +48,21 @@ class Source(Protocol):
 
     def listing(self) -> Iterator[tuple[str, int]]:
         """(name, size) of every image of the data set, also of those that a part of it leaves out."""
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A source that need not decode images to their full size."""
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        """As `image`, but made as small as `shrink` allows where that is faster: see `decode_smaller`."""
+
+
+def smaller_image(source: Source, index: int, shrink: Shrink) -> Decoded:
+    """An image of any source, smaller where the source can. Raises `BrokenImage`."""
+    if isinstance(source, Shrinking):
+        return source.smaller(index, shrink)
+    return Decoded.whole(source.image(index))
 
 
 def open_source(spec: str, *, config: str | None = None, split: str = "train", column: str | None = None) -> Source:
@@ -101,6 +116,9 @@ class FolderSource:
 
     def image(self, index: int) -> Image.Image:
         return decode_image(self.content(index))
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        return decode_smaller(self.content(index), shrink)
 
     def content(self, index: int) -> bytes:
         """The bytes of an image file. Raises `BrokenImage`."""
@@ -163,6 +181,9 @@ class TableSource:
     def image(self, index: int) -> Image.Image:
         return decode_image(self.content(index))
 
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        return decode_smaller(self.content(index), shrink)
+
     def content(self, index: int) -> bytes:
         """The bytes of an image file. Raises `BrokenImage`."""
         with reading():
@@ -219,6 +240,9 @@ class Subset:
 
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._indices[index]))
+
+    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+        return smaller_image(self._source, int(self._indices[index]), shrink)
 
     def listing(self) -> Iterator[tuple[str, int]]:
         return self._source.listing()

@@ -591,7 +591,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from swin_mim.data.decode import BrokenImage, decode_image
+from swin_mim.data.decode import BrokenImage, decode_image, decode_smaller
 
 def peak():  # not getrusage, which begins with the memory of the process that started this one
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -606,6 +606,13 @@ for number in range(int(sys.argv[2])):
         outcome, reason = "broken", str(error)
     except BaseException as error:
         outcome, reason = type(error).__name__, str(error)
+    for factor in (1, 8) if data.startswith(b"\\xff\\xd8") else ():
+        try:
+            again = "an image" if decode_smaller(data, lambda size: factor).size else "nothing"
+        except BaseException as error:
+            again = "broken" if type(error) is BrokenImage else type(error).__name__
+        if again != outcome:
+            outcome += f", made smaller by {factor} {again}"
     seconds = time.process_time() - start
     print(json.dumps({"outcome": outcome, "reason": reason, "seconds": seconds, "memory": peak() - before}), flush=True)
 """

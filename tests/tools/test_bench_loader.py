@@ -29,6 +29,8 @@ def test_all_systems_deliver_with_and_without_workers(report_of, images):
         assert row["images_per_second"] == pytest.approx(1 / row["seconds_per_image"][0])
         assert (row["memory_per_worker_gb"] is None) == (workers == 0)
     assert "torchvision" in tables
+    assert "Pillow" in report["decoder"]
+    assert report["decoder"] in tables
 
 
 def test_batches_of_all_are_alike(bench, images, tmp_path):
