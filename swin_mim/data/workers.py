@@ -167,6 +167,10 @@ def _start_workers(loader: DataLoader[Any]) -> Any:
         loaded: Any = iter(loader)
     signal_handling._remove_worker_pids(id(loaded))
     loaded._worker_pids_set = False
+    # When torch finds a worker dead, it asks an event whose lock that worker may have held: it would wait for ever.
+    # What it would do then, to spare the dead one further work, is of no use here, where all are started anew.
+    mark = loaded._mark_worker_as_unavailable
+    loaded._mark_worker_as_unavailable = lambda number, shutdown=False: mark(number, shutdown) if shutdown else None
     return loaded
 
 
@@ -214,6 +218,8 @@ def _abandon_workers(loaded: Any) -> None:
 
 
 def _end_workers(loaded: Any) -> None:
+    if not all(worker.is_alive() for worker in loaded._workers):
+        _abandon_workers(loaded)
     # by itself torch ends them with the last reference to its iterator, which an error's traceback may hold
     loaded._shutdown_workers()  # waits 5 s for each
     for worker in loaded._workers:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -85,6 +86,34 @@ def test_killed_workers_are_replaced_and_no_batch_changes(
     assert f"died of signal {int(number)}" in warning
     assert "give the job more memory, or lower data.workers, which is 3 (0 decodes" in warning
     batches.close()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """A wait for ever is a failure."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_worker_that_dies_with_a_lock_in_its_hands(noticed: bool) -> None:
+    """As happens to one that is killed while it looks whether it shall end."""
+    numbers = range(10_000)  # a data set too
+    loader = DataLoader(numbers, batch_size=1, num_workers=2, timeout=1, multiprocessing_context="fork")
+    loaded = workers._start_workers(loader)
+    workers._next(loaded)
+    assert loaded._workers_done_event._cond.acquire()
+    kill(loaded._workers[0])
+    if noticed:
+        with pytest.raises(workers._WorkersLost, match="died of signal 9"):
+            list(iter(partial(workers._next, loaded), None))
+        workers._abandon_workers(loaded)
+    workers._end_workers(loaded)
     assert not multiprocessing.active_children()
 
 
