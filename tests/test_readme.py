@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,13 @@ def test_tool_commands_parse(tmp_path, monkeypatch):
     commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/\w+\.py|hub\.push", command)]
     commands = [words for words in commands if not {"tools/bench.py", "tools/chaos.py"} & set(words)]
     assert len(commands) == 10
-    for words in commands:
+
+    def run(words):
         words = [str(ROOT / word) if word.startswith(("tools/", "recipes/")) else word for word in words[1:]]
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, text=True, capture_output=True)
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, text=True, capture_output=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(run, commands))
+    for done in ended:
         assert done.returncode == 2
         assert re.search("does not exist|is not a folder|there is no file or folder", done.stderr), done.stderr

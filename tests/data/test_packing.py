@@ -275,6 +275,7 @@ def test_an_interruption_changes_no_byte(
 
 
 def test_ctrl_c_with_workers(many: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with "&"
     commit = packing._Job._commit
 
     def commit_and_interrupt(self: Any, read: int) -> None:
@@ -286,6 +287,7 @@ def test_ctrl_c_with_workers(many: Path, whole: Path, tmp_path: Path, monkeypatc
         patched.setattr(packing._Job, "_commit", commit_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             pack_many(many, tmp_path, workers=2)
+    signal.signal(signal.SIGINT, before)
     assert len(read_packed(tmp_path).shards) == 2
     pack_many(many, tmp_path, workers=1)
     assert contents(tmp_path) == contents(whole)

@@ -195,6 +195,7 @@ def test_a_pretrained_repository_is_one_commit_that_four_clients_load(hub, clien
         assert difference(results[client]["grey"], grey.view(1, 3, 1, 1).expand(1, 3, 64, 64)) < 1e-5, client
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_repository_is_loaded_by_four_clients(client_environment, publish, tmp_path):
     model = randomised(SwinClassifier(CONFIG, num_classes=len(LABELS)))
     model.labels = LABELS

@@ -36,8 +36,14 @@ def expected():
     return loss_and_gradients("reference")
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("backend", ["reference", "sdpa", "chunked", "triton"])
+@pytest.mark.parametrize(
+    ("backend", "compiled"),
+    [
+        *((backend, compiled) for backend in ("reference", "sdpa", "chunked") for compiled in (False, True)),
+        ("triton", False),
+        pytest.param("triton", True, marks=pytest.mark.slow),
+    ],
+)
 def test_backends_agree(backend, compiled, expected):
     for ours, reference in zip(loss_and_gradients(backend, compiled), expected, strict=True):
         assert_close(ours, reference, atol=1e-5 * max(1, reference.abs().max().item()), rtol=1e-4)

@@ -24,7 +24,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if way == "fsdp_interrupted" else []) for way in WAYS]
+)
 def test_metrics_are_those_of_one_process(way, finetune, whole_finetune):
     """Losses, gradients, accuracies of the averaged weights: 10 steps and 2 evaluations on 23 images."""
     WAYS[way](finetune, way)
@@ -54,6 +56,7 @@ def test_continued_equals_uninterrupted(k, finetune, whole_finetune):
     finetune.assert_same_run(whole_finetune, name)
 
 
+@pytest.mark.slow
 def test_the_evaluation_is_the_same_on_one_two_and_three_processes(finetune, whole_finetune):
     """Of the same weights, on 23 images: every number and every prediction, to the last bit of the report."""
     reports = []

@@ -138,6 +138,7 @@ def test_normalized_target(recipe):
     assert "finished" in output
 
 
+@pytest.mark.slow
 def test_zero_in_bf16(recipe, whole_run):
     recipe.launch("zero_bf16", "--train.micro_batch", "8", "--train.precision", "bf16", zero=1)
     assert recipe.losses("zero_bf16") == pytest.approx(recipe.losses(whole_run), abs=6e-2, rel=0)

@@ -122,6 +122,7 @@ def comparison(tmp_path: Path) -> list[str]:
     return [*command, "--seeds", "1", "--labels", "3", "--rates", "0.05"]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_run_once_and_extended(comparison: list[str], tmp_path: Path) -> None:
     comparison += ["--steps", "6"]
     done = subprocess.run(comparison, capture_output=True, text=True, timeout=240)
