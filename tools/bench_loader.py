@@ -35,7 +35,7 @@ from swin_mim.errors import UserError
 
 SCALE = (0.67, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIZES = ((500, 375), (1200, 900))
+SIZES = ((500, 375), (1600, 1200))
 """(W, H) of the JPEGs that are made: ImageNet's usual size, and a photograph's."""
 QUALITY = 90
 CLASSES = 2
