@@ -133,8 +133,9 @@ def parts_of(model: SimMIM, batch: tuple[Tensor, Tensor]) -> Iterator[Part]:
         blocks = [block for block in stage.blocks if isinstance(block, Block)]
         depth, first = len(blocks), blocks[0]
         yield called("qkv", number, depth, first.attn.qkv, calls)
-        for block, count in zip(blocks[:2], (depth - depth // 2, depth // 2), strict=False):
+        for parity, block in enumerate(blocks[:2]):  # every other one is shifted
             projected = calls[block.attn.qkv].output
+            count = len(blocks[parity::2])
             yield Part("window attention", number, count, without_projections(block.attn), projected)
         yield called("proj", number, depth, first.attn.proj, calls)
         yield called("MLP", number, depth, first.mlp, calls)
@@ -254,7 +255,7 @@ class OfOneTensor(nn.Module):
 
 
 def without_norm(module: nn.Module) -> OfOneTensor:
-    """A module whose further arguments are left out: its input is normed already."""
+    """A module whose further arguments do nothing: its input is normed already."""
     further = len(inspect.signature(module.forward).parameters) - 1
     return OfOneTensor(module, (nn.Identity(),) * further)
 

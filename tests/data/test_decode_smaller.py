@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
 
+import datasets
 import matplotlib
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def whole_crop_of(transform: PretrainTransform, data: bytes, seed: int) -> torch
 @pytest.fixture(params=["with simplejpeg", "without simplejpeg"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "with simplejpeg":
-        pytest.importorskip("simplejpeg")
+        assert decode.simplejpeg, "it belongs to the extra of the tests"
     else:
         monkeypatch.setattr(decode, "simplejpeg", None)
 
@@ -247,7 +248,7 @@ def test_flips_are_those_of_the_whole_image(flips: Flips) -> None:
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (500, 375), (333, 17)])
 def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, size: tuple[int, int]) -> None:
-    pytest.importorskip("simplejpeg")
+    assert decode.simplejpeg, "it belongs to the extra of the tests"
     mode, options = JPEGS[kind]
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     for picture in (Image.fromarray(noise), smooth(*size)):
@@ -258,7 +259,7 @@ def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, size: tuple[int, int])
 
 
 def test_simplejpeg_gives_the_crops_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("simplejpeg")
+    assert decode.simplejpeg, "it belongs to the extra of the tests"
     transform, data = PretrainTransform((192, 192), flips="both"), HOPPER.read_bytes()
     crops = [crop_of(transform, data, seed) for seed in range(6)]
     monkeypatch.setattr(decode, "simplejpeg", None)
@@ -415,7 +416,6 @@ def test_sources_that_hold_no_files_give_whole_images() -> None:
 
 
 def test_tables_make_images_smaller_too(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     file = encode(smooth(80, 64))
     table = datasets.Dataset.from_dict({"image": [{"bytes": file, "path": None}, None]})
     table.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "table"))
