@@ -24,7 +24,7 @@ NamedFile = tuple[str | None, bytes]
 _LISTED = 20  # channels
 
 
-def decode_raster(files: Sequence[NamedFile], bands: Bands) -> Raster:
+def decode_raster(files: Sequence[NamedFile], bands: Bands, names: Sequence[str] | None = None) -> Raster:
     """Decode one image: a file with all its channels, or several files of one channel each.
 
     What is read, with the type of the file (in native byte order; one bit as uint8):
@@ -41,6 +41,10 @@ def decode_raster(files: Sequence[NamedFile], bands: Bands) -> Raster:
     A pixel is not valid where a chosen channel is not finite or has the value for gaps (that of `bands`, or else the
     file's own), or the mask is 0.
 
+    Args:
+        files: of one image.
+        names: of the channels of an ordinary file as packing leaves it: one more is 0 where a pixel is not valid.
+
     Returns:
         values (H, W, bands.count), writable and contiguous.
 
@@ -50,13 +54,13 @@ def decode_raster(files: Sequence[NamedFile], bands: Bands) -> Raster:
         UserError: tifffile or imagecodecs is needed and not installed.
     """
     with _refusals():
-        return _decode(files, bands)
+        return _checked(_stack(files, bands) if _is_stack(files) else _single(files[0][1], bands, names))
 
 
-def channel_names(files: Sequence[NamedFile]) -> tuple[str, ...]:
+def channel_names(files: Sequence[NamedFile], mask: str | None = None) -> tuple[str, ...]:
     """Names of all channels of an image: what files say, or numbers from 1. Raises as `decode_raster`."""
     with _refusals():
-        return tuple(str(name) for name, _ in files) if _is_stack(files) else _open(files[0][1]).names
+        return tuple(str(name) for name, _ in files) if _is_stack(files) else _open(files[0][1], mask).names
 
 
 def choose(names: Sequence[str], bands: Bands) -> tuple[list[int], int | None]:
@@ -72,9 +76,10 @@ def choose(names: Sequence[str], bands: Bands) -> tuple[list[int], int | None]:
         chosen = [index for index in range(len(names)) if index != mask]
     if len(chosen) != bands.count:
         besides = "" if mask is None else " besides the mask"
+        some = f"name {bands.count} of them in data.channels, or " if bands.count < len(chosen) else ""
         raise BrokenImage(
-            f"it has {len(chosen)} channels{besides} ({listed(names)}) and model.in_channels is {bands.count}: name "
-            f"{bands.count} of them in data.channels, or set model.in_channels {len(chosen)}"
+            f"it has {len(chosen)} channel{'s' if len(chosen) > 1 else ''}{besides} ({listed(names)}) and "
+            f"model.in_channels is {bands.count}: {some}set model.in_channels {len(chosen)}"
         )
     return chosen, mask
 
@@ -101,8 +106,7 @@ def _is_stack(files: Sequence[NamedFile]) -> bool:
     return files[0][0] is not None
 
 
-def _decode(files: Sequence[NamedFile], bands: Bands) -> Raster:
-    image = _stack(files, bands) if _is_stack(files) else _single(files[0][1], bands)
+def _checked(image: Raster) -> Raster:
     if image.valid is None or image.valid.all():
         return Raster(image.values)
     if not image.valid.any():
@@ -110,9 +114,13 @@ def _decode(files: Sequence[NamedFile], bands: Bands) -> Raster:
     return image
 
 
-def _single(data: bytes, bands: Bands) -> Raster:
+def _single(data: bytes, bands: Bands, names: Sequence[str] | None) -> Raster:
     file = _open(data, bands.mask)
-    chosen, mask = choose(file.names, bands)
+    if names is not None and not 0 <= len(file.names) - len(names) <= 1:
+        raise BrokenImage(f"it has {len(file.names)} channels, and {len(names)} were packed: {listed(names)}")
+    chosen, mask = choose(names or file.names, bands)
+    if names is not None and len(file.names) > len(names):
+        mask = len(names)
     values, valid = _read(file, chosen, bands.nodata)
     if mask is not None:
         valid = _both(valid, _there(file.read([mask])[:, :, 0]))
