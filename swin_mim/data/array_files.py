@@ -95,7 +95,10 @@ def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     read: Callable[..., tuple[tuple[int, ...], bool, np.dtype]] = np.lib.format.read_array_header_1_0
     if version == (2, 0):
         read = np.lib.format.read_array_header_2_0
-    shape, backwards, kind = read(file)
+    try:
+        shape, backwards, kind = read(file)
+    except Exception as error:  # it is a text of Python, read by a parser of that
+        raise BrokenImage("the header of its array cannot be read") from error
     check_kind(kind)
     if min(shape, default=1) < 0:
         raise BrokenImage(f"its shape is {shape}")

@@ -78,7 +78,7 @@ def choose(names: Sequence[str], bands: Bands) -> tuple[list[int], int | None]:
         besides = "" if mask is None else " besides the mask"
         some = f"name {bands.count} of them in data.channels, or " if bands.count < len(chosen) else ""
         raise BrokenImage(
-            f"it has {len(chosen)} channel{'s' if len(chosen) > 1 else ''}{besides} ({listed(names)}) and "
+            f"it has {len(chosen)} channel{'' if len(chosen) == 1 else 's'}{besides} ({listed(names)}) and "
             f"model.in_channels is {bands.count}: {some}set model.in_channels {len(chosen)}"
         )
     return chosen, mask

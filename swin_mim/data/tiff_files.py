@@ -24,6 +24,7 @@ _NAMES = "none, LZW, JPEG, deflate, PackBits or zstd"
 _JPEG, _PALETTE = 7, 3
 _REDUCED, _MASK = 1, 4  # bits of the kind of a page
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113  # tags
+_TEXT = 2**20  # characters of metadata that are searched
 _ITEM = re.compile(r"<Item\b([^<>]{0,400})>([^<>]{0,400})</Item>")
 _SAMPLE = re.compile(r'sample="(\d{1,6})"')
 _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c\x10](..)(..)", re.DOTALL)
@@ -190,7 +191,7 @@ def _kind(dtype: np.dtype) -> np.dtype:
 def _band_names(page: Any, count: int) -> tuple[str, ...]:
     """What GDAL's metadata call the bands, and the numbers of those that it does not name."""
     names, said = list(numbers(count)), page.tags.valueof(_GDAL_METADATA)
-    for attributes, text in _ITEM.findall(said if isinstance(said, str) else ""):
+    for attributes, text in _ITEM.findall(said[:_TEXT] if isinstance(said, str) else ""):
         sample = _SAMPLE.search(attributes)
         if 'role="description"' in attributes and sample and int(sample[1]) < count and text.strip():
             names[int(sample[1])] = html.unescape(text).strip()
