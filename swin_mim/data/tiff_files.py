@@ -87,6 +87,9 @@ def _check_page(page: Any, first: Any, data: bytes) -> None:
     if page is not first and not page.subfiletype & _MASK and (page.shape, page.dtype) != (first.shape, first.dtype):
         shapes = f"{first.shape} of {first.dtype} and {page.shape} of {page.dtype}"
         raise BrokenImage(f"its pages differ, {shapes}: those that are channels have one shape and type")
+    if page.bitspersample == 1 and page.samplesperpixel > 1 and page.planarconfig == 1:
+        # some writers begin a byte with each pixel, and their files do not tell
+        raise BrokenImage(f"it has {page.samplesperpixel} samples of 1 bit in each pixel: write 8 bit")
     if page.compression not in _COMPRESSIONS:
         raise BrokenImage(f"it is compressed by method {int(page.compression)}: {_NAMES} are read")
     size = (page.imagewidth, page.imagelength)
