@@ -29,6 +29,14 @@ def open_npy(data: bytes) -> Channels:
     return whole_array(channels_last(_array(data)))
 
 
+def open_packed(data: bytes) -> Channels:
+    """As packing leaves it: always (H, W, C)."""
+    array = _array(data)
+    if array.ndim != 3:
+        raise BrokenImage(f"its array has the shape {array.shape}: packed ones have three axes")
+    return whole_array(array)
+
+
 def open_npz(data: bytes, mask: str | None) -> Channels:
     """One array as of `open_npy`, or arrays (H, W) that are channels by their names; `mask` may name one more.
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from swin_mim.data.array_files import is_npy, is_npz, open_npy, open_npz
+from swin_mim.data.array_files import is_npy, is_npz, open_npy, open_npz, open_packed
 from swin_mim.data.channels import Channels, check_kind, whole_array
 from swin_mim.data.decode import decode_channels
 from swin_mim.data.limits import BrokenImage, check_length, check_raster
@@ -115,7 +115,7 @@ def _checked(image: Raster) -> Raster:
 
 
 def _single(data: bytes, bands: Bands, names: Sequence[str] | None) -> Raster:
-    file = _open(data, bands.mask)
+    file = _open(data, bands.mask) if names is None else open_packed(data)
     if names is not None and not 0 <= len(file.names) - len(names) <= 1:
         raise BrokenImage(f"it has {len(file.names)} channels, and {len(names)} were packed: {listed(names)}")
     chosen, mask = choose(names or file.names, bands)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from swin_mim.data.channels import numbers
 from swin_mim.data.limits import BrokenImage
 from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.raster_files import NamedFile, channel_names, choose, decode_raster
@@ -46,8 +47,10 @@ class RasterSource:
 
     def __init__(self, source: OneFile | SeveralFiles, bands: Bands, names: Sequence[str] | None = None) -> None:
         """`names` are of the channels of each image, as packing left it: see `decode_raster`."""
-        self.source, self.bands, self.channels = source, bands, names
+        self.source, self.bands, self._names = source, bands, names
         self.fingerprint = source.fingerprint
+        self.channels = bands.channels or numbers(bands.count)
+        """Names of those that the model takes, as far as they are known: see `check_bands`."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,7 +60,7 @@ class RasterSource:
 
     def image(self, index: int) -> Raster:
         """Decode an image. Raises `BrokenImage`."""
-        return decode_raster(self.files(index), self.bands, self.channels)
+        return decode_raster(self.files(index), self.bands, self._names)
 
     def files(self, index: int) -> list[NamedFile]:
         """(channel or None, content) of its files, of which there may be one. Raises `BrokenImage`."""
@@ -69,7 +72,7 @@ class RasterSource:
         """Of all channels of an image. Raises `BrokenImage`."""
         if isinstance(self.source, SeveralFiles):
             return self.source.channels
-        return tuple(self.channels or channel_names(self.files(index), self.bands.mask))
+        return tuple(self._names or channel_names(self.files(index), self.bands.mask))
 
     def listing(self) -> Iterator[tuple[str, int]]:
         return self.source.listing()
@@ -77,6 +80,8 @@ class RasterSource:
 
 def check_bands(source: RasterSource, spec: str) -> None:
     """Look at the first image that can be read, so that a wrong choice of channels is known before all are broken.
+
+    The source learns the names of its channels.
 
     Raises:
         UserError: its channels are not those that are chosen, or the choice contradicts itself.
@@ -95,7 +100,7 @@ def check_bands(source: RasterSource, spec: str) -> None:
         except BrokenImage:
             continue  # a matter of the loader, which counts them
         try:
-            choose(names, bands)
+            source.channels = tuple(names[channel] for channel in choose(names, bands)[0])
         except BrokenImage as error:
             raise UserError(f"data.source {spec!r}: {source.name(index)}: {error}") from error
         return

@@ -20,7 +20,7 @@ from PIL import Image
 from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
 from swin_mim.data.limits import BrokenImage, check_length
 from swin_mim.data.loading_time import reading
-from swin_mim.data.packed import MANIFEST, load_packed, read_packed
+from swin_mim.data.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
 from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.raster_files import listed
 from swin_mim.data.raster_source import RasterSource, check_bands
@@ -128,7 +128,7 @@ def open_files(
     folder = Path(spec).expanduser()
     _check_options(spec, folder, bands, stack)
     if spec and folder.is_dir():
-        if stack is not None and bands is not None:
+        if stack is not None and bands is not None and not (folder / MANIFEST).exists():
             return _open_stack(folder, config, split, column, bands, stack)
         return _open_folder(folder, config, split, column, IMAGE_SUFFIXES if bands is None else RASTER_SUFFIXES)
     if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1:
@@ -144,6 +144,8 @@ def as_rasters(
 ) -> RasterSource:
     """What `open_files` opened, as images of any channels. Raises `UserError` as `open_source`."""
     packed = read_packed(Path(spec).expanduser()) if isinstance(opened, Table) and spec else None
+    if packed is not None and packed.rasters is not None:
+        column = column or IMAGE
     files = opened.images(column) if isinstance(opened, Table) else opened
     names = None
     if packed is not None and packed.rasters is not None:
@@ -159,6 +161,10 @@ def _check_options(spec: str, folder: Path, bands: Bands | None, stack: str | No
         raise UserError(f"data.stack {stack!r} makes images of one file for each channel: name these in data.channels")
     packed = read_packed(folder) if spec and (folder / MANIFEST).is_file() else None
     if packed is None or packed.rasters is None:
+        if stack is not None and (packed is not None or not folder.is_dir()):
+            raise UserError(
+                f"data.stack {stack!r} is of the files in a folder, and data.source {spec!r} is none of such"
+            )
         return
     names = packed.rasters["channels"]
     if bands is None:
@@ -166,8 +172,8 @@ def _check_options(spec: str, folder: Path, bands: Bands | None, stack: str | No
             f"data.source {spec!r} holds packed images of {len(names)} channels ({listed(names)}): set "
             f"model.in_channels {len(names)}, or name those to be read in data.channels"
         )
-    was = packed.settings["bands"]
-    for key, value in {"nodata": bands.nodata, "mask": bands.mask, "stack": stack}.items():
+    was = packed.settings
+    for key, value in {"nodata": text_if_nan(bands.nodata), "mask": bands.mask, "stack": stack}.items():
         if value is not None and value != was[key]:
             raise UserError(
                 f"data.{key} {value!r} cannot be used on data.source {spec!r}, which was packed with {key} "
