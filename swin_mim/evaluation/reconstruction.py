@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from swin_mim.evaluation.validation import evaluation_mode, pixel_mask
+from swin_mim.evaluation.validation import evaluation_mode
+from swin_mim.masking import pixel_mask
 
 Captions = tuple[str, str, str, str]
 CAPTIONS: Captions = ("image", "masked", "prediction", "composite")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from swin_mim.data.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import mean_fill, membrane_fill
+from swin_mim.masking import pixel_mask
 from swin_mim.models.simmim import masked_l1
 
 
@@ -79,11 +80,6 @@ def baseline_errors(
             found.append(masked_l1(filled / unit, images / unit, mask))
         counts.append(len(batch.images))
     return dict(zip(("mean_fill", "interpolation"), _mean_over_images(errors, counts, reduce), strict=True))
-
-
-def pixel_mask(mask: Tensor, patch: int) -> Tensor:
-    """bool (B, h, w) on the token grid -> bool (B, h * patch, w * patch) on the pixels."""
-    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from swin_mim.data.loader import Batch
 from swin_mim.data.transforms import normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import membrane_fill
-from swin_mim.evaluation.validation import baseline_errors, evaluate, pixel_mask
+from swin_mim.evaluation.validation import baseline_errors, evaluate
+from swin_mim.masking import pixel_mask
 from swin_mim.models.simmim import MimOutput, local_statistics, masked_l1
 
 GRID, PATCH = (16, 16), 4
