@@ -49,6 +49,7 @@ __all__ = [
     "frozen_differences",
     "leaves",
     "load_config",
+    "reads_rasters",
     "swin_config",
     "to_yaml",
 ]
@@ -139,6 +140,7 @@ def check(config: PretrainConfig) -> None:
         rules_of.image_rules(data),
         rules_of.crop_rules(data.crop_scale, data.crop_ratio),
         _model_rules(config.model, config.mask, data),
+        _channel_rules(data, config.model, log, config.probe),
         _log_rules(data, log, config.probe),
         rules_of.hub_rules(config.hub),
         rules_of.training_rules(config.optim, config.train, config.save),
@@ -162,9 +164,10 @@ def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> rules_of
 
 
 def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rules_of.Rules:
-    yield "model.in_channels", model.in_channels == 3, "must be 3 for now: images are read as RGB"
+    yield "model.in_channels", model.in_channels > 0, "must be positive: 3 for RGB"
+    measure = ", as tools/statistics.py measures them" if reads_rasters(data, model) else ""
     for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
-        rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each"
+        rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each{measure}"
         yield key, len(channels) == model.in_channels, rule
     yield "data.std", min(data.std) > 0, "must be positive"
     for key, sides in (("model.image_size", model.image_size), ("model.window_size", model.window_size)):
@@ -178,6 +181,30 @@ def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rule
     yield "model.patch_size", model.patch_size > 0, "must be positive: SimMIM's is 4"
     yield "mask.unit", mask.unit > 0, "must be positive: SimMIM's is 32"
     yield "mask.ratio", 0 < mask.ratio < 1, "must be more than 0 and less than 1: SimMIM's is 0.6"
+
+
+def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
+    """Whether images keep their channels and the values of their files, and are not made RGB."""
+    return data.channels is not None or model.in_channels != 3
+
+
+def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig, probe: ProbeConfig) -> rules_of.Rules:
+    rasters, chosen = reads_rasters(data, model), data.channels or ()
+    count = f"has {len(chosen)} entries and model.in_channels is {model.in_channels}: name as many"
+    yield "data.channels", data.channels is None or len(chosen) == model.in_channels, count
+    yield "data.channels", len(set(chosen)) == len(chosen), "names a channel twice"
+    yield "data.mask_channel", data.mask_channel not in chosen, "is one of data.channels: leave it out there"
+    settings = {name: getattr(data, name) for name in ("stack", "nodata", "mask_channel")}
+    settings = {f"data.{name}": value for name, value in settings.items()}
+    for key, value in (settings | {"log.picture_channels": log.picture_channels}).items():
+        rule = "is for images that are not read as RGB: set model.in_channels, or data.channels"
+        yield key, value is None or rasters, rule
+    stack = data.stack or "{image}{channel}"
+    once = stack.count("{image}") == stack.count("{channel}") == 1
+    yield "data.stack", once, "must have {image} and {channel} once each, such as {image}_{channel}.tif"
+    yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
+    probed = probe.every.lstrip("0. ")[:1].isdigit()  # the rest of a duration is checked by itself
+    yield "probe.every", not rasters or not probed, 'must be "0 steps": probes read images as RGB'
 
 
 def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:
