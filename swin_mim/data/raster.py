@@ -10,8 +10,9 @@ from torch.nn.functional import interpolate
 
 from swin_mim.data.limits import BrokenImage
 
-LEAST = 0.5
-"""Part of the area of a pixel that has to be there when an image is resized, for the pixel to be."""
+LEAST = 0.499
+"""Part of the area of a pixel that has to be there when an image is resized, for the pixel to be: half, less what
+rounding may take, so that an edge in the middle of pixels stays straight."""
 
 
 class Raster(NamedTuple):
