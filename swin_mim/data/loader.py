@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     seconds: LoadingTime = LoadingTime()
     """What loading it took."""
     valid: Tensor | None = None
-    """Of rasters, bool (B, H, W): the pixels that are there; the others are 0. None: all are."""
+    """Of rasters, bool (B, H, W): the pixels that are there; the others are NaN. None: all are."""
 
     def first(self, count: int) -> "Batch":
         """The batch without what is behind its first images."""
@@ -187,8 +187,7 @@ def _collate(samples: list[_Sample]) -> _Collated:
     stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
     valid = None
     if stacked.is_floating_point():
-        valid = ~stacked.isnan().any(dim=1)
-        stacked.nan_to_num_(nan=0)
+        valid = ~stacked[:, 0].isnan()
     indices = torch.tensor([sample.taken for sample in samples])
     seconds = together(sample.seconds for sample in samples)._replace(collate=perf_counter() - start)
     return _Collated(Batch(stacked, samples[0].place.position, broken, indices, seconds, valid), failure)

@@ -75,9 +75,7 @@ class PretrainTransform:
         else:
             decoded = image if isinstance(image, Decoded) else Decoded.whole(image)
             cut = _cut(decoded.image, self.size, decoded.place(self._box(decoded.size, rng)))
-        sideways, upside_down, transposed = _draw_flips(self.flips, rng)
-        cut = cut.flip([axis for axis, flip in ((2, sideways), (1, upside_down)) if flip])
-        return (cut.mT if transposed else cut).contiguous()
+        return _mirrored(cut, self.flips, rng)
 
     def _box(self, size: tuple[int, int], rng: np.random.Generator) -> Box:
         stretch = self.size[1] / self.size[0]
@@ -114,10 +112,21 @@ class FinetuneTransform:
         check_policy(self.auto)
         check_flips(self.flips, self.size)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """An RGB image of any size -> uint8 (3, H, W), a function of the image and `rng` alone."""
+    def __call__(self, image: Image.Image | Raster, rng: np.random.Generator) -> Tensor:
+        """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster; of the image and `rng` alone.
+
+        Rasters are cropped and flipped, and what else there is must be off.
+
+        Raises:
+            BrokenImage: no pixel of a raster's crop is there.
+        """
         stretch = self.size[1] / self.size[0]
         ratio = (self.ratio[0] * stretch, self.ratio[1] * stretch)
+        if isinstance(image, Raster):
+            assert not any((self.auto, self.color_jitter, self.random_erasing)), "of RGB images only"
+            height, width, _ = image.values.shape
+            box = random_crop_box((width, height), self.scale, ratio, rng)
+            return _mirrored(cut_raster(image, self.size, box, self.interpolation), self.flips, rng)
         image = _resize(image, self.size, random_crop_box(image.size, self.scale, ratio, rng), self.interpolation)
         image = _flipped(image, self.flips, rng)
         with _global_generators(rng):
@@ -273,6 +282,13 @@ def _draw_flips(flips: Flips, rng: np.random.Generator) -> tuple[bool, bool, boo
         upside_down and flips in ("both", "dihedral"),
         transposed and flips == "dihedral",
     )
+
+
+def _mirrored(pixels: Tensor, flips: Flips, rng: np.random.Generator) -> Tensor:
+    """(C, H, W), contiguous."""
+    sideways, upside_down, transposed = _draw_flips(flips, rng)
+    pixels = pixels.flip([axis for axis, flip in ((2, sideways), (1, upside_down)) if flip])
+    return (pixels.mT if transposed else pixels).contiguous()
 
 
 def _flipped(image: Image.Image, flips: Flips, rng: np.random.Generator) -> Image.Image:

@@ -50,8 +50,9 @@ class Reader:
         return len(self.seen.mean) * (1 if self.seen.scale == 255 else 4)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images of a batch (B, C, H, W) -> normalised float on the model's device."""
-        return normalize(images.to(self.device, non_blocking=True), *self._statistics, self.seen.scale)
+        """Images of a batch (B, C, H, W) -> normalised float on the model's device; 0, the mean, where nothing is."""
+        pixels = normalize(images.to(self.device, non_blocking=True), *self._statistics, self.seen.scale)
+        return pixels.masked_fill_(pixels.isnan(), 0) if images.is_floating_point() else pixels
 
     def valid(self, batch: Batch) -> Tensor | None:
         """bool (B, H, W) on that device, or None."""

@@ -189,19 +189,12 @@ def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
 
 
 def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig, probe: ProbeConfig) -> rules_of.Rules:
-    rasters, chosen = reads_rasters(data, model), data.channels or ()
-    count = f"has {len(chosen)} entries and model.in_channels is {model.in_channels}: name as many"
-    yield "data.channels", data.channels is None or len(chosen) == model.in_channels, count
-    yield "data.channels", len(set(chosen)) == len(chosen), "names a channel twice"
-    yield "data.mask_channel", data.mask_channel not in chosen, "is one of data.channels: leave it out there"
-    settings = {name: getattr(data, name) for name in ("stack", "nodata", "mask_channel")}
-    settings = {f"data.{name}": value for name, value in settings.items()}
-    for key, value in (settings | {"log.picture_channels": log.picture_channels}).items():
-        rule = "is for images that are not read as RGB: set model.in_channels, or data.channels"
-        yield key, value is None or rasters, rule
-    stack = data.stack or "{image}{channel}"
-    once = stack.count("{image}") == stack.count("{channel}") == 1
-    yield "data.stack", once, "must have {image} and {channel} once each, such as {image}_{channel}.tif"
+    rasters, way_out = reads_rasters(data, model), "set model.in_channels, or data.channels"
+    count = f"has {len(data.channels or ())} entries and model.in_channels is {model.in_channels}: name as many"
+    yield "data.channels", data.channels is None or len(data.channels) == model.in_channels, count
+    yield from rules_of.channel_rules(data, rasters, way_out)
+    rule = f"is for images that are not read as RGB: {way_out}"
+    yield "log.picture_channels", log.picture_channels is None or rasters, rule
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
     probed = probe.every.lstrip("0. ")[:1].isdigit()  # the rest of a duration is checked by itself
     yield "probe.every", not rasters or not probed, 'must be "0 steps": probes read images as RGB'

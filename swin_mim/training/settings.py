@@ -34,8 +34,8 @@ class ImagesConfig:
     column: str | None = None
     """Column of the images; without it the only image column."""
     channels: tuple[str, ...] | None = None
-    """Channels to read, by name or by number from 1, in the order of model.in_channels. None reads all of them; or, if
-    model.in_channels is 3, every image as RGB. Other images than RGB keep the values of their files."""
+    """Channels to read, by name or by number from 1, in the order in which the model takes them: images keep the values
+    of their files then. None reads every image as RGB; a pretraining with another model.in_channels, all channels."""
     stack: str | None = None
     """How the files of one image are called, if each holds a channel, such as {image}_{channel}.tif."""
     nodata: float | None = None

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, Recipe
 from PIL import Image
 
-from swin_mim import SimMIM, Swin
+from swin_mim import SimMIM, Swin, SwinClassifier
 from swin_mim.data.blue_marble import climate_zones, package_file
 from swin_mim.data.raster import Bands
 from swin_mim.data.sources import open_source
@@ -140,3 +140,35 @@ def test_other_channels_than_there_are_end_in_one_line(rasters: Recipe) -> None:
     output = rasters.run("wrong", *flags, "--data.channels", "red", "green", "nir", expect=2)
     assert "it has no channel 'nir': its channels are red, green, blue, relief, depth, zone" in output
     assert "Traceback" not in output
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory, tiles: np.ndarray) -> Path:
+    """A file for each channel; the second class is brighter."""
+    folder = tmp_path_factory.mktemp("classes")
+    for index, tile in enumerate(tiles):
+        for channel, plane in zip(CHANNELS, np.moveaxis(tile, 2, 0), strict=True):
+            file = folder / ("dark", "bright")[index % 2] / f"{index:02d}_{channel}.npy"
+            file.parent.mkdir(exist_ok=True)
+            np.save(file, np.where(plane > 0, plane // (2 - index % 2), -1).astype(np.int32))
+    return folder
+
+
+def test_a_classifier_of_them_learns_from_what_was_pretrained(
+    rasters: Recipe, whole: str, classes: Path, tmp_path: Path
+) -> None:
+    augment = {"auto": None, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    data = {"source": str(classes), "stack": "{image}_{channel}.npy", "nodata": -1, "channels": CHANNELS}
+    settings = json.loads(json.dumps({key: TINY[key] for key in ("run", "train", "log", "save")}))
+    settings["log"] = {key: settings["log"][key] for key in ("every", "evaluate_every", "trackers")}
+    settings |= {"data": data | {"workers": 0}, "augment": augment, "optim": {"base_lr": 0.2, "warmup": "2 steps"}}
+    settings |= {"model": {"pretrained": str(rasters.path(whole) / "export"), "drop_path_rate": 0.0}}
+    recipe = Recipe("finetune.py", tmp_path, settings)
+    recipe.run("classifier")
+    assert recipe.metrics("classifier")[-1]["accuracy"] > 0.9
+    seen = SwinClassifier.from_pretrained(recipe.path("classifier") / "export").preprocessing
+    assert (seen.scale, seen.channels, seen.mean) == (1, tuple(CHANNELS), tuple(MEAN))
+    output = recipe.run("rgb", "--data.channels", "None", "--data.stack", "None", "--data.nodata", "None", expect=2)
+    assert "no .jpg" in output  # numpy's files are no pictures
+    output = recipe.run("mixed", "--data.channels", *CHANNELS[1:], CHANNELS[0], expect=2)
+    assert f"takes 6 channels ({', '.join(CHANNELS)}) as they stand in the files, and images are read as 6" in output
