@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.errors import STOPPED, one_line_errors
-from swin_mim.training.config import PretrainConfig, check, load_config, reads_rasters, swin_config
+from swin_mim.training.config import (
+    PretrainConfig,
+    check,
+    load_config,
+    reads_rasters,
+    swin_config,
+    with_packed_channels,
+)
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 EVALUATION_SEED = 0
@@ -285,6 +292,7 @@ if __name__ == "__main__":
             default_config=DEMO,
             prog="recipes/pretrain.py",
             description="Pretrain a Swin Transformer with SimMIM on images without labels.",
+            complete=with_packed_channels,
             check=check,
         )
         sys.exit(main(settings))

@@ -7,7 +7,10 @@ line in `config_file.py`; none of them needs torch, so that `--help` is quick.
 import math
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
+from swin_mim.data.packed import packed_rasters
 from swin_mim.errors import UserError
 from swin_mim.models.swin_config import SwinConfig, as_pair, nearest_multiple
 from swin_mim.training import rules as rules_of
@@ -52,7 +55,37 @@ __all__ = [
     "reads_rasters",
     "swin_config",
     "to_yaml",
+    "with_packed_channels",
 ]
+
+
+def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
+    """The settings with what packed images of other channels than RGB say of themselves, where nothing else is said.
+
+    That is model.in_channels, data.channels, data.mean and data.std, each as long as it has its default value.
+
+    Raises:
+        UserError: their manifest is damaged.
+    """
+    data, plain = config.data, DataConfig()
+    packed = packed_rasters(Path(data.source).expanduser())
+    if packed is None:
+        return config
+    channels = data.channels
+    if channels is None and config.model.in_channels in (ModelConfig().in_channels, len(packed.channels)):
+        channels = packed.channels
+    places = [packed.channels.index(name) for name in channels or () if name in packed.channels]
+    if channels is None or len(places) < len(channels):
+        return config  # a choice by numbers, or a wrong one
+    measured: dict[str, Any] = {
+        name: tuple(getattr(packed, name)[place] for place in places) for name in ("mean", "std")
+    }
+    measured = {name: values for name, values in measured.items() if getattr(data, name) == getattr(plain, name)}
+    return replace(
+        config,
+        data=replace(data, channels=channels, **measured),
+        model=replace(config.model, in_channels=len(channels)),
+    )
 
 
 def frozen_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
