@@ -100,10 +100,7 @@ def open_source(
         UserError: nothing there, no images in it, no such split or column, other channels than `bands` says.
     """
     opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
-    if bands is not None:
-        return as_rasters(opened, spec, column, bands)
-    assert not isinstance(opened, StackSource)
-    return opened.images(column) if isinstance(opened, Table) else opened
+    return opened_images(opened, spec, column, bands)
 
 
 def open_rows(
@@ -137,6 +134,16 @@ def open_files(
             f"data.source {spec!r} {found}: give a folder of images or the name of a Hub data set (user/name)"
         )
     return _open_hub(spec, config, split)
+
+
+def opened_images(
+    opened: "FolderSource | StackSource | Table", spec: str, column: str | None, bands: Bands | None
+) -> Source:
+    """The images of what `open_files` opened. Raises `UserError` as `open_source`."""
+    if bands is not None:
+        return as_rasters(opened, spec, column, bands)
+    assert not isinstance(opened, StackSource)
+    return opened.images(column) if isinstance(opened, Table) else opened
 
 
 def as_rasters(

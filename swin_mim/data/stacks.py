@@ -28,14 +28,14 @@ class StackSource:
             names: of the channels that every image has.
         """
         self._folder, self._pattern, self._found = folder, pattern, found
-        self._images, self.channels = sorted(found), tuple(names)
+        self.paths, self.channels = sorted(found), tuple(names)
         self.fingerprint = hashlib.sha256(f"{folder.fingerprint}\0{pattern}\0{self.channels}".encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.paths)
 
     def name(self, index: int) -> str:
-        name = self._images[index].encode(errors="surrogateescape").decode(errors="backslashreplace")
+        name = self.paths[index].encode(errors="surrogateescape").decode(errors="backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
     def path(self, index: int) -> str | None:
@@ -44,7 +44,7 @@ class StackSource:
 
     def files(self, index: int) -> list[NamedFile]:
         """(channel, content) of each file of an image. Raises `BrokenImage` where one is missing."""
-        image = self._images[index]
+        image = self.paths[index]
         there = self._found[image]
         if missing := [channel for channel in self.channels if channel not in there]:
             file = self._pattern.replace("{image}", self.name(index)).replace("{channel}", missing[0])
@@ -54,7 +54,7 @@ class StackSource:
     def listing(self) -> Iterator[tuple[str, int]]:
         """(name, size of all its files) of every image."""
         sizes = [size for _, size in self._folder.listing()]
-        for index, image in enumerate(self._images):
+        for index, image in enumerate(self.paths):
             yield self.name(index), sum(sizes[file] for file in self._found[image].values())
 
 
