@@ -20,7 +20,13 @@ def add_raster_options(parser: argparse.ArgumentParser) -> None:
     add("--in_channels", "--in-channels", type=int, metavar="N", help="how many channels; 3 of no names are 8-bit RGB")
     add("--channels", nargs="+", metavar="NAME", help="their names, or numbers from 1, in the order of the model")
     add("--nodata", type=float, metavar="V", help="value of pixels that are not there, where files do not say it")
-    add("--mask", metavar="NAME", help="channel that is 0 where a pixel is not there")
+    add(
+        "--mask_channel",
+        "--mask-channel",
+        "--mask",
+        metavar="NAME",
+        help="channel that is 0 where a pixel is not there",
+    )
     add("--stack", metavar="PATTERN", help='one file for each channel: "{image}_{channel}.tif" below the source')
 
 
@@ -35,8 +41,8 @@ def bands_of(options: argparse.Namespace, parser: Parser) -> "Bands | None":
     if named is not None and len(named) != count:
         parser.error(f"--channels names {len(named)} channels and --in_channels is {count}: set both alike")
     if named is None and count == RGB:
-        given = [name for name in ("nodata", "mask", "stack") if getattr(options, name) is not None]
+        given = [name for name in ("nodata", "mask_channel", "stack") if getattr(options, name) is not None]
         if given:
             parser.error(f"--{given[0]} is of images of any channels: name these, as in --channels 1 2 3")
         return None
-    return Bands(count, None if named is None else tuple(named), options.nodata, options.mask)
+    return Bands(count, None if named is None else tuple(named), options.nodata, options.mask_channel)

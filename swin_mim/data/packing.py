@@ -118,7 +118,7 @@ def _bands_settings(bands: Bands, stack: str | None) -> dict[str, Any]:
         "in_channels": bands.count,
         "channels": None if bands.channels is None else list(bands.channels),
         "nodata": text_if_nan(bands.nodata),
-        "mask": bands.mask,
+        "mask_channel": bands.mask,
         "stack": stack,
     }
 

@@ -8,11 +8,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from swin_mim.data.limits import BrokenImage
-from swin_mim.data.raster import Raster
+from swin_mim.data.raster import LEAST, Raster
 from swin_mim.data.raster_source import RasterSource
 from swin_mim.data.statistics import Statistics
-
-_ENOUGH = 0.5  # of what becomes a pixel, by weight, for it to be valid
 
 
 class Row(NamedTuple):
@@ -67,7 +65,7 @@ def smaller_raster(image: Raster, size: int) -> Raster:
     weights, valid = None, None
     if image.valid is not None:
         weights = _resized(image.valid.astype(np.float64), shape)
-        valid = weights >= _ENOUGH
+        valid = weights >= LEAST
     values = np.empty((*shape, channels), image.values.dtype)
     for channel in range(channels):
         plane = image.values[:, :, channel].astype(np.float64)

@@ -60,7 +60,11 @@ class RasterSource:
 
     def image(self, index: int) -> Raster:
         """Decode an image. Raises `BrokenImage`."""
-        return decode_raster(self.files(index), self.bands, self._names)
+        return self.decode(self.files(index))
+
+    def decode(self, files: Sequence[NamedFile]) -> Raster:
+        """What `files` gave. Raises `BrokenImage`."""
+        return decode_raster(files, self.bands, self._names)
 
     def files(self, index: int) -> list[NamedFile]:
         """(channel or None, content) of its files, of which there may be one. Raises `BrokenImage`."""
@@ -70,9 +74,12 @@ class RasterSource:
 
     def names(self, index: int) -> tuple[str, ...]:
         """Of all channels of an image. Raises `BrokenImage`."""
-        if isinstance(self.source, SeveralFiles):
-            return self.source.channels
-        return tuple(self._names or channel_names(self.files(index), self.bands.mask))
+        # a stack has them without being read
+        return self.source.channels if isinstance(self.source, SeveralFiles) else self.names_of(self.files(index))
+
+    def names_of(self, files: Sequence[NamedFile]) -> tuple[str, ...]:
+        """Of all channels of what `files` gave. Raises `BrokenImage`."""
+        return tuple(self._names or channel_names(files, self.bands.mask))
 
     def listing(self) -> Iterator[tuple[str, int]]:
         return self.source.listing()
@@ -93,7 +100,9 @@ def check_bands(source: RasterSource, spec: str) -> None:
             "same channels, set both alike"
         )
     if bands.channels is not None and bands.mask in bands.channels:
-        raise UserError(f"data.mask {bands.mask!r} is one of data.channels: the mask is none of them, leave it out")
+        raise UserError(
+            f"data.mask_channel {bands.mask!r} is one of data.channels: the mask is none of them, leave it out"
+        )
     for index in range(min(_TRIED, len(source))):
         try:
             names = source.names(index)

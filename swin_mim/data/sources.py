@@ -180,7 +180,8 @@ def _check_options(spec: str, folder: Path, bands: Bands | None, stack: str | No
             f"model.in_channels {len(names)}, or name those to be read in data.channels"
         )
     was = packed.settings
-    for key, value in {"nodata": text_if_nan(bands.nodata), "mask": bands.mask, "stack": stack}.items():
+    asked = {"nodata": text_if_nan(bands.nodata), "mask_channel": bands.mask, "stack": stack}
+    for key, value in asked.items():
         if value is not None and value != was[key]:
             raise UserError(
                 f"data.{key} {value!r} cannot be used on data.source {spec!r}, which was packed with {key} "

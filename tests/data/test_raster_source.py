@@ -174,7 +174,7 @@ def test_reading_is_told_from_decoding(scenes: Path, monkeypatch: pytest.MonkeyP
         (Bands(1, ("B02",)), "part0/00.npy: it has no channel 'B02': its channels are 1, 2, 3, 4"),
         (Bands(4, mask="SCL"), "it has no channel 'SCL'"),
         (Bands(3, ("1", "2")), "data.channels names 2 channels and model.in_channels is 3"),
-        (Bands(2, ("1", "2"), mask="2"), "data.mask '2' is one of data.channels"),
+        (Bands(2, ("1", "2"), mask="2"), "data.mask_channel '2' is one of data.channels"),
     ],
 )
 def test_a_wrong_choice_is_known_at_once(scenes: Path, bands: Bands, message: str) -> None:
