@@ -138,6 +138,9 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         raise BrokenImage(f"{entry.filename!r} in it is no array as numpy archives it")
     with archive.open(entry) as member:
         head = member.read(_HEADER)
-        _header(io.BytesIO(head))  # before more of it is unpacked
+        file = io.BytesIO(head)
+        shape, _, kind = _header(file)
+        if entry.file_size != file.tell() + math.prod(shape) * kind.itemsize:  # before more of it is unpacked
+            raise BrokenImage(f"{entry.filename!r} in it has {entry.file_size} bytes, which are not those of {shape}")
         # a number of bytes, or it would unpack all that there are
         return _array(head + member.read(max(0, entry.file_size - len(head))))

@@ -152,7 +152,9 @@ def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.
     check_length(len(data))
     with _refusals(), _opened(data) as (file, image):
         file.begin_pixels()
-        deep = image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
+        # Pillow reads 16 bit in grey alone, and leaves a transparent grey in it as it is
+        whole = image.mode == "I;16" and "transparency" not in image.info
+        deep = image.format == "PNG" and data[24] == 16 and not whole
         if deep:
             pixels = deep_png(data)
             # Pillow would decode all of it to look for EXIF behind the pixels

@@ -102,6 +102,16 @@ def _refusals() -> Iterator[None]:
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]) from error
 
 
+@contextmanager
+def _of_channel(name: str) -> Iterator[None]:
+    """What is refused inside is said to be of this channel."""
+    try:
+        with _refusals():
+            yield
+    except BrokenImage as error:
+        raise BrokenImage(f"channel {name}: {error}") from error
+
+
 def _is_stack(files: Sequence[NamedFile]) -> bool:
     return files[0][0] is not None
 
@@ -143,19 +153,22 @@ def _stack(files: Sequence[NamedFile], bands: Bands) -> Raster:
     check_raster(size[::-1], len(chosen), kind.itemsize)
     values, valid = np.empty((*size, len(chosen)), kind), None
     for place, index in enumerate(chosen):
-        band, there = _read(opened[index], [0], bands.nodata)
+        with _of_channel(names[index]):
+            band, there = _read(opened[index], [0], bands.nodata)
         values[:, :, place] = _enlarged(band[:, :, 0], size)
         valid = valid if there is None else _both(valid, _enlarged(there, size))
     if mask is not None:
-        valid = _both(valid, _there(_enlarged(opened[mask].read([0])[:, :, 0], size)))
+        with _of_channel(names[mask]):
+            valid = _both(valid, _there(_enlarged(opened[mask].read([0])[:, :, 0], size)))
     return Raster(values, valid)
 
 
 def _one_channel(name: str, data: bytes) -> Channels:
-    file = _open(data)
-    if len(file.names) != 1:
-        raise BrokenImage(f"the file of channel {name} has {len(file.names)} channels: those of a stack have one each")
-    return file
+    with _of_channel(name):
+        file = _open(data)
+        if len(file.names) != 1:
+            raise BrokenImage(f"its file has {len(file.names)} channels: those of a stack have one each")
+        return file
 
 
 def _common_size(files: dict[str, Channels]) -> tuple[int, int]:

@@ -4,23 +4,24 @@ import io
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from test_decode import png as raw_png
 
 from swin_mim.data import raster_files, tiff_files
 from swin_mim.data.channels import channels_last
-from swin_mim.data.limits import BrokenImage
+from swin_mim.data.limits import MAX_MEMORY, MAX_RASTER_BYTES, BrokenImage
 from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.raster_files import channel_names, decode_raster
 from swin_mim.errors import UserError
-
-imagecodecs = pytest.importorskip("imagecodecs")
-tifffile = pytest.importorskip("tifffile")
 
 RNG = np.random.default_rng(0)
 KINDS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
@@ -311,6 +312,12 @@ def test_transparency_is_a_channel() -> None:
     same(read(data, 4), np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")))
 
 
+def test_a_transparent_grey_of_16_bit_is_a_channel_too() -> None:
+    rows = np.array([[5, 258], [258, 7]], ">u2")
+    data = raw_png(2, 2, 16, 0, b"".join(b"\0" + row.tobytes() for row in rows), (b"tRNS", b"\1\2"))
+    same(read(data, 2), np.stack([rows, np.where(rows == 258, 0, 65535)], axis=2).astype(np.uint16))
+
+
 def test_a_tiff_is_not_turned() -> None:
     values = noise("u2")
     same(read(tiff(values, extratags=[(274, "H", 1, 6, True)], **CONTIG), 5), values)
@@ -346,13 +353,21 @@ def test_each_file_of_a_stack_marks_its_own_gaps() -> None:
     [
         ([(10, 10), (4, 5)], "channel 1 has 5 x 4 pixels, which do not divide the 10 x 10 of others"),
         ([(10, 10), (5, 10)], "channel 1 has 10 x 5 pixels, which do not divide"),
-        ([(10, 10), (10, 10, 3)], "the file of channel 1 has 3 channels: those of a stack have one each"),
+        ([(10, 10), (10, 10, 3)], "channel 1: its file has 3 channels: those of a stack have one each"),
     ],
 )
 def test_stacks_that_do_not_fit(sizes: list[tuple[int, ...]], message: str) -> None:
     files = [(str(number), npy(np.ones(size, np.uint8))) for number, size in enumerate(sizes)]
     with pytest.raises(BrokenImage, match=message):
         decode_raster(files, Bands(2))
+
+
+def test_a_broken_file_of_a_stack_is_named() -> None:
+    whole = tiff(noise("u2")[:, :, 0], compression="zlib", rowsperstrip=8)
+    damaged = whole[:-40] + bytes(40)
+    for broken in (b"", b"broken", damaged):
+        with pytest.raises(BrokenImage, match=r"^channel B03: "):
+            decode_raster([("B02", whole), ("B03", broken)], Bands(2))
 
 
 # what is not there
@@ -384,6 +399,49 @@ def test_the_packages_are_loaded_when_they_are_needed() -> None:
         "print(sorted({'tifffile', 'imagecodecs'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+LARGE = 128 * 2**20
+"""Bytes of the pixels of a picture that is a quarter of the largest."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["npy", "npz", "pages", "planes", "deflate", "PNG", "stack"])
+def test_memory_that_a_large_raster_takes(kind: str, tmp_path: Path) -> None:
+    values = np.zeros((4096, 4096, 4), np.uint16)
+    values[:9] = 1
+    makers = {
+        "npy": npy,
+        "npz": lambda array: npz(a=array),
+        "pages": lambda array: tiff(first(array)),
+        "planes": lambda array: tiff(first(array), planarconfig="separate", compression="zlib"),
+        "deflate": lambda array: tiff(array, compression="zlib", predictor=True, tile=(256, 256), **CONTIG),
+        "PNG": imagecodecs.png_encode,
+        "stack": lambda array: npy(array[:, :, 0]),
+    }
+    assert values.nbytes == LARGE
+    (tmp_path / "file").write_bytes(makers[kind](values))
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "file"), "4" if kind == "stack" else "1"]
+    taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert LARGE // 2 < taken < MAX_MEMORY * LARGE // MAX_RASTER_BYTES
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import imagecodecs, tifffile
+from swin_mim.data.raster import Bands
+from swin_mim.data.raster_files import decode_raster
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+data, count = Path(sys.argv[1]).read_bytes(), int(sys.argv[2])
+before = peak()
+files = [(str(number), data) for number in range(count)] if count > 1 else [(None, data)]
+image = decode_raster(files, Bands(4, nodata=0))
+print(peak() - before)
+"""
 
 
 def test_numbers_that_are_not_read() -> None:

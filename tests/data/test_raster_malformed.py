@@ -11,12 +11,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from test_malformed import BROKEN, EITHER, IMAGE, LONG, MIB, SHORT, UNDEFINED, Entry, bomb, ihdr, png, tiff
-
-imagecodecs = pytest.importorskip("imagecodecs")
-tifffile = pytest.importorskip("tifffile")
 
 SECONDS = 2.0
 """Of processor time, for each file."""
