@@ -198,7 +198,7 @@ def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> rules_of
 
 def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rules_of.Rules:
     yield "model.in_channels", model.in_channels > 0, "must be positive: 3 for RGB"
-    measure = ", as tools/statistics.py measures them" if reads_rasters(data, model) else ""
+    measure = ", as tools/channels.py measures them" if reads_rasters(data, model) else ""
     for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
         rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each{measure}"
         yield key, len(channels) == model.in_channels, rule

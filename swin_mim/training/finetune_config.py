@@ -136,7 +136,7 @@ def _channel_rules(config: FinetuneConfig) -> rules_of.Rules:
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: leave data.channels out"
     new = rasters and config.model.pretrained is None and not config.evaluate
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        yield key, not new or values is not None, "is needed for data.channels, as tools/statistics.py measures it"
+        yield key, not new or values is not None, "is needed for data.channels, as tools/channels.py measures it"
     rule = "is for RGB images, and these are read as data.channels says: use {}"
     yield "augment.auto", not rasters or augment.auto is None, rule.format("null")
     for name in ("color_jitter", "random_erasing"):

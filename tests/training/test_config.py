@@ -406,7 +406,7 @@ def test_configuration_loads_no_torch() -> None:
             "--model.in-channels 4 --data.source x",
             (
                 "data.mean (0.485, 0.456, 0.406) has 3 entries and model.in_channels is 4: give one for each, "
-                "as tools/statistics.py measures them"
+                "as tools/channels.py measures them"
             ),
         ),
         (

@@ -333,7 +333,7 @@ RASTERS: dict[str, Any] = {"data.channels": ("nir", "red"), "data.source": "x", 
         ),
         (
             RASTERS | {"model.pretrained": None},
-            "data.mean None is needed for data.channels, as tools/statistics.py measures it",
+            "data.mean None is needed for data.channels, as tools/channels.py measures it",
         ),
         ({"data.channels": ()}, "data.channels () names no channel: leave it out, or name some"),
         ({"data.stack": "a"}, "data.stack 'a' is for images that are not read as RGB: set data.channels"),
