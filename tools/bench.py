@@ -2,7 +2,7 @@
 
     python tools/bench.py step --model swin_base --batch 128,256 --precision bf16 --modes eager,compiled
     python tools/bench.py attention --model swin_base --batch 128 --precision bf16
-    python tools/bench.py loader --source photos --workers 0,2,8
+    python tools/bench.py loader --images 2000 --workers 0,1,2
     python tools/bench.py train --steps 50 -- --config recipes/configs/simmim_swin_tiny_192_100ep.yaml --data.source DIR
     python tools/bench.py curves --backends reference,sdpa --steps 200
 
@@ -89,14 +89,15 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     add(
         "--images",
         type=int,
-        default=256,
-        help="images of one turn, and of the folder that is made; many times batch x workers",
+        default=2000,
+        help="images of one turn, of the folder that is made, and at most of what is packed; many times batch x "
+        "workers",
     )
     add("--image-size", type=int, default=192, help="pixels of the crops")
     add("--batch", type=int, default=32, help="images of a batch")
-    add("--workers", type=numbers, default=(0, 2), help="comma-separated; 0 decodes in the process itself")
+    add("--workers", type=numbers, default=(0, 1, 2), help="comma-separated; 0 decodes in the process itself")
     add("--systems", type=names_of(SYSTEMS), default=tuple(SYSTEMS), help="among " + ",".join(SYSTEMS))
-    add_common(parser, repeats=5)
+    add_common(parser, repeats=3)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +149,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def names_of(known: Sequence[str] | dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
-    """A list of names in the order of `known`: ours first, as parity is with the first."""
+    """A list of names in the order of `known`, as the others are compared to the first."""
 
     def read(text: str) -> tuple[str, ...]:
         names = text.split(",")

@@ -11,7 +11,19 @@ import torch
 
 TOOLS = Path(__file__).parents[2] / "tools"
 NAMES = (
-    *("attention", "breakdown", "ceilings", "curves", "gpu", "loader", "memory", "peers", "picture", "report"),
+    *(
+        "attention",
+        "breakdown",
+        "ceilings",
+        "curves",
+        "gpu",
+        "images",
+        "loader",
+        "memory",
+        "peers",
+        "picture",
+        "report",
+    ),
     *("settings", "step", "timing", "train", "training"),
 )
 

@@ -42,6 +42,7 @@ def test_bad_input_of_step_is_one_line(bench, capsys, options, words):
         (["curves", *TINY, "--backends", "reference,flash"], ["'flash'", "sdpa"]),
         (["loader", "--images", "64", "--batch", "32", "--workers", "2"], ["--images 64", "96"]),
         (["loader", "--workers", "-1"], ["--workers", "-1"]),
+        (["loader", "--systems", "ours,theirs"], ["'theirs'", "ours-raw"]),
         (["train", "--warmup", "0"], ["--warmup 0"]),
         (["train", "--", "--model.nmae", "x"], ["model.nmae", "model.name"]),
     ],
