@@ -5,6 +5,7 @@
     python tools/bench.py loader --images 2000 --workers 0,1,2
     python tools/bench.py train --steps 50 -- --config recipes/configs/simmim_swin_tiny_192_100ep.yaml --data.source DIR
     python tools/bench.py curves --backends reference,sdpa --steps 200
+    python tools/bench.py decoders --steps 300 --seeds 0,1,2
 
 `bench_step.py` and so on say what each of them measures. All measure the ceilings of the very machine too: the rate of
 a matrix product and that of a copy. `bench_gpu.py` runs all that a GPU machine has to show.
@@ -19,9 +20,19 @@ from typing import Any, get_args
 import torch
 from bench_attention import attention
 from bench_curves import curves
+from bench_decoders import decoders
 from bench_loader import SYSTEMS, loader
 from bench_peers import BUILDERS
-from bench_settings import CurveSettings, LoaderSettings, Mode, PeerSettings, Precision, StepSettings, TrainSettings
+from bench_settings import (
+    CurveSettings,
+    DecoderSettings,
+    LoaderSettings,
+    Mode,
+    PeerSettings,
+    Precision,
+    StepSettings,
+    TrainSettings,
+)
 from bench_step import step
 from bench_train import train
 
@@ -34,6 +45,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     "loader": (LoaderSettings, lambda settings, _: loader(settings)),
     "train": (TrainSettings, lambda settings, _: train(settings)),
     "curves": (CurveSettings, lambda settings, _: curves(settings)),
+    "decoders": (DecoderSettings, lambda settings, _: decoders(settings)),
 }
 
 
@@ -46,6 +58,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     add_loader(commands.add_parser("loader", help="images from JPEGs to the device, without training"))
     add_train(commands.add_parser("train", help="the real recipe, end to end, beside the bare step"))
     add_curves(commands.add_parser("curves", help="the losses of one training with several attention backends"))
+    add_decoders(commands.add_parser("decoders", help="the losses of one training with small and with whole decodes"))
     own, overrides = split_at_dashes(arguments)
     options = vars(parser.parse_args(own))
     command = options.pop("command")
@@ -112,6 +125,17 @@ def add_curves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backends", type=names_of(get_args(Backend)), default=("reference", "sdpa"),
         help="comma-separated; the others are compared to the first")  # fmt: skip
     parser.add_argument("--steps", type=int, default=200, help="of each training")
+    add_common(parser, repeats=1)
+
+
+def add_decoders(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, batch="16")
+    add = parser.add_argument
+    add("--steps", type=int, default=300, help="of each training")
+    add("--seeds", type=numbers, default=(0, 1, 2), help="comma-separated; each trains once with each decoder")
+    add("--images", type=int, default=320, help="JPEGs that are made; a tenth of them is held out")
+    add("--workers", type=int, default=1, help="processes that decode")
+    parser.set_defaults(model="swin_nano", image_size=64, window_size=4)
     add_common(parser, repeats=1)
 
 

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from swin_mim.data.blue_marble import composite
+from swin_mim.data.decode import Box, Shrink
+from swin_mim.data.limits import BrokenImage
 from swin_mim.data.packing import Format, pack
 from swin_mim.data.sampling import sample_generator
 from swin_mim.data.sources import FolderSource, Source, open_source, smaller_image
@@ -111,7 +114,8 @@ def prepared_text(done: dict[Format, Prepared], image_size: int) -> str:
 
 def pixel_differences(source: Source, whole: FolderSource, transform: PretrainTransform) -> dict[str, Any]:
     """Grey levels of 255 by which crops of `source` differ from crops of the whole images it was made of."""
-    seen = [np.abs(ours - theirs) for ours, theirs in _crops(source, whole, replace(transform, flips="none"))]
+    straight = replace(transform, flips="none")
+    seen = [np.abs(ours - theirs) for ours, theirs in _crops(source, whole, straight)]
     return {
         "mean": float(np.mean([each.mean() for each in seen])),
         "greatest": int(max(each.max() for each in seen)),
@@ -119,17 +123,27 @@ def pixel_differences(source: Source, whole: FolderSource, transform: PretrainTr
     }
 
 
-def _crops(source: Source, whole: FolderSource, transform: PretrainTransform) -> Iterator[tuple[Any, Any]]:
-    """Crops of the same parts, int (3, H, W): as training takes them, and of whole images by Pillow."""
+def _crops(source: Any, whole: FolderSource, transform: PretrainTransform) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Crops of the same parts, int (3, H, W): as training takes them, and of whole images."""
     places = {whole.name(index): index for index in range(len(whole))}
     for index in np.linspace(0, len(source) - 1, min(COMPARED, len(source))).astype(int).tolist():
-        decoded = smaller_image(source, index, lambda size, at=index: transform.shrink(size, sample_generator(0, at)))  # type: ignore[misc]
-        ours = transform(decoded, sample_generator(0, index))
-        image = whole.image(places[source.path(index)])  # type: ignore[attr-defined]
+        try:
+            decoded = smaller_image(source, index, _shrink(transform, index))
+            image = whole.image(places[source.path(index)])
+        except BrokenImage:
+            continue
         box = random_crop_box(decoded.size, transform.scale, transform.ratio, sample_generator(0, index))
-        # a packed image has fewer pixels than the one it was made of
-        x, y = image.width / decoded.size[0], image.height / decoded.size[1]
-        part = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-        height, width = transform.size
-        theirs = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR, box=part))
+        ours, theirs = transform(decoded, sample_generator(0, index)), cut_whole(image, decoded.size, box, transform)
         yield ours.numpy().astype(int), theirs.numpy().astype(int)
+
+
+def _shrink(transform: PretrainTransform, index: int) -> Shrink:
+    return lambda size: transform.shrink(size, sample_generator(0, index))
+
+
+def cut_whole(image: Image.Image, size: tuple[int, int], box: Box, transform: PretrainTransform) -> Tensor:
+    """The part of a whole image that `box` is of the same picture in another size (W, H)."""
+    x, y = image.width / size[0], image.height / size[1]
+    height, width = transform.size
+    part = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+    return to_tensor(image.resize((width, height), Image.Resampling.BILINEAR, box=part))

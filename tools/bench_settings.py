@@ -85,6 +85,14 @@ class CurveSettings(ModelSettings):
     backends: tuple[Backend, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings(ModelSettings):
+    steps: int
+    seeds: tuple[int, ...]
+    images: int
+    workers: int
+
+
 LEAST = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}
 
 
