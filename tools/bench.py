@@ -12,6 +12,7 @@ a matrix product and that of a copy. `bench_gpu.py` runs all that a GPU machine 
 """
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import torch
 from bench_attention import attention
 from bench_curves import curves
 from bench_decoders import decoders
+from bench_images import LARGEST, SIZES
 from bench_loader import SYSTEMS, loader
 from bench_peers import BUILDERS
 from bench_settings import (
@@ -106,6 +108,7 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
         help="images of one turn, of the folder that is made, and at most of what is packed; many times batch x "
         "workers",
     )
+    add("--sizes", type=pixel_sizes, default=SIZES, help="of the JPEGs that are made, in turn: 500x375,1600x1200")
     add("--image-size", type=int, default=192, help="pixels of the crops")
     add("--batch", type=int, default=32, help="images of a batch")
     add("--workers", type=numbers, default=(0, 1, 2), help="comma-separated; 0 decodes in the process itself")
@@ -129,7 +132,7 @@ def add_curves(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decoders(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, batch="16")
+    add_model(parser, batch="8")
     add = parser.add_argument
     add("--steps", type=int, default=300, help="of each training")
     add("--seeds", type=numbers, default=(0, 1, 2), help="comma-separated; each trains once with each decoder")
@@ -170,6 +173,16 @@ def numbers(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 128,256") from None
+
+
+def pixel_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """(W, H), ..."""
+    pairs = [re.fullmatch(r"(\d+)x(\d+)", part) for part in text.split(",")]
+    sizes = tuple((int(pair[1]), int(pair[2])) for pair in pairs if pair)
+    if len(sizes) < len(pairs) or not all(1 <= w <= LARGEST[0] and 1 <= h <= LARGEST[1] for w, h in sizes):
+        largest = "x".join(map(str, LARGEST))
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes such as 500x375, up to {largest}")
+    return sizes
 
 
 def names_of(known: Sequence[str] | dict[str, Any]) -> Callable[[str], tuple[str, ...]]:

@@ -26,7 +26,9 @@ from swin_mim.data.transforms import PretrainTransform, random_crop_box, to_tens
 from swin_mim.errors import UserError
 
 SIZES = ((500, 375), (1600, 1200))
-"""(W, H) of the JPEGs that are made: ImageNet's usual size, and a photograph's."""
+"""(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
+LARGEST = (5000, 2500)
+"""(W, H) that are cut from the composite, which has 5400 x 2700 pixels."""
 QUALITY = 90
 CLASSES = 2
 """Folders of a made data set: torchvision insists on some."""
@@ -44,8 +46,8 @@ class Prepared(NamedTuple):
     bytes: int
 
 
-def sizes_text() -> str:
-    return "JPEGs of " + " and ".join(f"{width} x {height} px" for width, height in SIZES)
+def sizes_text(sizes: Sequence[tuple[int, int]] = SIZES) -> str:
+    return "JPEGs of " + " and ".join(f"{width} x {height} px" for width, height in sizes)
 
 
 def make_images(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:

@@ -63,7 +63,7 @@ def loader(settings: LoaderSettings) -> None:
     print_machine(report, out)
     with tempfile.TemporaryDirectory() as made:
         folder = images_of(settings, Path(made))
-        report |= {"source": settings.source or f"{settings.images} crops of Blue Marble, {sizes_text()}"}
+        report |= {"source": settings.source or f"{settings.images} crops of Blue Marble, {sizes_text(settings.sizes)}"}
         report |= {"decoder": decoder_text()}
         print(f"loader    {report['source']}; {settings.image_size} px, batches of {settings.batch}", file=out)
         print(f"ours      decodes by {report['decoder']}", file=out, flush=True)
@@ -80,7 +80,7 @@ def loader(settings: LoaderSettings) -> None:
 def images_of(settings: LoaderSettings, made: Path) -> Path:
     """The folder that all systems read."""
     check_disk(made, settings.images, settings.image_size, made=settings.source is None)
-    return Path(settings.source) if settings.source else make_images(made / "images", settings.images)
+    return Path(settings.source) if settings.source else make_images(made / "images", settings.images, settings.sizes)
 
 
 def prepared_or_not(folder: Path, made: Path, settings: LoaderSettings, out: TextIO) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class StepSettings(PeerSettings):
 class LoaderSettings(Settings):
     source: str | None
     images: int
+    sizes: tuple[tuple[int, int], ...]
+    """(W, H) of the images that are made."""
     image_size: int
     batch: int
     workers: tuple[int, ...]

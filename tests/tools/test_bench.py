@@ -43,6 +43,8 @@ def test_bad_input_of_step_is_one_line(bench, capsys, options, words):
         (["loader", "--images", "64", "--batch", "32", "--workers", "2"], ["--images 64", "96"]),
         (["loader", "--workers", "-1"], ["--workers", "-1"]),
         (["loader", "--systems", "ours,theirs"], ["'theirs'", "ours-raw"]),
+        (["loader", "--sizes", "500x375,9000x10"], ["--sizes", "9000x10", "5000x2500"]),
+        (["loader", "--sizes", "big"], ["'big'", "500x375"]),
         (["train", "--warmup", "0"], ["--warmup 0"]),
         (["train", "--", "--model.nmae", "x"], ["model.nmae", "model.name"]),
     ],

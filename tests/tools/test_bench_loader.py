@@ -49,6 +49,16 @@ def assert_pixels_are_near(pixels):
         assert entry["mean"] < entry["greatest"] < 128
 
 
+def test_images_have_the_sizes_that_are_asked_for(bench, tmp_path):
+    _, settings = bench.parse(["loader", "--sizes", "40x30,20x50"])
+    source = bench.loader.open_source(str(bench.images.make_images(tmp_path, 3, settings.sizes)))
+    assert {source.name(index): source.image(index).size for index in range(3)} == {
+        "class0/00000.jpg": (40, 30),
+        "class0/00002.jpg": (40, 30),
+        "class1/00001.jpg": (20, 50),
+    }
+
+
 def test_a_part_of_a_large_folder_is_packed(bench, images, tmp_path):
     assert bench.images.some_of(images, 12, tmp_path / "links") == images
     part = bench.loader.open_source(str(bench.images.some_of(images, 3, tmp_path / "links")))
