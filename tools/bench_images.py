@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from swin_mim.data.blue_marble import composite
-from swin_mim.data.decode import Box, Shrink
+from swin_mim.data.decode import Box, Decoded, Shrink
 from swin_mim.data.limits import BrokenImage
 from swin_mim.data.packing import Format, pack
 from swin_mim.data.sampling import sample_generator
@@ -134,6 +134,7 @@ def _crops(source: Any, whole: FolderSource, transform: PretrainTransform) -> It
             image = whole.image(places[source.path(index)])
         except BrokenImage:
             continue
+        assert isinstance(decoded, Decoded)
         box = random_crop_box(decoded.size, transform.scale, transform.ratio, sample_generator(0, index))
         ours, theirs = transform(decoded, sample_generator(0, index)), cut_whole(image, decoded.size, box, transform)
         yield ours.numpy().astype(int), theirs.numpy().astype(int)

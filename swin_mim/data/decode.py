@@ -8,6 +8,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,16 +126,70 @@ def decode_smaller(data: bytes, shrink: Shrink) -> Decoded:
 def _decode_or_refuse(data: bytes, shrink: Shrink | None) -> Decoded:
     """`shrink` None: a whole image of Pillow's."""
     check_length(len(data))
+    with _refusals():
+        return _upright(*_decode(data, shrink))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever a decoder raises inside is a `BrokenImage`."""
     try:
         # Pillow warns of bombs (checked below), odd EXIF and odd palettes: nothing that a reader of a log can mend
         with warnings.catch_warnings(action="ignore"):
-            return _upright(*_decode(data, shrink))
+            yield
     except BrokenImage:
         raise
     except UnidentifiedImageError:  # its own message holds a memory address
         raise BrokenImage(f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
     except Exception as error:  # damaged files raise ValueError, struct.error, SyntaxError, MemoryError and more
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """As `decode_image`, but with the channels and the values of the file, upright: (H, W, C).
+
+    Grey has one channel, colours three, CMYK four, a palette becomes RGB, and transparency is one channel more. Values
+    are uint8, or of grey images of more than 8 bit uint16, int32 or float32.
+
+    Args:
+        deep_png: bytes of a PNG of 16 bit in colour, or with transparency -> uint16 (H, W, C), as it is stored.
+    """
+    check_length(len(data))
+    with _refusals(), _opened(data) as (file, image):
+        file.begin_pixels()
+        deep = image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
+        if deep:
+            pixels = deep_png(data)
+            # Pillow would decode all of it to look for EXIF behind the pixels
+            turn = _turn(image) if "exif" in image.info else None
+        else:
+            image.load()
+            turn, pixels = _turn(image), _own_channels(image)
+        return pixels if turn is None else _turned(pixels, turn)
+
+
+def _own_channels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) of a loaded image, as `decode_channels`."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "La" or (image.mode == "L" and image.has_transparency_data):
+        image = image.convert("LA")
+    elif image.mode == "RGB" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode == "RGBX":
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
+    """As Pillow's `transpose`, for (H, W, C)."""
+    if _swaps_sides(turn):
+        pixels = pixels.swapaxes(0, 1)
+    if turn in _LAST_COLUMN_COMES_FIRST:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if turn in _LAST_ROW_COMES_FIRST else pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -155,12 +210,7 @@ def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpos
     """The image as it is stored, and what turns it upright."""
     if shrink is not None and (pixels_there := _as_it_lies(data)) is not None:
         return pixels_there, None
-    check_metadata(data)
-    with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
-        check_size(image.size)
-        pixels = image.width * image.height
-        check_scans(data, pixels, _strips_stored(image))
-        check_runs(image.info.get("compression"), pixels)
+    with _opened(data) as (file, image):
         stored, factor = image.size, 1
         if shrink is not None and image.format in ("JPEG", "MPO"):
             factor = _begin_smaller(image, shrink)
@@ -186,6 +236,18 @@ def _as_it_lies(data: bytes) -> Decoded | None:
     check_size((width, height))
     rows = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(height, row)
     return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
+    """(file, image that is not loaded yet), after all that its header tells was checked."""
+    check_metadata(data)
+    with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
+        check_size(image.size)
+        pixels = image.width * image.height
+        check_scans(data, pixels, _strips_stored(image))
+        check_runs(image.info.get("compression"), pixels)
+        yield file, image
 
 
 def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from swin_mim.errors import UserError
 
@@ -60,6 +60,10 @@ class Packed:
     mean: tuple[float, ...] | None = None
     """Of each channel, of values from 0 to 1; None before the end."""
     std: tuple[float, ...] | None = None
+    rasters: dict[str, Any] | None = None
+    """Of images of any channels: `channels`, their names; `dtypes`, how many images are of which; `valid`, pixels that
+    are there, which alone `sums` and `squares` are of; `least` and `greatest` of each channel. All in the units of the
+    files, as `mean` and `std` are then."""
     fingerprint: str | None = None
     """Of the packed images as a source of training; None before the end, and so what tells that all is there."""
 
@@ -92,7 +96,10 @@ class Packed:
 
     def text(self) -> str:
         """As JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        fields = asdict(self)
+        if self.rasters is None:
+            del fields["rasters"]
+        return json.dumps(fields, indent=1) + "\n"
 
 
 def read_packed(folder: Path) -> Packed | None:
@@ -112,6 +119,28 @@ def read_packed(folder: Path) -> Packed | None:
         return Packed(**fields)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): pack the images again into a new folder") from error
+
+
+class PackedRasters(NamedTuple):
+    """What a folder of packed rasters says of itself."""
+
+    channels: tuple[str, ...]
+    """Names."""
+    mean: tuple[float, ...]
+    """Of each channel over its valid pixels, in the units of the files."""
+    std: tuple[float, ...]
+
+
+def packed_rasters(folder: Path) -> PackedRasters | None:
+    """Names, means and deviations of the channels; None: these are no packed rasters, or their packing has not ended.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    packed = read_packed(folder)
+    if packed is None or packed.rasters is None or packed.mean is None or packed.std is None:
+        return None
+    return PackedRasters(tuple(packed.rasters["channels"]), packed.mean, packed.std)
 
 
 def load_packed(folder: Path) -> Any:

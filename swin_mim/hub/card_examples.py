@@ -162,7 +162,7 @@ def _python(lines: list[str]) -> str:
 
 def _is_rgb(facts: CardFacts) -> bool:
     """Whether a picture file can be what the model takes; of other channels, nobody knows how they are stored."""
-    return len(facts.input["mean"]) == 3
+    return len(facts.input["mean"]) == 3 and facts.input["scale"] == 255
 
 
 def _shape(facts: CardFacts) -> tuple[int, ...]:

@@ -85,12 +85,14 @@ def delivered(source: Source, *, start: int, steps: int, world: int = 1, workers
     for rank in range(world):
         sizes = {"global_batch": GLOBAL, "micro_batch": MICRO, "rank": rank, "world": world, "workers": workers}
         batches = training_batches(source, TRANSFORM, seed=SEED, samples_seen=start, **sizes)
-        for images, first, broken, indices, _ in islice(batches, steps * GLOBAL // (MICRO * world)):
-            assert not broken
-            masks = block_mask(MICRO, (4, 4), 2, 0.6, seed=SEED, start=first)
-            for number, index in enumerate(indices.tolist()):
-                assert first + number not in found, "two processes saw the same position"
-                found[first + number] = Sample(index, images[number].numpy().tobytes(), masks[number].numpy().tobytes())
+        for batch in islice(batches, steps * GLOBAL // (MICRO * world)):
+            assert not batch.broken
+            masks = block_mask(MICRO, (4, 4), 2, 0.6, seed=SEED, start=batch.start)
+            for number, index in enumerate(batch.indices.tolist()):
+                position = batch.start + number
+                assert position not in found, "two processes saw the same one"
+                crop, mask = batch.images[number].numpy(), masks[number].numpy()
+                found[position] = Sample(index, crop.tobytes(), mask.tobytes())
         batches.close()
     return found
 

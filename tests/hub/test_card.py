@@ -70,6 +70,7 @@ def facts(config: SwinConfig = TINY, **changes: Any) -> CardFacts:
         std=(0.25,) * len(channels),
         interpolation="bilinear",
         crop_pct=1.0,
+        scale=255,
     )
     full = CardFacts(
         kind="SimMIM",
