@@ -5,6 +5,7 @@ takes. Every refusal is a `BrokenImage`; nothing else leaves this module.
 """
 
 import math
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ _FACTORS = (8, 4, 2)  # by which libjpeg divides the sides of an image while it 
 _STRIP = 2**20  # pixels that are converted at a time
 _EXIF_BYTES = 2**16  # of which each of thousands of tags may count all
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324  # TIFF tags
+# of a BMP: its mark and length, where the pixels begin, the length of the second header, width, height, planes, bits a
+# pixel, compression, length of the pixels, two resolutions, how many colours a palette has
+_BITMAP = struct.Struct("<2sI4xIIiiHHII8xI4x")
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,7 +66,7 @@ class Decoded:
     """An image, in which each square of `factor` x `factor` pixels of its file may have become one."""
 
     image: Image.Image | np.ndarray
-    """Upright: a loaded image of mode "RGB", or uint8 (H, W, 3)."""
+    """Upright: a loaded image of mode "RGB", or uint8 (H, W, 3), maybe a view of the file with steps backwards."""
     size: tuple[int, int]
     """(W, H) of all the pixels that the file holds, upright."""
     factor: int = 1
@@ -110,7 +114,8 @@ def decode_smaller(data: bytes, shrink: Shrink) -> Decoded:
 
     Every pixel of a smaller one is the mean of a square of those that the whole image has, nearly: what its lower
     frequencies say. Where simplejpeg is installed, ordinary JPEGs that are not made smaller and stand upright are
-    decoded by it, to the same pixels. The same files are broken.
+    decoded by it, to the same pixels. BMPs as Pillow writes them are not decoded at all: see `_as_it_lies`. The same
+    files are broken.
 
     Args:
         shrink: no image is made smaller than it allows, and none that it does not allow a division by 2.
@@ -205,6 +210,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpose | None]:
     """The image as it is stored, and what turns it upright."""
+    if shrink is not None and (pixels_there := _as_it_lies(data)) is not None:
+        return pixels_there, None
     with _opened(data) as (file, image):
         stored, factor = image.size, 1
         if shrink is not None and image.format in ("JPEG", "MPO"):
@@ -214,6 +221,23 @@ def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpos
         file.begin_pixels()
         image.load()
         return Decoded(to_rgb(image), stored, factor), _turn(image)
+
+
+def _as_it_lies(data: bytes) -> Decoded | None:
+    """The pixels of a BMP where they are in the file, with nothing copied; None: not one as Pillow writes in 24 bits.
+
+    This is what images are packed as, raw. Its rows begin at the bottom and its pixels with blue.
+    """
+    if len(data) < _BITMAP.size:
+        return None
+    mark, length, start, header, width, height, planes, bits, compression, _, colours = _BITMAP.unpack_from(data)
+    plain = (mark, start, header, planes, bits, compression, colours) == (b"BM", _BITMAP.size, 40, 1, 24, 0, 0)
+    row = (width * 3 + 3) // 4 * 4  # bytes
+    if not plain or min(width, height) < 1 or not length == len(data) == start + row * height:
+        return None
+    check_size((width, height))
+    rows = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(height, row)
+    return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
 
 
 @contextmanager

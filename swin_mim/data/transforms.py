@@ -309,8 +309,11 @@ def _per_channel(values: Values, like: Tensor) -> Tensor:
 def _cut(image: Image.Image | np.ndarray, size: tuple[int, int], box: Box) -> Tensor:
     """Crop and resize to `size`, bilinear and antialiased: an RGB image or uint8 (h, w, 3) -> uint8 (3, H, W)."""
     left, top, right, bottom = map(int, box)
+    if isinstance(image, np.ndarray) and image.strides[2] < 0:
+        # blue first: copying rows takes little, copying bytes one by one much, so that the colours change places last
+        return _cut(image[..., ::-1], size, box).flip(0)
     if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(image)[top:bottom, left:right]
+        pixels = torch.from_numpy(image[top:bottom, left:right].copy())
     elif (left, top, right, bottom) == tuple(box):
         part = image.crop((left, top, right, bottom))
         # as Pillow holds it, with a byte for nothing in each pixel: a copy and no conversion
