@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from swin_mim.data.raster import Raster
+if TYPE_CHECKING:
+    from swin_mim.data.raster import Raster
 
 _DIGITS = 6
 
@@ -31,8 +30,10 @@ class Statistics:
     greatest: tuple[float, ...]
 
     @classmethod
-    def of(cls, image: Raster) -> "Statistics":
+    def of(cls, image: "Raster") -> "Statistics":
         """Of one image, of which a pixel is valid."""
+        import numpy as np  # the command line, which reads what is packed, does not wait for it
+
         values, valid = image
         pixels = values.shape[0] * values.shape[1]
         mean, spread, least, greatest = [], [], [], []
