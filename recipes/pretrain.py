@@ -209,7 +209,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     say(
         f"{run.name}: {mim.name}, {sum(p.numel() for p in whole.model.parameters()) / 1e6:.3g} M parameters, "
         f"{size[0]}x{size[1]} px{f' of {mim.in_channels} channels' if rasters else ''}, "
-        f"{len(training)} images and {len(heldout)} held out, decoded by {decoder_text()}; "
+        f"{len(training)} images and {len(heldout)} held out{'' if rasters else f', decoded by {decoder_text()}'}; "
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
         f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
         f"precision {processes.precision_text(accelerator)}, "
