@@ -61,9 +61,10 @@ def cut_raster(
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
     part = raster.values[top:bottom, left:right].transpose(2, 0, 1)
     values = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))[None]  # (1, C, h, w)
-    if raster.valid is None:
+    valid = None if raster.valid is None else raster.valid[top:bottom, left:right]
+    if valid is None or valid.all():
         return _resized(values, size, interpolation)[0]
-    there = torch.from_numpy(np.ascontiguousarray(raster.valid[top:bottom, left:right]))[None, None]
+    there = torch.from_numpy(np.ascontiguousarray(valid))[None, None]
     share = _resized(there.float(), size, interpolation)
     mean = _resized(values.where(there, 0), size, interpolation) / share
     found = share >= LEAST
