@@ -46,7 +46,10 @@ def whole_array(array: np.ndarray, names: Sequence[str] | None = None, nodata: f
     height, width, count = array.shape
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        return array if list(indices) == list(range(count)) else array[:, :, list(indices)]
+        start = indices[0]
+        if list(indices) == list(range(start, start + len(indices))):
+            return array[:, :, start : start + len(indices)]  # many times as fast as a list of them
+        return array[:, :, list(indices)]
 
     return Channels(tuple(names or numbers(count)), (height, width), array.dtype, read, nodata)
 

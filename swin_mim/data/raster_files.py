@@ -147,7 +147,7 @@ def _stack(files: Sequence[NamedFile], bands: Bands) -> Raster:
     names = tuple(str(name) for name, _ in files)
     chosen, mask = choose(names, bands)
     needed = {*chosen} if mask is None else {*chosen, mask}
-    opened = {index: _one_channel(names[index], files[index][1]) for index in sorted(needed)}
+    opened = {index: _one_channel(names[index], files[index][1], len(chosen)) for index in sorted(needed)}
     size = _common_size({names[index]: file for index, file in opened.items()})
     kind = np.result_type(*(_native(opened[index].dtype) for index in chosen))
     check_raster(size[::-1], len(chosen), kind.itemsize)
@@ -163,11 +163,14 @@ def _stack(files: Sequence[NamedFile], bands: Bands) -> Raster:
     return Raster(values, valid)
 
 
-def _one_channel(name: str, data: bytes) -> Channels:
+def _one_channel(name: str, data: bytes, together: int) -> Channels:
+    """One of so many that are decoded together."""
     with _of_channel(name):
         file = _open(data)
         if len(file.names) != 1:
             raise BrokenImage(f"its file has {len(file.names)} channels: those of a stack have one each")
+        # now, as some are decoded when they are opened
+        check_raster(file.size[::-1], together, file.dtype.itemsize)
         return file
 
 

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from test_decode import png as raw_png
 
-from swin_mim.data import raster_files, tiff_files
+from swin_mim.data import limits, raster_files, tiff_files
 from swin_mim.data.channels import channels_last
 from swin_mim.data.limits import MAX_MEMORY, MAX_RASTER_BYTES, BrokenImage
 from swin_mim.data.raster import Bands, Raster
@@ -360,6 +360,13 @@ def test_stacks_that_do_not_fit(sizes: list[tuple[int, ...]], message: str) -> N
     files = [(str(number), npy(np.ones(size, np.uint8))) for number, size in enumerate(sizes)]
     with pytest.raises(BrokenImage, match=message):
         decode_raster(files, Bands(2))
+
+
+def test_a_stack_that_is_too_large_is_met_at_its_first_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_RASTER_BYTES", 7999)
+    files = [("a", npy(np.ones((20, 20), "u2"))), *((str(number), b"not opened") for number in range(9))]
+    with pytest.raises(BrokenImage, match=r"channel a: 20 x 20 pixels of 10 channels of 16 bit are 8000 bytes, more"):
+        decode_raster(files, Bands(10))
 
 
 def test_a_broken_file_of_a_stack_is_named() -> None:

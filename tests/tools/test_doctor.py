@@ -543,7 +543,8 @@ def test_a_batch_that_does_not_fit_is_a_reason(
     said = ask("photos")
     assert said.code == 2
     assert "train.micro_batch 4 needs about 60.0 GB and 16.0 GB are there: use train.micro_batch 2" in said.errors
-    assert said.page.rstrip().endswith("--train.micro_batch 2")
+    # a slow loader may add workers to it
+    assert "--train.micro_batch 2" in said.page[said.page.index("accelerate") :]
 
 
 @pytest.mark.parametrize(
