@@ -10,6 +10,7 @@ The last line is the two options to copy. What tools/prepare.py packs needs none
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ def parse(arguments: Sequence[str] | None) -> "tuple[argparse.Namespace, Bands |
     add("--split", default="train", help="of a data set (default: train)")
     add("--column", help="of the images")
     add("--images", type=int, default=2000, metavar="N", help="to look at, at most, evenly spread (default: 2000)")
-    add("--workers", type=int, default=4, metavar="N", help="processes; 0 works in this one (default: 4)")
+    cores = len(os.sched_getaffinity(0))
+    add("--workers", type=int, default=cores, metavar="N", help="processes; 0 works in this one (default: each core)")
     add("--json", metavar="FILE", help="write everything there too; - is stdout, and the table goes to stderr")
     add_raster_options(parser)
     options = parser.parse_args(arguments)

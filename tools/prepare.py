@@ -25,6 +25,7 @@ are in packed.json.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--format", choices=("jpeg", "raw"), help="of packed RGB images (default: jpeg)")
     add("--quality", type=int, help="of JPEG, up to 100 (default: 95)")
     add("--shard-mib", type=int, default=256, metavar="N", help="MiB of images in a shard (default: 256)")
-    add("--workers", type=int, default=4, metavar="N", help="processes; 0 works in this one (default: 4)")
+    cores = len(os.sched_getaffinity(0))
+    add("--workers", type=int, default=cores, metavar="N", help="processes; 0 works in this one (default: each core)")
     add("--verify", type=Path, metavar="DEST", help="check the sha256 of every shard of a folder, and nothing else")
     add_raster_options(parser)
     options = parser.parse_args(arguments)
