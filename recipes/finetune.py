@@ -270,6 +270,7 @@ def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     from swin_mim.evaluation.reader import Reader
     from swin_mim.models.swin_config import as_pair
     from swin_mim.training import classifiers, labelled_images, run_folder
+    from swin_mim.training.channels import check_channels, tell_other_gaps
     from swin_mim.training.checkpoint import path_of
     from swin_mim.training.run_state import read_state
 
@@ -277,7 +278,8 @@ def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     step = None if newest is None else published_step(config, read_state(newest), newest.parent)
     if step is None:
         model = classifiers.to_measure(config.model, attention=attention)
-        classifiers.check_channels(model.preprocessing, data.channels, str(config.model.pretrained))
+        check_channels(model.preprocessing, data.channels, str(config.model.pretrained))
+        tell_other_gaps(model.preprocessing, data.nodata, data.mask_channel, str(config.model.pretrained))
         images = labelled_images.to_evaluate(data)
         images = with_classes(images, classifiers.class_names(model, images.names))
     else:

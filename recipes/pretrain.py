@@ -26,8 +26,6 @@ DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 EVALUATION_SEED = 0
 """Of the masks on held-out images, and of the choice of images to probe on: the same in every run, so that losses and
 scores can be compared."""
-RGB = ("red", "green", "blue")
-"""What images are read as, unless they have other channels."""
 
 
 def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
@@ -45,6 +43,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, owned, training_batches
     from swin_mim.data.raster import Bands
+    from swin_mim.data.raster_source import channels_of
     from swin_mim.data.sources import open_source, split_heldout
     from swin_mim.data.transforms import PretrainTransform, denormalize
     from swin_mim.evaluation.false_colours import shown_channels
@@ -53,10 +52,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.evaluation.reader import Reader
     from swin_mim.hub import config_json, export, repository
     from swin_mim.masking import block_mask, masked_cells
-    from swin_mim.models.saving import Preprocessing
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin, attention_text, compile_blocks
     from swin_mim.training import engine, labelled_images, processes, run_folder
+    from swin_mim.training.channels import preprocessing_of, tell_other_channels
     from swin_mim.training.json_lines import disk_may_fail
     from swin_mim.training.launch import launch
     from swin_mim.training.optim import adamw
@@ -74,14 +73,15 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     # Images: those to train on, and those held out to measure on.
     rasters = reads_rasters(data, mim)
     bands = Bands(mim.in_channels, data.channels, data.nodata, data.mask_channel) if rasters else None
-    shown = shown_channels(log.picture_channels, data.channels, mim.in_channels) if rasters else None
     if data.source == "blue_marble":
+        channels = None
         training, heldout = open_blue_marble()
     else:
         source = open_source(
             data.source, config=data.config, split=data.split, column=data.column, bands=bands, stack=data.stack
         )
         training, heldout = split_heldout(source, data.heldout, run.seed)
+        channels = channels_of(source)
     plan = plan_of(config, images=len(training), accumulation=job.accumulation)
     rate = rate_of(config, plan)
 
@@ -96,8 +96,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         ).train()
     else:
         model = SimMIM(swin, target=mim.target, **options)
-    scale = 1 if rasters else 255
-    model.preprocessing = Preprocessing(data.mean, data.std, data.channels if rasters else RGB, scale=scale)
+    seen = preprocessing_of(data, channels)
+    if mim.pretrained and newest is None:
+        tell_other_channels(model.preprocessing, seen, mim.pretrained)
+    model.preprocessing = seen
     listing = folder / "images.gz"
     if job.is_main:
         if newest is None:
@@ -142,12 +144,12 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     cells = masked_cells(grid, unit, config.mask.ratio, swin.stride // swin.patch_size)
 
     def draw_mask(batch: Batch, seed: int) -> Tensor:
-        there: dict[str, Any] = {"device": device, "valid": reader.valid(batch)}
+        there: dict[str, Any] = {"device": device, "valid": reader.valid(batch)}  # it may be there already
         return block_mask(len(batch.images), grid, unit, config.mask.ratio, seed=seed, start=batch.start, **there)
 
     def loss_of(batch: Batch) -> Tensor:
-        mask = draw_mask(batch, run.seed)
-        return prepared(reader.prepare(batch.images), mask, cells, reader.valid(batch)).loss
+        batch = batch._replace(valid=reader.valid(batch))
+        return prepared(reader.prepare(batch.images), draw_mask(batch, run.seed), cells, batch.valid).loss
 
     def batches(samples_seen: int) -> Iterator[Batch]:
         loaded = training_batches(
@@ -169,10 +171,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     measured = HeldOut(
         [owned(batch) for batch in reader.batches(heldout)],
         prepare=reader.prepare,
-        restore=partial(denormalize, mean=data.mean, std=data.std, scale=scale),
+        restore=partial(denormalize, mean=data.mean, std=data.std, scale=seen.scale),
         draw_mask=partial(draw_mask, seed=EVALUATION_SEED),
         reduce=job.reduce,
-        shown=shown,
+        shown=shown_channels(log.picture_channels, channels, mim.in_channels) if channels else None,
     )
     probe_every = plan.steps(config.probe.every)
     prober = None

@@ -4,6 +4,7 @@ A mask is bool (B, h, w) on the token grid, True = masked (arXiv 2111.09886, sec
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -89,10 +90,15 @@ def _masked_of(keys: Tensor, usable: Tensor, ratio: float) -> Tensor:
     """The share `ratio` of the usable units of each image, those with the least keys: int64 and bool (B, n) -> bool."""
     last = torch.iinfo(keys.dtype).max
     order = torch.where(usable, keys, last).argsort(dim=1, stable=True)
-    # in double precision, as `masked_units` counts
-    count = (usable.sum(1, keepdim=True).double() * ratio - _ROUNDING).ceil()
+    count = _masked_counts(keys.shape[1], ratio, keys.device)[usable.sum(1, keepdim=True)]
     first = torch.arange(keys.shape[1], device=keys.device) < count  # (B, n): which ranks are masked
     return torch.zeros_like(usable).scatter_(1, order, first) & usable
+
+
+@lru_cache(maxsize=8)
+def _masked_counts(most: int, ratio: float, device: torch.device) -> Tensor:
+    """int64 (most + 1,): how many of each number of units are masked. Counted in Python, as `masked_units` does."""
+    return torch.tensor([math.ceil(units * ratio - _ROUNDING) for units in range(most + 1)], device=device)
 
 
 def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def training_batches(
 
     Args:
         order: of the images; None visits all of them, epoch after epoch.
-        pixel_bytes: of a pixel in a batch: 3 of RGB, 4 a channel of rasters.
+        pixel_bytes: of a pixel in a batch, such as 3 of RGB.
 
     Raises:
         UserError: while iterating, when 8 images in a row cannot be read, and as `load_batches`.

@@ -14,7 +14,7 @@ from swin_mim.data.array_files import is_npy, is_npz, open_npy, open_npz, open_p
 from swin_mim.data.channels import Channels, check_kind, whole_array
 from swin_mim.data.decode import decode_channels
 from swin_mim.data.limits import BrokenImage, check_length, check_raster
-from swin_mim.data.raster import Bands, Raster
+from swin_mim.data.raster import LARGEST, Bands, Raster
 from swin_mim.data.tiff_files import import_extra, is_tiff, open_tiff
 from swin_mim.errors import UserError
 
@@ -38,8 +38,8 @@ def decode_raster(files: Sequence[NamedFile], bands: Bands, names: Sequence[str]
     Channels are chosen by the names that the file gives them, or by their numbers from 1. The files of a stack may have
     different sizes where these divide the largest: smaller ones are enlarged by repeating their pixels.
 
-    A pixel is not valid where a chosen channel is not finite or has the value for gaps (that of `bands`, or else the
-    file's own), or the mask is 0.
+    A pixel is not valid where a chosen channel is not finite, is not below `LARGEST`, or is the value for gaps (that of
+    `bands`, or else the file's own), or where the mask is 0.
 
     Args:
         files: of one image.
@@ -74,6 +74,8 @@ def choose(names: Sequence[str], bands: Bands) -> tuple[list[int], int | None]:
         chosen = [_find(names, name) for name in bands.channels]
     else:
         chosen = [index for index in range(len(names)) if index != mask]
+    if len({*chosen, mask}) < len(chosen) + 1:
+        raise BrokenImage(f"data.channels and data.mask_channel name a channel twice: its channels are {listed(names)}")
     if len(chosen) != bands.count:
         besides = "" if mask is None else " besides the mask"
         some = f"name {bands.count} of them in data.channels, or " if bands.count < len(chosen) else ""
@@ -235,7 +237,7 @@ def _valid(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     # channel by channel: numpy is slow over a short last axis
     for channel in (values[:, :, index] for index in range(values.shape[2])):
         if values.dtype.kind == "f":
-            valid = _both(valid, np.isfinite(channel))
+            valid = _both(valid, np.abs(channel) < LARGEST)  # NaN is not
         if marker is not None:
             valid = _both(valid, channel != marker)
     return valid

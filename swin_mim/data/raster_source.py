@@ -42,6 +42,20 @@ class SeveralFiles(Listed, Protocol):
         """(channel, bytes) of each. Raises `BrokenImage`."""
 
 
+@runtime_checkable
+class OfChannels(Protocol):
+    """A source that may be one of rasters."""
+
+    @property
+    def channels(self) -> tuple[str, ...] | None:
+        """Names of the channels that the model takes; None: its images are RGB."""
+
+
+def channels_of(source: object) -> tuple[str, ...] | None:
+    """Names of the channels of a source's images, None: they are RGB."""
+    return source.channels if isinstance(source, OfChannels) else None
+
+
 class RasterSource:
     """The images of a source, each decoded to a `Raster` of the channels that `bands` says."""
 

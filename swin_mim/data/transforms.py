@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from swin_mim.data.decode import Box, Decoded
 from swin_mim.data.rand_augment import check_policy, rand_augment
-from swin_mim.data.raster import Raster, cut_raster
+from swin_mim.data.raster import Raster, cut_where_pixels_are
 from swin_mim.errors import UserError
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -67,11 +67,12 @@ class PretrainTransform:
         """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster; of the image and `rng` alone.
 
         Raises:
-            BrokenImage: no pixel of a raster's crop is there.
+            BrokenImage: too few pixels of a raster are there to be seen.
         """
         if isinstance(image, Raster):
             height, width, _ = image.values.shape
-            cut = cut_raster(image, self.size, self._box((width, height), rng))
+            boxes = (self._box((width, height), rng) for _ in range(_TRIES))
+            cut = cut_where_pixels_are(image, self.size, boxes)
         else:
             decoded = image if isinstance(image, Decoded) else Decoded.whole(image)
             cut = _cut(decoded.image, self.size, decoded.place(self._box(decoded.size, rng)))
@@ -118,15 +119,15 @@ class FinetuneTransform:
         Rasters are cropped and flipped, and what else there is must be off.
 
         Raises:
-            BrokenImage: no pixel of a raster's crop is there.
+            BrokenImage: too few pixels of a raster are there to be seen.
         """
         stretch = self.size[1] / self.size[0]
         ratio = (self.ratio[0] * stretch, self.ratio[1] * stretch)
         if isinstance(image, Raster):
             assert not any((self.auto, self.color_jitter, self.random_erasing)), "of RGB images only"
             height, width, _ = image.values.shape
-            box = random_crop_box((width, height), self.scale, ratio, rng)
-            return _mirrored(cut_raster(image, self.size, box, self.interpolation), self.flips, rng)
+            boxes = (random_crop_box((width, height), self.scale, ratio, rng) for _ in range(_TRIES))
+            return _mirrored(cut_where_pixels_are(image, self.size, boxes, self.interpolation), self.flips, rng)
         image = _resize(image, self.size, random_crop_box(image.size, self.scale, ratio, rng), self.interpolation)
         image = _flipped(image, self.flips, rng)
         with _global_generators(rng):
@@ -187,11 +188,14 @@ class EvaluationTransform:
     def __call__(self, image: Image.Image | Raster) -> Tensor:
         """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster, cut out at whole pixels.
 
+        A raster whose middle has no pixels is cut out where it has some.
+
         Raises:
             BrokenImage: as `PretrainTransform`.
         """
         if isinstance(image, Raster):
-            return cut_raster(image, self.size, self._box(image.values.shape[1::-1]), self.interpolation)
+            boxes = iter([self._box(image.values.shape[1::-1])])
+            return cut_where_pixels_are(image, self.size, boxes, self.interpolation)
         return to_tensor(_resize(image, self.size, self._box(image.size), self.interpolation))
 
     def _box(self, size: tuple[int, ...]) -> Box:

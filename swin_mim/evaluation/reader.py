@@ -47,7 +47,8 @@ class Reader:
     @property
     def pixel_bytes(self) -> int:
         """Of a pixel in a batch."""
-        return len(self.seen.mean) * (1 if self.seen.scale == 255 else 4)
+        # values of 4 bytes, and whether there is one
+        return len(self.seen.mean) if self.seen.scale == 255 else 4 * len(self.seen.mean) + 1
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images of a batch (B, C, H, W) -> normalised float on the model's device; 0, the mean, where nothing is."""

@@ -85,6 +85,10 @@ class Input(TypedDict):
     crop_pct: float
     scale: float
     """What pixels are divided by before mean and std: 255 for 8-bit images, 1 where they are as the files have them."""
+    nodata: float | None
+    """Value of pixels that are not there."""
+    mask_channel: str | None
+    """Channel that is 0 where a pixel is not there."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,8 @@ def card_facts(
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
             "scale": preprocessing.scale,
+            "nodata": preprocessing.nodata,
+            "mask_channel": preprocessing.mask_channel,
         },
         timm_name=timm_name(config),
         num_classes=description.num_classes,

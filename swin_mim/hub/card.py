@@ -172,7 +172,11 @@ def _details(facts: CardFacts) -> str:
 
 
 def _units(taken: Input) -> str:
-    return "pixels between 0 and 1" if taken["scale"] == 255 else "values as they stand in the files"
+    if taken["scale"] == 255:
+        return "pixels between 0 and 1"
+    gaps = "" if taken["nodata"] is None else f", {taken['nodata']:g} where there is none"
+    gaps += "" if taken["mask_channel"] is None else f", none where channel {taken['mask_channel']} is 0"
+    return f"values as they stand in the files{escaped(gaps)}"
 
 
 def _classes(facts: CardFacts) -> str:

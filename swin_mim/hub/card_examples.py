@@ -48,7 +48,7 @@ def _swin_mim_snippet(facts: CardFacts) -> list[str]:
             "from swin_mim.data.transforms import EvaluationTransform, normalize",
         ]
         open_image = [
-            f"bands = Bands({len(taken['mean'])}, {taken['channels']})",
+            f"bands = Bands({', '.join(_bands(facts))})",
             'image = open_source("images", bands=bands).image(0)  # the first of a folder',
             f"images = EvaluationTransform({_resizing(facts)})(image)[None]",
             f"images = normalize(images, {taken['mean']}, {taken['std']}, scale=1)  # {_shape(facts)}",
@@ -177,6 +177,14 @@ def _python(lines: list[str]) -> str:
 def _is_rgb(facts: CardFacts) -> bool:
     """Whether a picture file can be what the model takes; of other channels, nobody knows how they are stored."""
     return len(facts.input["mean"]) == 3 and facts.input["scale"] == 255
+
+
+def _bands(facts: CardFacts) -> list[str]:
+    """The arguments of Bands."""
+    taken = facts.input
+    given = {"channels": taken["channels"], "nodata": taken["nodata"], "mask": taken["mask_channel"]}
+    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    return [str(len(taken["mean"])), *named]
 
 
 def _shape(facts: CardFacts) -> tuple[int, ...]:

@@ -69,6 +69,9 @@ class Preprocessing:
     scale: float = 255
     """What the values of an image are divided by first: mean and std of 8-bit images are of values from 0 to 1. 1: they
     are in the units of the files."""
+    nodata: float | None = None
+    """Value of pixels that are not there, in images of a scale of 1: as `data.raster.Bands`, and the next too."""
+    mask_channel: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
@@ -82,8 +85,8 @@ class Preprocessing:
             )
         if not all(value > 0 for value in self.std):
             raise UserError(f"preprocessing.std {self.std} must be positive")
-        if not self.scale > 0:
-            raise UserError(f"preprocessing.scale {self.scale} must be positive: 255 for 8-bit images, else 1")
+        if isinstance(self.scale, bool) or self.scale not in (1, 255):
+            raise UserError(f"preprocessing.scale {self.scale!r} must be 255 for 8-bit images, else 1")
         if self.interpolation not in get_args(Interpolation) or not 0 < self.crop_pct <= 1:
             raise UserError(
                 f"preprocessing has interpolation {_short(self.interpolation)} and crop_pct {self.crop_pct}: expected "
@@ -164,9 +167,15 @@ def document(description: Description) -> dict[str, Any]:
             "config": asdict(config),
             **({"target": description.target} if description.kind == "SimMIM" else {}),
             "channels": None if preprocessing.channels is None else list(preprocessing.channels),
-            **({} if preprocessing.scale == 255 else {"scale": preprocessing.scale}),
+            **_of_rasters(preprocessing),
         },
     }
+
+
+def _of_rasters(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What RGB images do not have, and their models do not say."""
+    said = {"scale": preprocessing.scale, "nodata": preprocessing.nodata, "mask_channel": preprocessing.mask_channel}
+    return {} if preprocessing.scale == 255 else said
 
 
 def describe(document: Mapping[str, Any], where: str) -> Description:
@@ -451,7 +460,15 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         if not _are_texts(channels) or len(channels) != in_channels:
             raise UserError(f"{where}: swin_mim.channels is {_short(channels)}: expected {in_channels} names")
         channels = tuple(channels)
-    interpolation, share, scale = cfg.get("interpolation"), cfg.get("crop_pct"), own.get("scale", 255)
+    scale: Any = own.get("scale", 255)
+    nodata: Any = own.get("nodata")
+    share: Any = cfg.get("crop_pct")
+    interpolation, mask_channel = cfg.get("interpolation"), own.get("mask_channel")
+    if not (nodata is None or _is_number(nodata)) or not (mask_channel is None or isinstance(mask_channel, str)):
+        raise UserError(
+            f"{where}: swin_mim has nodata {_short(nodata)} and mask_channel {_short(mask_channel)}: expected a number "
+            "and a text, or null"
+        )
     if not _is_number(scale):
         raise UserError(f"{where}: swin_mim.scale is {_short(scale)}: expected a number")
     if not isinstance(interpolation, str) or not _is_number(share):
@@ -461,7 +478,8 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         )
     try:
         mean, std = (tuple(map(float, cfg[key])) for key in ("mean", "std"))
-        return Preprocessing(mean, std, channels, interpolation, float(share), scale)  # type: ignore[arg-type]
+        taken: Any = interpolation
+        return Preprocessing(mean, std, channels, taken, float(share), scale, nodata, mask_channel)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

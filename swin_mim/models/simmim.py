@@ -214,7 +214,7 @@ def local_statistics(
 
     Args:
         images: float (B, C, H, W).
-        valid: bool (B, H, W): the pixels that count; None: all. Where none of a window does, the mean is 0.
+        valid: bool (B, H, W): the pixels that count; None: all. Where none of a window does, the mean is the image's.
 
     Returns:
         mean and sqrt(unbiased variance + 1e-6), each fp32 (B, C, H, W).
@@ -224,11 +224,15 @@ def local_statistics(
         mean, square = _window_mean(images, window), _window_mean(images.square(), window)
         count = _window_sum(torch.ones_like(images[:1, :1]), window)  # (1, 1, H, W)
     else:
-        images = images.where(valid[:, None], 0)
         count = _window_sum(valid[:, None].float(), window)  # (B, 1, H, W)
+        images = images.where(valid[:, None], 0)
+        # values of any units may lie far from 0, where a difference of squares has no digits left
+        level = images.sum((2, 3), keepdim=True) / valid.sum((1, 2)).clamp(min=1).view(-1, 1, 1, 1)  # (B, C, 1, 1)
+        images = (images - level).where(valid[:, None], 0)
         mean, square = (_window_sum(x, window) / count.clamp(min=1) for x in (images, images.square()))
     variance = (square - mean.square()) * count / (count - 1).clamp(min=1)
-    return mean, (variance.clamp(min=0) + 1e-6).sqrt()
+    deviation = (variance.clamp(min=0) + 1e-6).sqrt()
+    return mean if valid is None else mean + level, deviation
 
 
 def _window_mean(x: Tensor, window: int) -> Tensor:

@@ -10,6 +10,7 @@ from swin_mim.errors import UserError
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.saving import Preprocessing
 from swin_mim.models.swin import freeze, initialise
+from swin_mim.training.channels import check_channels, tell_other_gaps
 from swin_mim.training.finetune_config import check_architecture, new_encoder, sizes
 from swin_mim.training.finetune_settings import ClassifierConfig, LabelledDataConfig
 from swin_mim.training.run_state import TRAINER, published_weights
@@ -45,14 +46,18 @@ def to_train(
         if data.channels is not None:
             assert data.mean is not None and data.std is not None, "checked with the settings"  # noqa: PT018
             built.preprocessing = Preprocessing(data.mean, data.std, data.channels, scale=1)
-    check_channels(built.preprocessing, data.channels, model.pretrained or "the model")
     seen = built.preprocessing
+    check_channels(seen, data.channels, model.pretrained or "the model")
+    if model.pretrained is not None and checkpoint is None:
+        tell_other_gaps(seen, data.nodata, data.mask_channel, model.pretrained)
     built.preprocessing = replace(
         seen,
         mean=data.mean or seen.mean,
         std=data.std or seen.std,
         interpolation=data.interpolation,
         crop_pct=data.crop_share,
+        nodata=data.nodata,
+        mask_channel=data.mask_channel,
     )
     built.labels = tuple(names)
     built.train()
@@ -77,28 +82,6 @@ def to_measure(model: ClassifierConfig, **options: Any) -> SwinClassifier:
         )
     check_architecture(model, built.encoder.config)
     return built
-
-
-def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: str) -> None:
-    """Refuse images of other channels than the model `name` takes; `channels` None: RGB.
-
-    Raises:
-        UserError: names both.
-    """
-    count = len(seen.mean)
-    theirs = "" if seen.channels is None else f" ({', '.join(seen.channels)})"
-    if seen.scale == 255 and (count != 3 or channels is not None):
-        read = "read as RGB" if channels is None else f"read as data.channels {channels}"
-        raise UserError(
-            f"{name} takes {count} channels{theirs} of values from 0 to 1, and images are {read}: change it with "
-            "SwinClassifier.from_pretrained(..., channels=[...]) and its preprocessing, and save_pretrained"
-        )
-    if seen.scale != 255 and (len(channels or ()) != count or channels != (seen.channels or channels)):
-        read = "RGB" if channels is None else f"{len(channels)} ({', '.join(channels)})"
-        raise UserError(
-            f"{name} takes {count} channels{theirs} as they stand in the files, and images are read as {read}: name "
-            "the same channels in data.channels, in the same order"
-        )
 
 
 def class_names(model: SwinClassifier, names: Sequence[str]) -> Sequence[str]:

@@ -74,9 +74,11 @@ def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
     channels = data.channels
     if channels is None and config.model.in_channels in (ModelConfig().in_channels, len(packed.channels)):
         channels = packed.channels
-    places = [packed.channels.index(name) for name in channels or () if name in packed.channels]
+    numbered = {str(place + 1): place for place in range(len(packed.channels))}
+    known = numbered | {name: place for place, name in enumerate(packed.channels)}
+    places = [known[name] for name in channels or () if name in known]
     if channels is None or len(places) < len(channels):
-        return config  # a choice by numbers, or a wrong one
+        return config  # a wrong choice
     measured: dict[str, Any] = {
         name: tuple(getattr(packed, name)[place] for place in places) for name in ("mean", "std")
     }
@@ -231,6 +233,9 @@ def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig, probe: 
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
     probed = probe.every.lstrip("0. ")[:1].isdigit()  # the rest of a duration is checked by itself
     yield "probe.every", not rasters or not probed, 'must be "0 steps": probes read images as RGB'
+    measured = "is ImageNet's, and images keep the values of their files: give it as tools/channels.py measures it"
+    for key in ("mean", "std"):
+        yield f"data.{key}", not rasters or getattr(data, key) != getattr(DataConfig(), key), measured
 
 
 def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:

@@ -137,10 +137,11 @@ def _channel_rules(config: FinetuneConfig) -> rules_of.Rules:
     new = rasters and config.model.pretrained is None and not config.evaluate
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
         yield key, not new or values is not None, "is needed for data.channels, as tools/channels.py measures it"
+    augmented = rasters and not config.evaluate
     rule = "is for RGB images, and these are read as data.channels says: use {}"
-    yield "augment.auto", not rasters or augment.auto is None, rule.format("null")
+    yield "augment.auto", not augmented or augment.auto is None, rule.format("None, in YAML null")
     for name in ("color_jitter", "random_erasing"):
-        yield f"augment.{name}", not rasters or not getattr(augment, name), rule.format(0)
+        yield f"augment.{name}", not augmented or not getattr(augment, name), rule.format(0)
 
 
 def _model_rules(model: ClassifierConfig) -> rules_of.Rules:

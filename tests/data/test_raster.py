@@ -65,8 +65,31 @@ def test_a_constant_stays_constant_beside_a_gap():
 
 def test_a_crop_of_nothing_is_broken():
     image = raster(gap=np.s_[:, :30])
-    with pytest.raises(BrokenImage, match="no pixel of its crop is valid"):
+    with pytest.raises(BrokenImage, match="too few to be seen at 8 x 8"):
         cut_raster(image, (8, 8), (0, 0, 30, 40))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 49), (39, 49), (39, 0), (20, 25)])
+def test_a_crop_goes_to_where_pixels_are(corner):
+    """A few pixels somewhere: random crops come upon them, the middle is moved to them."""
+    image = raster(gap=np.s_[:, :])
+    y, x = corner
+    image.valid[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = True
+    for transform in (EvaluationTransform((32, 32)), EvaluationTransform((32, 64), share=0.5)):
+        assert not transform(image).isnan().all()
+    for position in range(5):
+        crop = PretrainTransform((32, 32))(image, sample_generator(0, position))
+        assert not crop.isnan().all()
+        again = PretrainTransform((32, 32))(image, sample_generator(0, position))
+        assert torch.equal(again.nan_to_num(), crop.nan_to_num())
+
+
+def test_what_float32_does_not_hold_warns_of_nothing():
+    image = raster(dtype="float64", gap=np.s_[:20])
+    image.values[:20] = -np.finfo(np.float64).max
+    got = cut_raster(image, (20, 25), (0, 0, 50, 40))  # warnings are errors
+    assert got[:, 10:].isfinite().all()
+    assert got[:, :10].isnan().all()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 48), (48, 16)])

@@ -71,6 +71,8 @@ def facts(config: SwinConfig = TINY, **changes: Any) -> CardFacts:
         interpolation="bilinear",
         crop_pct=1.0,
         scale=255,
+        nodata=None,
+        mask_channel=None,
     )
     full = CardFacts(
         kind="SimMIM",
@@ -296,12 +298,12 @@ CASES = {
 
 def test_images_of_other_channels_are_read_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = facts(FIVE).input
-    taken["scale"], taken["mean"] = 1, (100.0, 200.0, 300.0, 400.0, 500.0)
+    taken["scale"], taken["mean"], taken["nodata"] = 1, (100.0, 200.0, 300.0, 400.0, 500.0), -9.0
     known = facts(FIVE, input=taken)
     write_model(tmp_path / "model", known)
     height, width = taken["image_size"]
     pixels = np.random.default_rng(0).random((5, height, width)).astype(np.float32)
-    pixels[:, 0, 0] = np.nan
+    pixels[:, 0, 0], pixels[2, 3, 3] = np.nan, -9
     (tmp_path / "images").mkdir()
     names = dict(zip(taken["channels"] or (), pixels, strict=True))
     np.savez(tmp_path / "images" / "a.npz", **names)
@@ -309,6 +311,7 @@ def test_images_of_other_channels_are_read_from_their_files(tmp_path: Path, monk
 
     ours = execute(snippets(card(known).replace(known.repo or FOLDER, "model"))[0])
     mean, std = (np.array(taken[key])[:, None, None] for key in ("mean", "std"))
+    pixels[:, 3, 3] = np.nan
     expected = np.nan_to_num((pixels - mean) / std)
     torch.testing.assert_close(ours["images"][0], torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-3)
 

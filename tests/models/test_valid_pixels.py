@@ -98,6 +98,14 @@ def test_local_statistics_are_those_of_the_pixels_that_are_there(images, valid):
         assert_close(deviation[b, :, y, x], (near.var(1) + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)
 
 
+def test_local_statistics_keep_their_digits_far_from_0(valid):
+    images = 300 + 0.1 * torch.randn(4, 3, 64, 64)
+    _, deviation = local_statistics(images, valid=valid)
+    _, expected = local_statistics(images.double().sub(300).float(), valid=valid)
+    seen = valid[:, None].expand_as(images)
+    assert_close(deviation[seen], expected[seen], rtol=0.02, atol=0)
+
+
 def test_gaps_of_another_shape_are_refused(tiny, images, mask):
     with pytest.raises(UserError, match=r"valid must be bool \(4, 64, 64\), not torch.float32 \(4, 64, 64\)"):
         SimMIM(tiny)(images, mask, None, torch.ones(4, 64, 64))

@@ -325,7 +325,7 @@ RASTERS: dict[str, Any] = {"data.channels": ("nir", "red"), "data.source": "x", 
         (RASTERS | {"data.mean": (1.0,)}, "data.mean (1.0,) must have 2 entries, for data.channels"),
         (
             RASTERS,
-            "augment.auto 'rand-m9-mstd0.5-inc1' is for RGB images, and these are read as data.channels says: use null",
+            f"augment.auto 'rand-m9-mstd0.5-inc1' {FOR_RGB}: use None, in YAML null",
         ),
         (
             RASTERS | {"augment.auto": None},

@@ -1,0 +1,66 @@
+"""The channels of the images of a run, beside those that weights were made for."""
+
+import logging
+
+from swin_mim.errors import UserError
+from swin_mim.models.saving import Preprocessing
+from swin_mim.training.settings import DataConfig
+
+RGB = ("red", "green", "blue")
+"""What images are read as, unless they keep the channels of their files."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def preprocessing_of(data: DataConfig, channels: tuple[str, ...] | None) -> Preprocessing:
+    """How the images of a pretraining become its input; `channels` are their names, None: they are RGB."""
+    if channels is None:
+        return Preprocessing(data.mean, data.std, RGB)
+    return Preprocessing(data.mean, data.std, channels, scale=1, nodata=data.nodata, mask_channel=data.mask_channel)
+
+
+def tell_other_channels(weights: Preprocessing, images: Preprocessing, name: str) -> None:
+    """Warn of a pretraining that starts from the weights `name`, which were made for images of other channels."""
+    if weights.scale != images.scale or (weights.channels or images.channels) != (images.channels or weights.channels):
+        _LOG.warning(
+            "%s was made for images of %s, and these are of %s: its first layer has to learn them anew",
+            *(name, _text(weights), _text(images)),
+        )
+
+
+def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: str) -> None:
+    """Refuse images of other channels than the classifier or encoder `name` takes; `channels` None: RGB.
+
+    Raises:
+        UserError: names both.
+    """
+    count = len(seen.mean)
+    read = "RGB" if channels is None else f"{len(channels)} channels ({', '.join(channels)})"
+    if seen.scale == 255 and (count != 3 or channels is not None):
+        raise UserError(
+            f"{name} takes {_text(seen)}, and images are read as {read}: make a model of these channels with "
+            "SimMIM.from_pretrained(..., channels=[names]), its preprocessing = Preprocessing(means, deviations, "
+            "names, scale=1) and save_pretrained, and start from that"
+        )
+    if seen.scale != 255 and (len(channels or ()) != count or channels != (seen.channels or channels)):
+        raise UserError(
+            f"{name} takes {_text(seen)}, and images are read as {read}: name the same channels in data.channels, in "
+            "the same order"
+        )
+
+
+def tell_other_gaps(seen: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:
+    """Warn where a model was trained on images whose gaps were marked in another way."""
+    theirs, ours = (seen.nodata, seen.mask_channel), (nodata, mask_channel)
+    if seen.scale == 1 and theirs != ours:
+        _LOG.warning(
+            "%s was trained with data.nodata %s and data.mask_channel %s, and here these are %s and %s: gaps that are "
+            "not told are read as values",
+            *(name, *theirs, *ours),
+        )
+
+
+def _text(seen: Preprocessing) -> str:
+    names = "" if seen.channels is None else f" ({', '.join(seen.channels)})"
+    units = "of values from 0 to 1" if seen.scale == 255 else "as they stand in the files"
+    return f"{len(seen.mean)} channels{names} {units}"
