@@ -38,6 +38,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, owned, training_batches
     from swin_mim.data.sources import open_source, split_heldout
+    from swin_mim.data.streaming import open_streamed
     from swin_mim.data.transforms import PretrainTransform, denormalize
     from swin_mim.evaluation.heldout import HeldOut
     from swin_mim.evaluation.probes import Prober, by_name
@@ -66,7 +67,11 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     if data.source == "blue_marble":
         training, heldout = open_blue_marble()
     else:
-        source = open_source(data.source, config=data.config, split=data.split, column=data.column)
+        opened = open_source
+        if data.streaming:
+            cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
+            opened = partial(open_streamed, shards_at_once=data.shards_at_once, **cache)
+        source = opened(data.source, config=data.config, split=data.split, column=data.column)
         training, heldout = split_heldout(source, data.heldout, run.seed)
     plan = plan_of(config, images=len(training), accumulation=job.accumulation)
     rate = rate_of(config, plan)

@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -161,9 +161,7 @@ def test_an_epoch_of_shards_visits_every_sample_once_group_by_group(
 
 @settings(deadline=None)
 @given(sizes=shard_sizes, seed=seeds, at_once=st.integers(1, 5), jumps=st.lists(st.integers(0, 300), max_size=30))
-def test_shard_order_is_a_function_of_the_position(
-    sizes: list[int], seed: int, at_once: int, jumps: list[int]
-) -> None:
+def test_shard_order_is_a_function_of_the_position(sizes: list[int], seed: int, at_once: int, jumps: list[int]) -> None:
     jumping, straight = ShardOrder(sizes, seed, at_once), ShardOrder(sizes, seed, at_once)
     stream = [straight.index(position) for position in range(301)]
     assert [jumping.index(position) for position in jumps] == [stream[position] for position in jumps]
@@ -187,7 +185,7 @@ def test_groups_of_shards_are_mixed_and_no_two_alike() -> None:
     visits = [order.index(position) for position in range(1200)]
     for start in range(0, 1200, 200):
         shards = [visit // 100 for visit in visits[start : start + 200]]
-        assert 60 < sum(a != b for a, b in zip(shards, shards[1:], strict=False)) < 140
+        assert 60 < sum(a != b for a, b in pairwise(shards)) < 140
     within = {tuple(visit % 100 for visit in visits[start : start + 200]) for start in range(0, 1200, 200)}
     assert len(within) == 6
     other = ShardOrder([100] * 6, seed=4, at_once=2)
