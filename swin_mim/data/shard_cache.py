@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from swin_mim.data.image_file import Damaged, read_image, write_images
+from swin_mim.data.image_file import Damaged, read_image, table_bytes, write_images
 from swin_mim.data.shard_content import images_of
 from swin_mim.data.stores import (
     Interrupted,
@@ -41,7 +41,6 @@ BLOCK = 16 * 2**20
 CONNECTIONS = 4
 """Requests at the same time, of one shard."""
 
-_STEP = 2**26  # bytes that are written before room is made for more
 _READY, _BROUGHT, _WRITTEN = ".images", ".part", ".new"
 _LOCK, _COUNTING, _ROWS = "lock", "rows.lock", "rows.jsonl"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -160,7 +159,7 @@ class ShardCache:
         return rows
 
     def _download(self, file: StoredFile, path: Path, unless: threading.Event | None) -> None:
-        self._make_room(file.size)
+        self._make_room(path, file.size)
         digest, expected = _digest(file)
         with self._writing(), path.open("wb") as target:
             if hasattr(os, "posix_fallocate"):
@@ -175,7 +174,7 @@ class ShardCache:
 
     def _rewrite(self, shard: Shard, source: str, target: Path, unless: threading.Event | None) -> int:
         with self._writing():
-            rows = write_images(target, self._with_room(_images(shard, source), unless))
+            rows = write_images(target, self._with_room(target, shard.file.size, _images(shard, source), unless))
         if shard.rows not in (-1, rows):
             raise UserError(
                 f"shard {shard.name} has {rows} rows, and {shard.rows} were counted, or stand in the sizes.json "
@@ -184,21 +183,23 @@ class ShardCache:
             )
         return rows
 
-    def _with_room(self, images: Iterator[bytes], unless: threading.Event | None) -> Iterator[bytes]:
-        left = 0
-        for image in images:
+    def _with_room(
+        self, path: Path, size: int, images: Iterator[bytes], unless: threading.Event | None
+    ) -> Iterator[bytes]:
+        """The images, with room for them in a file: most often not more than the size of the shard they are from."""
+        room, needed = 0, 0
+        for number, image in enumerate(images, 1):
             if unless is not None and unless.is_set():
                 raise Interrupted
-            # the table at the end takes 12 bytes for each
-            left -= len(image) + 12
-            if left < 4096:
-                left += max(_STEP, len(image) + 4096)
-                self._make_room(left)
+            needed += len(image)
+            if needed + table_bytes(number) > room:
+                room = max(needed + table_bytes(number), size, room + size // 8)
+                self._make_room(path, room)
             yield image
 
-    def _make_room(self, needed: int) -> None:
-        """Remove what was used least lately, until `needed` bytes more are within the limit."""
-        files = self._files()
+    def _make_room(self, new: Path, needed: int) -> None:
+        """Remove what was used least lately, until a file of `needed` bytes is within the limit."""
+        files = [file for file in self._files() if file[0] != new]
         total = sum(size for _, size, _ in files) + needed
         for path, size, _ in sorted((each for each in files if each[0].suffix == _READY), key=lambda each: each[2]):
             if total <= self.limit:
