@@ -72,8 +72,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        with self._writing():
-            folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
 
     def ensure(self, shard: Shard, *, unless: threading.Event | None = None) -> int:
         """Bring a shard if it is not there, and count it as used now; its rows.
@@ -138,6 +137,10 @@ class ShardCache:
         with self._writing(), self._alone(), (self.folder / _ROWS).open("a") as file:
             file.writelines(lines)
 
+    def _make_folder(self) -> None:
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+
     def _path(self, shard: Shard) -> Path:
         return self.folder / (shard.key + _READY)
 
@@ -152,6 +155,7 @@ class ShardCache:
             else:
                 self._download(shard.file, brought, unless)
                 rows = self._rewrite(shard, str(brought), written, unless)
+            _check_rows(shard, rows)
             os.replace(written, path)
         finally:
             brought.unlink(missing_ok=True)
@@ -174,14 +178,7 @@ class ShardCache:
 
     def _rewrite(self, shard: Shard, source: str, target: Path, unless: threading.Event | None) -> int:
         with self._writing():
-            rows = write_images(target, self._with_room(target, shard.file.size, _images(shard, source), unless))
-        if shard.rows not in (-1, rows):
-            raise UserError(
-                f"shard {shard.name} has {rows} rows, and {shard.rows} were counted, or stand in the sizes.json "
-                "beside it: mend or remove that file, and start a new run (run.name)",
-                local=True,
-            )
-        return rows
+            return write_images(target, self._with_room(target, shard.file.size, _images(shard, source), unless))
 
     def _with_room(
         self, path: Path, size: int, images: Iterator[bytes], unless: threading.Event | None
@@ -219,6 +216,7 @@ class ShardCache:
     @contextmanager
     def _alone(self, lock: str = _LOCK) -> Iterator[None]:
         """One process, and one thread of it; the system lets go with the process."""
+        self._make_folder()  # it may have been removed meanwhile
         descriptor = os.open(self.folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             try:
@@ -272,6 +270,15 @@ def _images(shard: Shard, path: str) -> Iterator[bytes]:
             "where it comes from, and start a new run (run.name)",
             local=True,
         ) from error
+
+
+def _check_rows(shard: Shard, rows: int) -> None:
+    if shard.rows not in (-1, rows):
+        raise UserError(
+            f"shard {shard.name} has {rows} rows, and {shard.rows} were counted, or stand in the sizes.json beside it: "
+            "mend or remove that file, and start a new run (run.name)",
+            local=True,
+        )
 
 
 def _check_unchanged(file: StoredFile) -> None:

@@ -107,7 +107,7 @@ def _samples(file: Any) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], tarfi
             fields[parts[2]] = member
         if fields:
             yield key, fields, archive
-        # a header that is none ends the reading without a word
+        # a header that is none ends the reading without a word, and so does the end of what is left of the file
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"what stands at byte {archive.offset} is no member")
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"byte {archive.offset} begins neither a member nor the mark of the end")

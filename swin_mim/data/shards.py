@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -163,8 +164,10 @@ def _names(spec: str, files: Sequence[StoredFile]) -> list[str]:
 def _features(file: StoredFile) -> Any:
     try:
         return features_of(RangeFile(file))
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
-        raise _no_parquet(shown(file.url), error) from error
+        raise _unreadable(shown(file.url), error) from error
 
 
 def _counted(shard: Shard) -> Shard:
@@ -172,11 +175,11 @@ def _counted(shard: Shard) -> Shard:
         return shard._replace(rows=count_rows(shard.kind, RangeFile(shard.file)))
     except UserError:
         raise
-    except (ValueError, OSError) as error:
-        raise _no_parquet(shard.name, error) from error
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise _unreadable(shard.name, error) from error
 
 
-def _no_parquet(name: str, error: Exception) -> UserError:
+def _unreadable(name: str, error: Exception) -> UserError:
     return UserError(
         f"shard {name} cannot be read ({type(error).__name__}: {one_line(error)}): bring it again, or leave it out"
     )

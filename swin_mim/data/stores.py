@@ -164,7 +164,11 @@ class HttpStore:
     def _open(self, url: str, start: int, end: int) -> Any:
         # gzip on the way would change the numbers of the bytes
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "swin_mim"}
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            error.close()  # it holds the connection
+            raise
 
     def _described(self, url: str, reply: Any) -> StoredFile:
         total = re.fullmatch(r"bytes \d+-\d+/(\d+)", reply.headers.get("Content-Range") or "")
@@ -248,7 +252,9 @@ def _version(info: dict[str, Any]) -> str:
         if info.get(key):
             return f"{kind}:{str(info[key]).strip(chr(34))}"
     times = (info[key] for key in ("mtime", "LastModified", "last_modified", "created") if info.get(key))
-    return next((f"modified:{each}" for each in times), "")
+    # a list of files and a single one may say the same time as different types
+    seconds = (each.timestamp() if hasattr(each, "timestamp") else each for each in times)
+    return next((f"modified:{each}" for each in seconds), "")
 
 
 def check_same(listed: StoredFile, now: StoredFile) -> None:

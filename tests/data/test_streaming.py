@@ -59,7 +59,8 @@ STARTS = np.cumsum([0, *SIZES])
 def parquet(images: list[bytes | None], **options: Any) -> bytes:
     file = io.BytesIO()
     cells = [{"bytes": image, "path": "x.png"} for image in images]
-    pq.write_table(pa.table({"image": cells, "n": list(range(len(images)))}), file, row_group_size=4, **options)
+    plain = {"use_dictionary": False, "write_statistics": False, "row_group_size": 4}
+    pq.write_table(pa.table({"image": cells, "n": list(range(len(images)))}), file, **plain | options)
     return file.getvalue()
 
 
@@ -199,8 +200,8 @@ def test_processes_workers_and_resumes_change_nothing(tmp_path: Path, served: st
 
 
 def test_the_cache_stays_within_its_bound(tmp_path: Path, served: str) -> None:
-    limit = 5 * LARGEST + 1000  # two groups of two, and one on its way
-    source = opened(served, tmp_path, cache_gb=limit / 1e9)
+    limit = 3 * LARGEST + 1000  # two groups of one, and one on its way
+    source = opened(served, tmp_path, cache_gb=limit / 1e9, shards_at_once=1)
     most, over = [0], threading.Event()
 
     def look() -> None:
@@ -214,7 +215,7 @@ def test_the_cache_stays_within_its_bound(tmp_path: Path, served: str) -> None:
     over.set()
     looking.join()
     assert_as_defined(source, batches)
-    assert 4 * LARGEST < max(most) <= limit < sum(map(len, PARQUET.values()))
+    assert 2 * LARGEST < max(most) <= limit < sum(map(len, PARQUET.values()))
     assert not source.roomy
 
 
@@ -290,7 +291,7 @@ def test_a_broken_image_is_replaced_by_one_of_its_shard(tmp_path: Path) -> None:
             assert (index == drawn) == (drawn not in damaged)
             assert shard_of[index] == shard_of[drawn]
             replaced += index != drawn
-        assert {entry.reason for entry in batch.broken} <= {"not a readable image: cannot identify image file"}
+        assert {entry.reason for entry in batch.broken} <= {"not a readable JPEG, PNG, WEBP, GIF, BMP or TIFF file"}
     assert replaced > 3
 
 
@@ -374,8 +375,8 @@ def test_a_server_that_stays_away_is_one_line(
 
 def test_what_does_not_pass_is_not_waited_for(tmp_path: Path, hub: LoopbackHub, served: str) -> None:
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"train-7\.parquet cannot be read: HTTPError: HTTP Error 404: .*: check data"):
-        opened(address(hub, "train-{6..7}.parquet"), tmp_path)
+    with pytest.raises(UserError, match=r"train-07\.parquet cannot be read: HTTPError: HTTP Error 404: .*: check data"):
+        opened(address(hub, "train-{06..07}.parquet"), tmp_path)
     with pytest.raises(UserError, match=r"cannot be read: HTTPError: HTTP Error 401: .*: log in"):
         opened(served.replace(hub.user, "nobody"), tmp_path)
     source = opened(served, tmp_path)
@@ -464,7 +465,7 @@ def test_what_a_disk_did_to_a_cached_shard_is_brought_again(tmp_path: Path, capl
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[10] ^= 1
-    for damage in (whole[:-1], b"", bytes(flipped), bytes(len(whole)), whole[:-40] + bytes(24) + whole[-16:]):
+    for damage in (whole[:-1], b"", bytes(flipped), bytes(len(whole)), whole[:-108] + b"\xff" * 64 + whole[-44:]):
         path.write_bytes(damage)
         caplog.clear()
         assert source.content(0) == PICTURES[0]
@@ -519,7 +520,8 @@ def test_tars_elsewhere_are_counted_once_or_not_at_all(
     assert source.sizes == list(SIZES)
     assert "counting the rows of 7 tars by reading all of their" in caplog.text
     assert_as_defined(source, take(source, 2))
-    (tmp_path / "cache" / "rows.jsonl").open("a").write('{"key": "cut o')
+    with (tmp_path / "cache" / "rows.jsonl").open("a") as counted:
+        counted.write('{"key": "cut o')
     caplog.clear()
     assert opened(spec, tmp_path / "cache").sizes == list(SIZES)
     given = {f"train-{number:02}.tar": size for number, size in enumerate(SIZES)}
@@ -542,7 +544,7 @@ def test_tars_elsewhere_are_counted_once_or_not_at_all(
     [
         ("train-01.tar", lambda whole: whole[: len(whole) // 2]),
         ("train-01.tar", lambda whole: whole[:5120] + b"x" * 512 + whole[5632:]),
-        ("train-01.parquet", lambda whole: whole[:100] + bytes(400) + whole[500:]),
+        ("train-01.parquet", lambda whole: whole[:4] + b"\xff" * 20 + whole[24:]),
         ("train-01.parquet", lambda whole: whole[:-9]),
         ("train-00.parquet", lambda whole: b"PAR1"),
     ],
@@ -562,12 +564,12 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, name: str, damage: Callable
     ("shards", "settings", "message"),
     [
         ({"a.csv": b"x"}, {}, r"has 1 \.csv: data\.streaming needs shards"),
-        ({"a.parquet": b"x", "b.tar": b"x"}, {}, "cannot be listed|has 1 .* 1 "),
+        ({"a.parquet": b"x"}, {}, r"a\.parquet cannot be read \(ArrowInvalid"),
         (PARQUET | {"train-01.parquet": b""}, {}, "train-01.parquet is empty"),
         (PARQUET, {"split": "test"}, r"data\.split 'test' is not in .*: its splits are train"),
         (PARQUET, {"column": "nope"}, r"data\.column 'nope' is not in"),
         (PARQUET, {"column": "n"}, r"data\.column 'n' .*holds no images"),
-        ({"a.parquet": parquet([])}, {}, "has no rows"),
+        ({"a.tar": tar([("README", b"")])}, {}, "has no rows"),
         (
             PARQUET,
             {"cache_gb": 3 * LARGEST / 1e9},
