@@ -86,6 +86,9 @@ def files(kind: str = "parquet", pictures: list[bytes] = PICTURES) -> dict[str, 
 
 
 PARQUET, TARS = files("parquet"), files("tar")
+CHANGED = PARQUET["train-06.parquet"].replace(PICTURES[-1][200:220], bytes(20))
+"""The last shard, of the same size, with another picture in it."""
+SERVER = str(Path(__file__).parents[1] / "loopback_hub.py")
 LARGEST = max(map(len, PARQUET.values()))
 
 
@@ -301,8 +304,7 @@ def test_a_broken_image_is_replaced_by_one_of_its_shard(tmp_path: Path) -> None:
 @contextmanager
 def other_process(port: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A server in a process of its own, that can be killed."""
-    script = Path(__file__).parents[1] / "loopback_hub.py"
-    server = subprocess.Popen([sys.executable, str(script), str(port), str(folder)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, SERVER, str(port), str(folder)], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         assert server.stdout.readline().startswith("HF_ENDPOINT")
