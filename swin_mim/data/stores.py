@@ -52,8 +52,8 @@ class StoredFile(NamedTuple):
 
     @property
     def content(self) -> str:
-        """The version, where it is one of the content and not of the copy that lies here."""
-        return self.version if self.version.startswith(("sha256:", "git:", "etag:")) else ""
+        """The version, where it is one of the content and not of the copy that lies here: no time, no weak ETag."""
+        return self.version if self.version.startswith(("sha256:", "git:", "etag:", 'tag:"')) else ""
 
 
 class Store(Protocol):

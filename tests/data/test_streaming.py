@@ -442,16 +442,18 @@ def test_a_local_shard_that_changes_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_fingerprint_follows_content_and_not_the_place(tmp_path: Path, hub: LoopbackHub, served: str) -> None:
     source = opened(served, tmp_path / "cache")
-    save_listing(tmp_path / "images.gz", source)
     hub.write(f"{hub.user}/tiles", {"README.md": b"new"}, kind="datasets")  # a commit that leaves the shards alone
     before = len(hub.requests)
     assert opened(served, tmp_path / "cache").fingerprint == source.fingerprint
     assert len(hub.requests) - before == len(SIZES) + 1  # what was counted was kept
     elsewhere = [opened(write(tmp_path / name, PARQUET), tmp_path / "cache").fingerprint for name in "ab"]
-    assert elsewhere[0] == elsewhere[1] == source.fingerprint
+    assert elsewhere[0] == elsewhere[1] != source.fingerprint  # nobody knows a digest of local files
+    hub.write(f"{hub.user}/tiles", {"train-06.parquet": CHANGED}, kind="datasets")
+    assert opened(served, tmp_path / "cache").fingerprint != source.fingerprint
+    save_listing(tmp_path / "images.gz", opened(str(tmp_path / "a"), tmp_path / "cache"))
     one_less = PARQUET | {"train-03.parquet": parquet(PICTURES[28:36])}
     other = opened(write(tmp_path / "a", one_less), tmp_path / "cache")
-    assert other.fingerprint != source.fingerprint
+    assert other.fingerprint != elsewhere[0]
     assert explain_change(tmp_path / "images.gz", other) == (
         "of 7 images then and 7 now, 1 are new (train-03.parquet (8 rows)), 1 are gone (train-03.parquet (9 rows))"
     )
