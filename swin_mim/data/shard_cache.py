@@ -23,6 +23,7 @@ from typing import NamedTuple
 from swin_mim.data.image_file import Damaged, read_image, table_bytes, write_images
 from swin_mim.data.shard_content import images_of
 from swin_mim.data.stores import (
+    DIGESTS,
     Interrupted,
     StoredFile,
     changed,
@@ -62,8 +63,9 @@ class Shard(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Of its images in a cache: another one for any other content. The place of the data is not in it."""
-        parts = (self.name, self.file.size, self.file.version, self.kind, self.column)
+        """Of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
+        digest = self.file.version if self.file.version.startswith(DIGESTS) else ""
+        parts = (digest or (shown(self.file.url), self.file.version), self.file.size, self.kind, self.column)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 

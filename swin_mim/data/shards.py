@@ -1,5 +1,6 @@
 """Which shards a data set has, and their rows: a Hub data set, a folder, or addresses of parquet or tar files."""
 
+import glob
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 from swin_mim.data.shard_cache import Shard, ShardCache
 from swin_mim.data.shard_content import KINDS, count_rows, features_of, kind_of
-from swin_mim.data.sources import _image_column
+from swin_mim.data.sources import _find_files, _image_column
 from swin_mim.data.stores import (
     THREADS,
     RangeFile,
@@ -27,7 +28,7 @@ from swin_mim.data.stores import (
     shown,
     store_of,
 )
-from swin_mim.errors import UserError
+from swin_mim.errors import UNAVAILABLE, UserError
 
 SIZES = "sizes.json"
 """Beside the tars of a WebDataset: how many samples each has."""
@@ -56,6 +57,11 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
     (kind,) = kinds
     if kind == ".parquet":
         column = _image_column(spec, _features(files[0]), column)
+    if silent := [file for file in files if not file.version]:
+        text = (
+            "%s: its server tells neither ETag nor date of it and %d others: a change of the same size goes unnoticed"
+        )
+        _log.warning(text, shown(silent[0].url), len(silent) - 1)
     shards = [Shard(file, kind, column, name) for file, name in zip(files, _names(spec, files), strict=True)]
     return sorted(shards, key=lambda shard: shard.name)
 
@@ -88,7 +94,9 @@ def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
     if spec and (folder.is_dir() or not by_pattern):
         if folder.is_file():
             return _described([str(folder)])
-        if not folder.is_dir() and (spec.startswith((".", "~", "/")) or spec.count("/") > 1):
+        if folder.is_dir():
+            _check_folder(folder)
+        elif spec.startswith((".", "~", "/")) or spec.count("/") > 1:
             raise UserError(
                 f"data.source {spec!r} does not exist: give a folder of shards, or the name of a Hub data set"
             )
@@ -103,6 +111,19 @@ def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
         patterns = list(expand(match["pattern"]))
         return _described(_data_files(spec, match["repo"], None, "train", match["revision"], patterns))
     return _found(spec)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what the `datasets` library would read otherwise than it is meant."""
+    where = str(folder.resolve())
+    if where != glob.escape(where):
+        raise UserError(f"data.source {where!r} has characters of a pattern, * ? or [, in its name: rename it")
+    kinds = Counter(kind_of(path) for path, _ in _find_files(folder, KINDS))
+    if len(kinds) > 1:
+        found = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        raise UserError(
+            f"data.source {where!r} holds {found} files: name those that you mean by a pattern, such as {where}/*.tar"
+        )
 
 
 def _found(spec: str) -> list[StoredFile]:
@@ -201,7 +222,9 @@ def _given_rows(shards: Iterable[Shard]) -> dict[str, int]:
 def _read_sizes(url: str) -> dict[str, int]:
     try:
         file = patiently(lambda: store_of(url).describe(url), shown(url))
-    except UserError:
+    except UserError as error:
+        if error.code == UNAVAILABLE:
+            raise
         return {}  # few have one
     content = RangeFile(file).readall() or b""
     try:

@@ -31,6 +31,9 @@ TIMEOUT = 60.0
 THREADS = 16
 """Files that are asked about at the same time."""
 
+DIGESTS = ("sha256:", "git:")
+"""Kinds of versions that are digests, against which what was brought is checked."""
+
 _TRANSIENT = {"TransportError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"}
 """Names of what httpx, botocore and aiohttp raise for a connection, and which is no OSError."""
 _BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
@@ -53,7 +56,7 @@ class StoredFile(NamedTuple):
     @property
     def content(self) -> str:
         """The version, where it is one of the content and not of the copy that lies here: no time, no weak ETag."""
-        return self.version if self.version.startswith(("sha256:", "git:", "etag:", 'tag:"')) else ""
+        return self.version if self.version.startswith((*DIGESTS, "etag:", 'tag:"')) else ""
 
 
 class Store(Protocol):

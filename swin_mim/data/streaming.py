@@ -71,6 +71,9 @@ def default_cache() -> Path:
 class StreamedSource:
     """Rows of shards, in the order of the shards' names. Opened by `open_streamed`."""
 
+    listed = "shards"
+    """What `listing` names."""
+
     def __init__(
         self, shards: Sequence[Shard], cache: ShardCache, at_once: int, rows: Sequence[np.ndarray | range]
     ) -> None:

@@ -74,6 +74,12 @@ assert opened("hf://datasets/ada/tiles@main/data/train-*.parquet").fingerprint =
 assert len(opened("ada/tiles", split="test")) == test_streaming.SIZES[0]
 test_streaming.assert_as_defined(again, test_streaming.take(again, 2))
 assert len(list((root / "cache").glob("*.images"))) == files
+for path in (root / "cache").glob("*.images"):
+    path.unlink()
+there = test_streaming.StreamedSource.ensure
+test_streaming.StreamedSource.ensure = lambda *_: None  # so that the workers, which were forked, have to bring them
+test_streaming.assert_as_defined(again, test_streaming.take(again, 2, workers=2))
+test_streaming.StreamedSource.ensure = there
 tars = opened("ada/tars")
 test_streaming.assert_as_defined(tars, test_streaming.take(tars, 2, workers=1))
 print("the same by other names")

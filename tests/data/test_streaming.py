@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import multiprocessing
 import os
 import resource
@@ -455,7 +454,7 @@ def test_a_fingerprint_follows_content_and_not_the_place(tmp_path: Path, hub: Lo
     other = opened(write(tmp_path / "a", one_less), tmp_path / "cache")
     assert other.fingerprint != elsewhere[0]
     assert explain_change(tmp_path / "images.gz", other) == (
-        "of 7 images then and 7 now, 1 are new (train-03.parquet (8 rows)), 1 are gone (train-03.parquet (9 rows))"
+        "of 7 shards then and 7 now, 1 are new (train-03.parquet (8 rows)), 1 are gone (train-03.parquet (9 rows))"
     )
 
 
@@ -568,6 +567,7 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, name: str, damage: Callable
     ("shards", "settings", "message"),
     [
         ({"a.csv": b"x"}, {}, r"has 1 \.csv: data\.streaming needs shards"),
+        (PARQUET | {"x.tar": TARS["train-00.tar"]}, {}, r"holds 7 \.parquet and 1 \.tar files: name those"),
         ({"a.parquet": b"x"}, {}, r"a\.parquet cannot be read \(ArrowInvalid"),
         (PARQUET | {"train-01.parquet": b""}, {}, "train-01.parquet is empty"),
         (PARQUET, {"split": "test"}, r"data\.split 'test' is not in .*: its splits are train"),
@@ -633,4 +633,3 @@ def test_the_default_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     source = open_streamed(write(tmp_path / "shards", PARQUET), cache_gb=0.01)
     assert source.cache.folder == tmp_path / "mine" / "swin_mim" / "shards"
-    assert logging.getLogger("swin_mim.data.stores")

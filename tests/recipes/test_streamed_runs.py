@@ -43,7 +43,7 @@ def test_a_streamed_run_continues_as_it_would_have_gone_on(
     hub.write("ada/shards", {"train-3.parquet": changed}, kind="datasets")
     output = streaming.run("cut", expect=2)
     assert "was written with images" in output
-    assert "of 6 images then and 6 now, 1 are new (train-3.parquet (8 rows, tag:" in output
+    assert "of 6 shards then and 6 now, 1 are new (train-3.parquet (8 rows, tag:" in output
 
 
 @pytest.mark.slow
