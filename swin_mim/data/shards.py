@@ -58,9 +58,7 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
     if kind == ".parquet":
         column = _image_column(spec, _features(files[0]), column)
     if silent := [file for file in files if not file.version]:
-        text = (
-            "%s: its server tells neither ETag nor date of it and %d others: a change of the same size goes unnoticed"
-        )
+        text = "%s and %d others: nothing tells their versions, so that a change of the same size goes unnoticed"
         _log.warning(text, shown(silent[0].url), len(silent) - 1)
     shards = [Shard(file, kind, column, name) for file, name in zip(files, _names(spec, files), strict=True)]
     return sorted(shards, key=lambda shard: shard.name)

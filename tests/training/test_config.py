@@ -402,6 +402,17 @@ def test_configuration_loads_no_torch() -> None:
             ),
         ),
         ("--model.in-channels 4", "model.in_channels 4 must be 3 for now: images are read as RGB"),
+        ("--data.shards-at-once 0", "data.shards_at_once 0 must be positive: the smallest is 1"),
+        ("--data.cache-gb 0", "data.cache_gb 0.0 must be positive: use 20"),
+        (
+            "--data.streaming --data.source blue_marble",
+            "data.streaming True reads shards, and data.source is blue_marble: name parquet or tar files",
+        ),
+        (
+            "--data.streaming --data.source a/b --probe.every 1epoch",
+            "probe.every '1epoch' would read all of data.source for its labels, which data.streaming is to avoid: "
+            "name labelled images with probe.source",
+        ),
         ("--data.mean 0.5", "data.mean (0.5,) has 1 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 1", "data.std (1.0, 1.0) has 2 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 0 1", "data.std (1.0, 0.0, 1.0) must be positive"),
@@ -542,7 +553,7 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 69
+    assert len(keys) == len(set(keys)) == 73
     assert set(keys) >= FREE
     for key, value in leaves(DEFAULTS):
         lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
@@ -556,6 +567,8 @@ def test_what_decides_the_result_is_frozen() -> None:
     assert {key for key in frozen if key.startswith(("run.", "data.", "train."))} == {
         "run.name",
         "run.seed",
+        "data.streaming",
+        "data.shards_at_once",
         "data.heldout",
         "data.mean",
         "data.std",
