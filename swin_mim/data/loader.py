@@ -143,17 +143,22 @@ class _Samples(Dataset[_Sample]):
     ) -> None:
         """`read` takes the index of an image and the position at which it stands, `crop` what it gives and that."""
         self._source, self._read, self._crop, self._seed = source, read, crop, seed
+        self._failure: UserError | None = None
 
     def __getitem__(self, place: Place) -> _Sample:
-        broken, watch = [], Stopwatch()
+        broken: list[Broken] = []
+        watch = Stopwatch()
+        if self._failure is not None:  # the rest of the batch need not wait as long again
+            watch.decoded()
+            return _Sample(place, None, broken, place.image, watch.transformed(), self._failure)
         for index in chain([place.image], self._replacements(place)):
             try:
                 image = self._read(index, place.position)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             except UserError as error:
-                watch.decoded()
-                return _Sample(place, None, broken, index, watch.transformed(), error)
+                self._failure = error
+                return self[place]
             else:
                 watch.decoded()
                 crop = self._crop(image, place.position)

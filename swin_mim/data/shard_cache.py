@@ -152,6 +152,7 @@ class ShardCache:
         brought, written = path.with_suffix(_BROUGHT), path.with_suffix(_WRITTEN)
         try:
             if is_local(shard.file.url):  # it need not be copied first
+                _check_unchanged(shard.file)
                 rows = self._rewrite(shard, local_path(shard.file.url), written, unless)
                 _check_unchanged(shard.file)
             else:

@@ -192,7 +192,7 @@ def test_tars_as_webdataset_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_processes_workers_and_resumes_change_nothing(tmp_path: Path, served: str, world: int, workers: int) -> None:
-    for start in (0, 24, 60):  # in the middle of a group, of an epoch
+    for start in (24,) if workers else (0, 24, 60):  # in the middle of a group, of an epoch
         source = opened(served, tmp_path / f"cache {world}{workers}", cache_gb=4.2 * LARGEST * 2 / 1e9)
         parts = [
             batch for rank in range(world) for batch in take(source, 5, world, start=start, rank=rank, workers=workers)
@@ -344,6 +344,44 @@ def test_a_server_that_is_killed_and_comes_back_changes_nothing(
     assert [batch.start for batch in taken] == list(range(0, 88, 4))
     assert_as_defined(source, taken)
     assert [record.getMessage() for record in caplog.records if "cannot be read for now" in record.getMessage()]
+
+
+@pytest.mark.slow
+def test_many_shards_through_many_restarts(tmp_path: Path) -> None:
+    """300 shards in a cache of 13, three ranks with two workers each, a server that is killed eight times."""
+    pictures = [picture(number, salt=2) for number in range(2400)]
+    shards = {f"s-{number:03}.parquet": parquet(pictures[8 * number : 8 * number + 8]) for number in range(300)}
+    write(tmp_path / "served" / "ada" / "many", shards)
+    port, over = free_port(), threading.Event()
+    largest = max(map(len, shards.values()))
+
+    def restart() -> None:
+        for number in range(9):
+            with other_process(port, tmp_path / "served"):
+                ready.set()
+                if over.wait(2 + 0.3 * number):
+                    return
+            over.wait(0.2)
+
+    def read(rank: int) -> None:
+        source = opened(spec, tmp_path / "cache", cache_gb=13 * largest / 1e9, shards_at_once=4)
+        for batch in take(source, 220, 3, rank=rank, workers=2):
+            assert_as_defined(source, [batch], pictures)
+            assert source.cache.used() <= 13 * largest
+
+    ready = threading.Event()
+    spec = f"http://127.0.0.1:{port}/datasets/ada/many/resolve/main/s-{{000..299}}.parquet"
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    ready.wait()
+    readers = [multiprocessing.get_context("fork").Process(target=read, args=(rank,)) for rank in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    over.set()
+    restarting.join()
+    assert [reader.exitcode for reader in readers] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

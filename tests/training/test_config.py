@@ -410,8 +410,10 @@ def test_configuration_loads_no_torch() -> None:
         ),
         (
             "--data.streaming --data.source a/b --probe.every 1epoch",
-            "probe.every '1epoch' would read all of data.source for its labels, which data.streaming is to avoid: "
-            "name labelled images with probe.source",
+            (
+                "probe.every '1epoch' would read all of data.source for its labels, which data.streaming is to avoid: "
+                "name labelled images with probe.source"
+            ),
         ),
         ("--data.mean 0.5", "data.mean (0.5,) has 1 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 1", "data.std (1.0, 1.0) has 2 entries and model.in_channels is 3: give one for each"),
