@@ -84,9 +84,9 @@ class ShardCache:
             Interrupted: `unless` was set in the meantime.
         """
         path = self._path(shard)
-        if shard.rows < 0 or not _touch(path):
+        if shard.rows < 0 or not self._touch(path):
             with self._alone():
-                if shard.rows >= 0 and _touch(path):  # another process has brought it
+                if shard.rows >= 0 and self._touch(path):  # another process has brought it
                     return shard.rows
                 return self._bring(shard, path, unless)
         return shard.rows
@@ -136,12 +136,21 @@ class ShardCache:
     def remember_rows(self, shards: list[Shard]) -> None:
         """Keep what was counted for the next start."""
         lines = [json.dumps({"key": shard.key, "rows": shard.rows, "name": shard.name}) + "\n" for shard in shards]
-        with self._writing(), self._alone(), (self.folder / _ROWS).open("a") as file:
-            file.writelines(lines)
+        with self._alone(), self._writing(), (self.folder / _ROWS).open("a") as file:
+            file.writelines(["\n", *lines])  # behind a line that was cut off
 
     def _make_folder(self) -> None:
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _touch(self, path: Path) -> bool:
+        """Count a shard as used now; whether it is there."""
+        with self._writing():
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+        return True
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / (shard.key + _READY)
@@ -220,7 +229,8 @@ class ShardCache:
     def _alone(self, lock: str = _LOCK) -> Iterator[None]:
         """One process, and one thread of it; the system lets go with the process."""
         self._make_folder()  # it may have been removed meanwhile
-        descriptor = os.open(self.folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        with self._writing():
+            descriptor = os.open(self.folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -249,15 +259,6 @@ class ShardCache:
                 local=True,
                 code=CANNOT_WRITE,
             ) from error
-
-
-def _touch(path: Path) -> bool:
-    """Count a file as used now; whether it is there."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _images(shard: Shard, path: str) -> Iterator[bytes]:

@@ -5,9 +5,9 @@ import json
 import logging
 import re
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
@@ -17,11 +17,11 @@ from swin_mim.data.shard_cache import Shard, ShardCache
 from swin_mim.data.shard_content import KINDS, count_rows, features_of, kind_of
 from swin_mim.data.sources import _find_files, _image_column
 from swin_mim.data.stores import (
-    THREADS,
     RangeFile,
     StoredFile,
     expand,
     find_files,
+    in_threads,
     is_local,
     one_line,
     patiently,
@@ -77,9 +77,8 @@ def count_all(shards: Sequence[Shard], cache: ShardCache) -> list[Shard]:
         quick = [
             each for each in missing if each.name not in given and (each.kind != ".tar" or is_local(each.file.url))
         ]
-        with ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(quick), 256):  # an interrupted count goes on behind the last ones
-                cache.remember_rows(list(pool.map(_counted, quick[start : start + 256])))
+        for start in range(0, len(quick), 256):  # an interrupted count goes on behind the last ones
+            cache.remember_rows(in_threads(_counted, quick[start : start + 256]))
         slow = [each for each in missing if each.name not in given and each not in quick]
         _count_by_bringing(slow, cache)
         known = cache.known_rows() | {shard.key: given[shard.name] for shard in missing if shard.name in given}
@@ -189,9 +188,9 @@ def _features(file: StoredFile) -> Any:
         raise _unreadable(shown(file.url), error) from error
 
 
-def _counted(shard: Shard) -> Shard:
+def _counted(shard: Shard, over: threading.Event) -> Shard:
     try:
-        return shard._replace(rows=count_rows(shard.kind, RangeFile(shard.file)))
+        return shard._replace(rows=count_rows(shard.kind, RangeFile(shard.file, over)))
     except UserError:
         raise
     except (tarfile.TarError, ValueError, OSError) as error:

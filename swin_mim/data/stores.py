@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import product
@@ -38,6 +38,7 @@ _TRANSIENT = {"TransportError", "HTTPClientError", "ClientConnectionError", "Cli
 """Names of what httpx, botocore and aiohttp raise for a connection, and which is no OSError."""
 _BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 _log = logging.getLogger(__name__)
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -86,11 +87,20 @@ def find_files(pattern: str) -> list[StoredFile]:
     Raises:
         UserError: there is nothing, or it cannot be listed.
     """
-    patterns, store = list(expand(pattern)), store_of(pattern)
+    store = store_of(pattern)
     # what is asked for by itself is one request each
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda each: patiently(lambda: store.find(each), shown(each)), patterns)
-        return [file for files in found for file in files]
+    found = in_threads(lambda each, over: patiently(lambda: store.find(each), shown(each), over), expand(pattern))
+    return [file for files in found for file in files]
+
+
+def in_threads(act: Callable[[_S, threading.Event], _T], items: Iterable[_S]) -> list[_T]:
+    """`act(item, over)` of each, some at the same time. The first that fails ends the others, by setting `over`."""
+    pool, over = ThreadPoolExecutor(THREADS), threading.Event()
+    try:
+        return list(pool.map(lambda item: act(item, over), items))
+    finally:
+        over.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -284,8 +294,9 @@ def _whole(content: bytes, size: int) -> bytes:
 class RangeFile(io.RawIOBase):
     """A stored file as Python's and pyarrow's readers take it: every read is a request, tried again while it may."""
 
-    def __init__(self, file: StoredFile) -> None:
-        self._file, self._store, self._at = file, store_of(file.url), 0
+    def __init__(self, file: StoredFile, over: threading.Event | None = None) -> None:
+        """`over`: as of `patiently`."""
+        self._file, self._store, self._at, self._over = file, store_of(file.url), 0, over
 
     def readable(self) -> bool:
         return True
@@ -305,7 +316,7 @@ class RangeFile(io.RawIOBase):
         end = min(self._at + len(view), self._file.size)
         if end <= self._at:
             return 0
-        content = patiently(lambda: self._store.read(self._file, self._at, end), shown(self._file.url))
+        content = patiently(lambda: self._store.read(self._file, self._at, end), shown(self._file.url), self._over)
         view[: len(content)] = content
         self._at = end
         return len(content)

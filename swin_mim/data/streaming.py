@@ -63,9 +63,14 @@ def open_streamed(
 
 
 def default_cache() -> Path:
-    """A folder in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "swin_mim" / "shards"
+    """A folder in the user's cache folder. Raises a `UserError` if there is none."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a container's user that has neither HOME nor a name
+        raise UserError(
+            "data.cache None is ~/.cache, and this user has no home: name a folder with data.cache"
+        ) from error
+    return base / "swin_mim" / "shards"
 
 
 class StreamedSource:
@@ -85,7 +90,8 @@ class StreamedSource:
 
     def _described(self) -> Iterator[bytes]:
         for shard, rows in zip(self._shards, self._rows, strict=True):
-            yield f"{shard.name}\0{shard.file.size}\0{shard.file.content}\0{shard.rows}\0{shard.column}\n".encode()
+            about = (shard.name, shard.file.size, shard.file.content, shard.column, shard.rows, len(rows))
+            yield ("\0".join(map(str, about)) + "\n").encode()
             if len(rows) != shard.rows:
                 yield np.asarray(rows, dtype="<i8").tobytes()
 

@@ -565,6 +565,7 @@ def test_tars_elsewhere_are_counted_once_or_not_at_all(
         counted.write('{"key": "cut o')
     caplog.clear()
     assert opened(spec, tmp_path / "cache").sizes == list(SIZES)
+    assert opened(write(tmp_path / "here", TARS), tmp_path / "cache").sizes == list(SIZES)  # counted behind that line
     given = {f"train-{number:02}.tar": size for number, size in enumerate(SIZES)}
     hub.write(f"{hub.user}/tiles", {"sizes.json": json.dumps(given).encode()}, kind="datasets")
     assert opened(spec, tmp_path / "other").sizes == list(SIZES)
