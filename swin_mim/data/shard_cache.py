@@ -14,9 +14,10 @@ import os
 import tarfile
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -306,17 +307,29 @@ def _blocks(file: StoredFile, unless: threading.Event | None) -> Iterator[bytes]
         end = min(start + BLOCK, file.size)
         return patiently(lambda: store.read(file, start, end), shown(file.url), over)
 
-    pool = ThreadPoolExecutor(CONNECTIONS)
     try:
         for start in range(0, file.size, BLOCK):
-            ahead.append(pool.submit(block, start))
+            ahead.append(_in_background(partial(block, start)))
             if len(ahead) == CONNECTIONS:
                 yield _result(ahead.popleft(), unless)
         while ahead:
             yield _result(ahead.popleft(), unless)
     finally:
         over.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_background(act: Callable[[], bytes]) -> Future[bytes]:
+    """As of an executor, whose threads Python would wait for at its end: one may try again for minutes."""
+    future: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _result(block: Future[bytes], unless: threading.Event | None) -> bytes:

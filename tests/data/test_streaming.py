@@ -412,6 +412,34 @@ def test_a_server_that_stays_away_is_one_line(
         opened(served, tmp_path)
 
 
+END = """
+import sys, test_streaming
+from pathlib import Path
+from loopback_hub import LoopbackHub
+
+hub = LoopbackHub().__enter__()
+hub.write("ada/tiles", test_streaming.PARQUET, kind="datasets")
+spec = f"{hub.url}/datasets/ada/tiles/resolve/main/train-{{00..06}}.parquet"
+source = test_streaming.opened(spec, Path(sys.argv[1]), shards_at_once=1)
+order = source.order(3)
+source.ensure(order.index(position) for position in range(20))  # what is given out before the first batch is there
+hub.down = True
+batches = test_streaming.stream(source, workers=1)
+next(batches)
+raise KeyError("mine")
+"""
+
+
+@pytest.mark.slow
+def test_an_error_ends_a_process_that_waits_for_a_shard(tmp_path: Path) -> None:
+    paths = ":".join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-W", "ignore", "-c", END, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "trying again for 240 s" in done.stderr
+    assert "KeyError: 'mine'" in done.stderr
+
+
 def test_what_does_not_pass_is_not_waited_for(tmp_path: Path, hub: LoopbackHub, served: str) -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match=r"train-07\.parquet cannot be read: HTTPError: HTTP Error 404: .*: check data"):
