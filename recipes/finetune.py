@@ -154,6 +154,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
             micro_batch=train.micro_batch,
             order=BalancedOrder(training.targets, run.seed) if data.balance == "sampling" else None,
             pin_memory=device.type == "cuda",
+            pixel_bytes=reader.pixel_bytes,
             **share,
         )
         return broken.watch(loaded)
@@ -276,6 +277,7 @@ def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     step = None if newest is None else published_step(config, read_state(newest), newest.parent)
     if step is None:
         model = classifiers.to_measure(config.model, attention=attention)
+        classifiers.check_channels(model.preprocessing, data.channels, str(config.model.pretrained))
         images = labelled_images.to_evaluate(data)
         images = with_classes(images, classifiers.class_names(model, images.names))
     else:

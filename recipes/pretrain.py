@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.errors import STOPPED, one_line_errors
-from swin_mim.training.config import PretrainConfig, check, load_config, swin_config
+from swin_mim.training.config import (
+    PretrainConfig,
+    check,
+    load_config,
+    reads_rasters,
+    swin_config,
+    with_packed_channels,
+)
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 EVALUATION_SEED = 0
 """Of the masks on held-out images, and of the choice of images to probe on: the same in every run, so that losses and
 scores can be compared."""
-CHANNELS = ("red", "green", "blue")
-"""What images are read as."""
+RGB = ("red", "green", "blue")
+"""What images are read as, unless they have other channels."""
 
 
 def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
@@ -37,9 +44,11 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.data.decode import decoder_text
     from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, owned, training_batches
-    from swin_mim.data.sources import open_source, split_heldout
+    from swin_mim.data.raster import Bands
+    from swin_mim.data.sources import Source, open_source, split_heldout
     from swin_mim.data.streaming import open_streamed
     from swin_mim.data.transforms import PretrainTransform, denormalize
+    from swin_mim.evaluation.false_colours import shown_channels
     from swin_mim.evaluation.heldout import HeldOut
     from swin_mim.evaluation.probes import Prober, by_name
     from swin_mim.evaluation.reader import Reader
@@ -64,14 +73,18 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     accelerator, device, folder, say = job.accelerator, job.device, job.folder, job.say
 
     # Images: those to train on, and those held out to measure on.
+    rasters = reads_rasters(data, mim)
+    bands = Bands(mim.in_channels, data.channels, data.nodata, data.mask_channel) if rasters else None
+    shown = shown_channels(log.picture_channels, data.channels, mim.in_channels) if rasters else None
     if data.source == "blue_marble":
         training, heldout = open_blue_marble()
     else:
-        opened = open_source
+        where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
         if data.streaming:
             cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
-            opened = partial(open_streamed, shards_at_once=data.shards_at_once, **cache)
-        source = opened(data.source, config=data.config, split=data.split, column=data.column)
+            source: Source = open_streamed(data.source, shards_at_once=data.shards_at_once, **where, **cache)
+        else:
+            source = open_source(data.source, bands=bands, stack=data.stack, **where)
         training, heldout = split_heldout(source, data.heldout, run.seed)
     plan = plan_of(config, images=len(training), accumulation=job.accumulation)
     rate = rate_of(config, plan)
@@ -87,7 +100,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         ).train()
     else:
         model = SimMIM(swin, target=mim.target, **options)
-    model.preprocessing = Preprocessing(data.mean, data.std, CHANNELS if swin.in_channels == len(CHANNELS) else None)
+    scale = 1 if rasters else 255
+    model.preprocessing = Preprocessing(data.mean, data.std, data.channels if rasters else RGB, scale=scale)
     listing = folder / "images.gz"
     if job.is_main:
         if newest is None:
@@ -131,12 +145,13 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     unit = config.mask.unit // swin.patch_size
     cells = masked_cells(grid, unit, config.mask.ratio, swin.stride // swin.patch_size)
 
-    def draw_mask(batch: int, start: int, seed: int) -> Tensor:
-        return block_mask(batch, grid, unit, config.mask.ratio, seed=seed, start=start, device=device)
+    def draw_mask(batch: Batch, seed: int) -> Tensor:
+        there: dict[str, Any] = {"device": device, "valid": reader.valid(batch)}
+        return block_mask(len(batch.images), grid, unit, config.mask.ratio, seed=seed, start=batch.start, **there)
 
     def loss_of(batch: Batch) -> Tensor:
-        mask = draw_mask(len(batch.images), batch.start, run.seed)
-        return prepared(reader.prepare(batch.images), mask, cells).loss
+        mask = draw_mask(batch, run.seed)
+        return prepared(reader.prepare(batch.images), mask, cells, reader.valid(batch)).loss
 
     def batches(samples_seen: int) -> Iterator[Batch]:
         loaded = training_batches(
@@ -147,6 +162,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             global_batch=train.global_batch,
             micro_batch=train.micro_batch,
             pin_memory=device.type == "cuda",
+            pixel_bytes=reader.pixel_bytes,
             **share,
         )
         return broken.watch(loaded)
@@ -157,9 +173,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     measured = HeldOut(
         [owned(batch) for batch in reader.batches(heldout)],
         prepare=reader.prepare,
-        restore=partial(denormalize, mean=data.mean, std=data.std),
+        restore=partial(denormalize, mean=data.mean, std=data.std, scale=scale),
         draw_mask=partial(draw_mask, seed=EVALUATION_SEED),
         reduce=job.reduce,
+        shown=shown,
     )
     probe_every = plan.steps(config.probe.every)
     prober = None
@@ -195,8 +212,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     # The run.
     say(
         f"{run.name}: {mim.name}, {sum(p.numel() for p in whole.model.parameters()) / 1e6:.3g} M parameters, "
-        f"{size[0]}x{size[1]} px, {len(training)} images and {len(heldout)} held out, "
-        f"decoded by {decoder_text()}; "
+        f"{size[0]}x{size[1]} px{f' of {mim.in_channels} channels' if rasters else ''}, "
+        f"{len(training)} images and {len(heldout)} held out{'' if rasters else f', decoded by {decoder_text()}'}; "
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
         f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
         f"precision {processes.precision_text(accelerator)}, "
@@ -279,6 +296,7 @@ if __name__ == "__main__":
             default_config=DEMO,
             prog="recipes/pretrain.py",
             description="Pretrain a Swin Transformer with SimMIM on images without labels.",
+            complete=with_packed_channels,
             check=check,
         )
         sys.exit(main(settings))

@@ -11,6 +11,7 @@ from torch import Tensor
 from swin_mim.errors import UserError
 
 _WORD = (1 << 64) - 1
+_ROUNDING = 1e-9  # 0.7 x 10 is 7.000000000000001 in floating point: still 7 units
 
 
 def block_mask(
@@ -22,10 +23,12 @@ def block_mask(
     seed: int,
     start: int = 0,
     device: torch.device | str = "cpu",
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Mask the same number of randomly chosen square units in every image.
+    """Mask the same number of randomly chosen square units in every image, or the same share of those that hold pixels.
 
-    Image i's mask is a function of (seed, start + i) alone: of no global state, batch size, process or device.
+    Image i's mask is a function of (seed, start + i) and its valid pixels alone: of no global state, batch size,
+    process or device.
 
     Args:
         batch: number of images B.
@@ -35,6 +38,8 @@ def block_mask(
         seed: any integer.
         start: position of the first image in the stream of all images.
         device: where the mask is drawn.
+        valid: bool (B, H, W) on that device, of any resolution that the units divide, as of pixels: True = there. Units
+            where nothing is are never masked, and of the others of an image exactly ceil(others x ratio). None: all.
 
     Returns:
         bool (B, h, w), True = masked.
@@ -45,18 +50,24 @@ def block_mask(
     units = _units(grid, unit)
     count, masked = math.prod(units), masked_units(grid, unit, ratio)
     keys = _random_keys(batch, count, seed=seed, start=start, device=device)
-    chosen = keys.argsort(dim=1, stable=True)[:, :masked]
-    mask = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter_(1, chosen, True)
-    mask = mask.view(batch, *units)
-    return mask.repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)  # (B, h, w)
+    if valid is None:
+        chosen = keys.argsort(dim=1, stable=True)[:, :masked]
+        mask = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter_(1, chosen, True)
+    else:
+        mask = _masked_of(keys, _by_unit(valid, units), ratio)
+    return pixel_mask(mask.view(batch, *units), unit)  # a unit of tokens, as a token is one of pixels
+
+
+def pixel_mask(mask: Tensor, patch: int) -> Tensor:
+    """bool (B, h, w) on the token grid -> bool (B, h * patch, w * patch) on the pixels."""
+    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
 
 
 def masked_units(grid: tuple[int, int], unit: int, ratio: float) -> int:
     """How many units of an image `block_mask` masks."""
     if not 0 <= ratio <= 1:
         raise UserError(f"mask ratio {ratio} must be between 0 and 1")
-    # 0.7 x 10 is 7.000000000000001 in floating point: still 7 units
-    return math.ceil(math.prod(_units(grid, unit)) * ratio - 1e-9)
+    return math.ceil(math.prod(_units(grid, unit)) * ratio - _ROUNDING)
 
 
 def masked_cells(grid: tuple[int, int], unit: int, ratio: float, cell: int) -> int:
@@ -64,6 +75,24 @@ def masked_cells(grid: tuple[int, int], unit: int, ratio: float, cell: int) -> i
     cells = math.ceil(grid[0] / cell) * math.ceil(grid[1] / cell)
     each = (unit // cell) ** 2 if unit % cell == 0 else 1 if cell % unit == 0 else cells
     return min(cells, each * masked_units(grid, unit, ratio))
+
+
+def _by_unit(valid: Tensor, units: tuple[int, int]) -> Tensor:
+    """bool (B, H, W) -> (B, units): where anything is."""
+    height, width = valid.shape[1:]
+    assert (height % units[0], width % units[1]) == (0, 0), f"{height}x{width} in {units} units"
+    parts = valid.view(len(valid), units[0], height // units[0], units[1], width // units[1])
+    return parts.any(4).any(2).flatten(1)
+
+
+def _masked_of(keys: Tensor, usable: Tensor, ratio: float) -> Tensor:
+    """The share `ratio` of the usable units of each image, those with the least keys: int64 and bool (B, n) -> bool."""
+    last = torch.iinfo(keys.dtype).max
+    order = torch.where(usable, keys, last).argsort(dim=1, stable=True)
+    # in double precision, as `masked_units` counts
+    count = (usable.sum(1, keepdim=True).double() * ratio - _ROUNDING).ceil()
+    first = torch.arange(keys.shape[1], device=keys.device) < count  # (B, n): which ranks are masked
+    return torch.zeros_like(usable).scatter_(1, order, first) & usable
 
 
 def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:

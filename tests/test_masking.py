@@ -75,3 +75,29 @@ def test_impossible_masks_say_why(unit, ratio, text):
 
 def test_count_is_the_ceiling_that_the_official_code_takes():
     assert block_mask(1, (48, 48), 8, 0.6, seed=0).sum() == math.ceil(36 * 0.6) * 64
+
+
+@given(GEOMETRY, st.integers(1, 3), st.integers(0, 100), st.integers(0, 2**40), st.integers(0, 2**32))
+def test_units_without_pixels_are_not_masked_and_of_the_others_the_share(geometry, scale, percent, start, gaps):
+    batch, (units_h, units_w, unit) = 3, geometry
+    grid = (units_h * unit, units_w * unit)
+    draw = torch.Generator().manual_seed(gaps)
+    valid = torch.rand(batch, grid[0] * scale, grid[1] * scale, generator=draw) < torch.rand(1, generator=draw) ** 3
+    mask = block_mask(batch, grid, unit, percent / 100, seed=1, start=start, valid=valid)
+    units = mask.view(batch, units_h, unit, units_w, unit).transpose(2, 3).flatten(3)
+    side = unit * scale
+    usable = valid.view(batch, units_h, side, units_w, side).transpose(2, 3).flatten(3).any(-1)
+    assert (units.all(-1) == units.any(-1)).all(), "a unit is masked in part"
+    assert not (units.any(-1) & ~usable).any()
+    expected = -(-percent * usable.sum((1, 2)) // 100)
+    assert torch.equal(units.all(-1).sum((1, 2)), expected)
+    alone = [
+        block_mask(1, grid, unit, percent / 100, seed=1, start=start + i, valid=valid[i : i + 1]) for i in range(batch)
+    ]
+    assert torch.equal(torch.cat(alone), mask), "a mask depends on the gaps of another image"
+
+
+def test_where_all_is_there_the_masks_are_the_usual_ones():
+    there = torch.ones(8, 48, 48, dtype=torch.bool)
+    usual = block_mask(8, (48, 48), 8, 0.6, seed=3, start=11)
+    assert torch.equal(block_mask(8, (48, 48), 8, 0.6, seed=3, start=11, valid=there), usual)

@@ -118,7 +118,7 @@ def test_tool_commands_parse(tmp_path, monkeypatch):
     """Every command line of tools/ in README, up to where it would need its files."""
     commands = [shlex.split(command) for command in COMMANDS if re.search(r"tools/\w+\.py|hub\.push", command)]
     commands = [words for words in commands if not {"tools/bench.py", "tools/chaos.py"} & set(words)]
-    assert len(commands) == 10
+    assert len(commands) == 12
 
     def run(words):
         words = [str(ROOT / word) if word.startswith(("tools/", "recipes/")) else word for word in words[1:]]

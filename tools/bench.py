@@ -2,15 +2,17 @@
 
     python tools/bench.py step --model swin_base --batch 128,256 --precision bf16 --modes eager,compiled
     python tools/bench.py attention --model swin_base --batch 128 --precision bf16
-    python tools/bench.py loader --source photos --workers 0,2,8
+    python tools/bench.py loader --images 2000 --workers 0,1,2
     python tools/bench.py train --steps 50 -- --config recipes/configs/simmim_swin_tiny_192_100ep.yaml --data.source DIR
     python tools/bench.py curves --backends reference,sdpa --steps 200
+    python tools/bench.py decoders --steps 300 --seeds 0,1,2
 
 `bench_step.py` and so on say what each of them measures. All measure the ceilings of the very machine too: the rate of
 a matrix product and that of a copy. `bench_gpu.py` runs all that a GPU machine has to show.
 """
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,9 +21,20 @@ from typing import Any, get_args
 import torch
 from bench_attention import attention
 from bench_curves import curves
+from bench_decoders import decoders
+from bench_images import LARGEST, SIZES
 from bench_loader import SYSTEMS, loader
 from bench_peers import BUILDERS
-from bench_settings import CurveSettings, LoaderSettings, Mode, PeerSettings, Precision, StepSettings, TrainSettings
+from bench_settings import (
+    CurveSettings,
+    DecoderSettings,
+    LoaderSettings,
+    Mode,
+    PeerSettings,
+    Precision,
+    StepSettings,
+    TrainSettings,
+)
 from bench_step import step
 from bench_train import train
 
@@ -34,6 +47,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     "loader": (LoaderSettings, lambda settings, _: loader(settings)),
     "train": (TrainSettings, lambda settings, _: train(settings)),
     "curves": (CurveSettings, lambda settings, _: curves(settings)),
+    "decoders": (DecoderSettings, lambda settings, _: decoders(settings)),
 }
 
 
@@ -46,6 +60,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     add_loader(commands.add_parser("loader", help="images from JPEGs to the device, without training"))
     add_train(commands.add_parser("train", help="the real recipe, end to end, beside the bare step"))
     add_curves(commands.add_parser("curves", help="the losses of one training with several attention backends"))
+    add_decoders(commands.add_parser("decoders", help="the losses of one training with small and with whole decodes"))
     own, overrides = split_at_dashes(arguments)
     options = vars(parser.parse_args(own))
     command = options.pop("command")
@@ -89,14 +104,16 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     add(
         "--images",
         type=int,
-        default=256,
-        help="images of one turn, and of the folder that is made; many times batch x workers",
+        default=2000,
+        help="images of one turn, of the folder that is made, and at most of what is packed; many times batch x "
+        "workers",
     )
+    add("--sizes", type=pixel_sizes, default=SIZES, help="of the JPEGs that are made, in turn: 500x375,1600x1200")
     add("--image-size", type=int, default=192, help="pixels of the crops")
     add("--batch", type=int, default=32, help="images of a batch")
-    add("--workers", type=numbers, default=(0, 2), help="comma-separated; 0 decodes in the process itself")
+    add("--workers", type=numbers, default=(0, 1, 2), help="comma-separated; 0 decodes in the process itself")
     add("--systems", type=names_of(SYSTEMS), default=tuple(SYSTEMS), help="among " + ",".join(SYSTEMS))
-    add_common(parser, repeats=5)
+    add_common(parser, repeats=3)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +128,17 @@ def add_curves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backends", type=names_of(get_args(Backend)), default=("reference", "sdpa"),
         help="comma-separated; the others are compared to the first")  # fmt: skip
     parser.add_argument("--steps", type=int, default=200, help="of each training")
+    add_common(parser, repeats=1)
+
+
+def add_decoders(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, batch="8")
+    add = parser.add_argument
+    add("--steps", type=int, default=300, help="of each training")
+    add("--seeds", type=numbers, default=(0, 1, 2), help="comma-separated; each trains once with each decoder")
+    add("--images", type=int, default=320, help="JPEGs that are made; a tenth of them is held out")
+    add("--workers", type=int, default=1, help="processes that decode")
+    parser.set_defaults(model="swin_nano", image_size=64, window_size=4)
     add_common(parser, repeats=1)
 
 
@@ -147,8 +175,18 @@ def numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 128,256") from None
 
 
+def pixel_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """(W, H), ..."""
+    pairs = [re.fullmatch(r"(\d+)x(\d+)", part) for part in text.split(",")]
+    sizes = tuple((int(pair[1]), int(pair[2])) for pair in pairs if pair)
+    if len(sizes) < len(pairs) or not all(1 <= w <= LARGEST[0] and 1 <= h <= LARGEST[1] for w, h in sizes):
+        largest = "x".join(map(str, LARGEST))
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes such as 500x375, up to {largest}")
+    return sizes
+
+
 def names_of(known: Sequence[str] | dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
-    """A list of names in the order of `known`: ours first, as parity is with the first."""
+    """A list of names in the order of `known`, as the others are compared to the first."""
 
     def read(text: str) -> tuple[str, ...]:
         names = text.split(",")

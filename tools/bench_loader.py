@@ -1,8 +1,9 @@
 """Images from JPEGs to normalised batches on the device, without training, ours and the others' way: `bench.py loader`.
 
-ours                  `swin_mim.data`, as recipes/pretrain.py reads a folder: crops as uint8, normalised on the device
 torchvision           as microsoft/SimMIM does it: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize
 datasets              an image folder of the `datasets` library with its Image feature, and the same transforms
+ours                  `swin_mim.data`, as recipes/pretrain.py reads a folder: crops as uint8, normalised on the device
+ours-jpeg, ours-raw   the same of what tools/prepare.py makes of the folder; packing it is outside of the clock
 
 A turn has new workers and streams without end. The clock starts when there was a batch of each worker: starting them
 does not count, and nothing is ready that was made before.
@@ -12,41 +13,45 @@ import multiprocessing
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import torch
+from bench_images import (
+    check_disk,
+    make_images,
+    pixel_differences,
+    prepare,
+    prepared_text,
+    sizes_text,
+    some_of,
+)
 from bench_report import describe, number, output, print_machine, print_table, write_json
 from bench_settings import LoaderSettings, check
 from bench_timing import Failed, take_turns, times
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from swin_mim.data.blue_marble import composite
 from swin_mim.data.decode import decoder_text
 from swin_mim.data.loader import training_batches
-from swin_mim.data.sources import open_source
+from swin_mim.data.packing import Format
+from swin_mim.data.sources import FolderSource, open_source
 from swin_mim.data.transforms import PretrainTransform, normalize
 from swin_mim.errors import UserError
 
 SCALE = (0.67, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIZES = ((500, 375), (1600, 1200))
-"""(W, H) of the JPEGs that are made: ImageNet's usual size, and a photograph's."""
-QUALITY = 90
-CLASSES = 2
-"""Folders of a made data set: torchvision insists on some."""
-
 Batches = Callable[[], Iterator[Tensor]]
 """Starts an endless stream of normalised images (B, 3, H, W) on the device."""
 
 
 def loader(settings: LoaderSettings) -> None:
-    """Measure, print the table and write the JSON."""
+    """Measure, print the tables and write the JSON."""
     out = output(settings)
     device = check(settings)
     least = (untimed_batches(max(settings.workers)) + 1) * settings.batch
@@ -57,43 +62,41 @@ def loader(settings: LoaderSettings) -> None:
     report = describe(settings, device)
     print_machine(report, out)
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(settings.source) if settings.source else make_images(Path(made, "images"), settings.images)
-        report |= {"source": settings.source or f"{settings.images} crops of Blue Marble, {sizes_text()}"}
+        folder = images_of(settings, Path(made))
+        report |= {"source": settings.source or f"{settings.images} crops of Blue Marble, {sizes_text(settings.sizes)}"}
         report |= {"decoder": decoder_text()}
         print(f"loader    {report['source']}; {settings.image_size} px, batches of {settings.batch}", file=out)
-        print(f"ours      decodes by {report['decoder']}\n", file=out)
+        print(f"ours      decodes by {report['decoder']}", file=out, flush=True)
+        report |= {"prepared": prepared_or_not(folder, Path(made), settings, out)}
+        print(file=out, flush=True)
         rows, failed = measure(folder, Path(made), settings, device)
-    report |= {"results": rows, "not_measured": {name: reason for name, (reason,) in failed.items()}}
+        report |= {"results": rows, "not_measured": {name: reason for name, (reason,) in failed.items()}}
+        report |= {"pixels": differences(folder, Path(made), settings)}
     print_rows(report, out)
+    print_differences(report["pixels"], out)
     write_json(report, settings.json)
 
 
-def sizes_text() -> str:
-    return "JPEGs of " + " and ".join(f"{width} x {height} px" for width, height in SIZES)
+def images_of(settings: LoaderSettings, made: Path) -> Path:
+    """The folder that all systems read."""
+    check_disk(made, settings.images, settings.image_size, made=settings.source is None)
+    return Path(settings.source) if settings.source else make_images(made / "images", settings.images, settings.sizes)
 
 
-def make_images(folder: Path, count: int) -> Path:
-    """JPEGs cut from the composite of the demo data set, in class folders, the sizes in turn."""
-    from PIL import Image
-
-    picture = Image.fromarray(composite())
-    rng = torch.Generator().manual_seed(0)
-    for index in range(count):
-        width, height = SIZES[index % len(SIZES)]
-        left = int(torch.randint(picture.width - width, (), generator=rng))
-        top = int(torch.randint(picture.height - height, (), generator=rng))
-        file = folder / f"class{index % CLASSES}" / f"{index:05d}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture.crop((left, top, left + width, top + height)).save(file, quality=QUALITY)
-    return folder
+def prepared_or_not(folder: Path, made: Path, settings: LoaderSettings, out: TextIO) -> dict[str, Any]:
+    """What packing took, where a system reads what is packed and the library is there that it needs."""
+    if not any(system in settings.systems for system in PREPARED) or not find_spec("datasets"):
+        return {}
+    done = prepare(some_of(folder, settings.images, made / "links"), made / "prepared", settings.image_size)
+    print(f"prepared  {prepared_text(done, settings.image_size)}", file=out)
+    return {kind: {"seconds": each.seconds, "bytes": each.bytes} for kind, each in done.items()}
 
 
 # The systems: each opens the folder and gives what starts a stream of batches.
 
 
 def open_ours(folder: Path, cache: Path, workers: int, settings: LoaderSettings, device: torch.device) -> Batches:
-    source = open_source(str(folder))
-    transform = PretrainTransform((settings.image_size, settings.image_size), scale=SCALE)
+    source, transform = open_source(str(folder)), our_transform(settings)
 
     def batches() -> Iterator[Tensor]:
         sizes: dict[str, Any] = {"global_batch": settings.batch, "micro_batch": settings.batch, "workers": workers}
@@ -103,6 +106,18 @@ def open_ours(folder: Path, cache: Path, workers: int, settings: LoaderSettings,
                 yield normalize(batch.images.to(device), MEAN, STD)
 
     return batches
+
+
+def our_transform(settings: LoaderSettings) -> PretrainTransform:
+    return PretrainTransform((settings.image_size, settings.image_size), scale=SCALE)
+
+
+def open_prepared(
+    kind: Format, folder: Path, cache: Path, workers: int, settings: LoaderSettings, device: torch.device
+) -> Batches:
+    import datasets  # noqa: F401 - what is packed is read by it
+
+    return open_ours(cache / "prepared" / kind, cache, workers, settings, device)
 
 
 def open_torchvision(
@@ -130,10 +145,14 @@ def open_datasets(folder: Path, cache: Path, workers: int, settings: LoaderSetti
 
 
 SYSTEMS: dict[str, Callable[[Path, Path, int, LoaderSettings, torch.device], Batches]] = {
-    "ours": open_ours,
     "torchvision": open_torchvision,
     "datasets": open_datasets,
+    "ours": open_ours,
+    "ours-jpeg": partial(open_prepared, "jpeg"),
+    "ours-raw": partial(open_prepared, "raw"),
 }
+"""The first one that is measured is what the others are compared to."""
+PREPARED: dict[str, Format] = {"ours-jpeg": "jpeg", "ours-raw": "raw"}
 
 
 def their_transform(size: int) -> Callable[[Any], Tensor]:
@@ -167,12 +186,20 @@ def their_batches(
 # The measurement.
 
 
+class Memory(NamedTuple):
+    """Of the largest worker, in GB: what it shares with other processes is divided among them."""
+
+    all: float
+    files: float
+    """The part that is files in memory, such as libraries and packed images: the system takes it back at need."""
+
+
 def measure(
     folder: Path, cache: Path, settings: LoaderSettings, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Failed]]:
     turns: dict[str, Callable[[int], float]] = {}
     failed: dict[str, Failed] = {}
-    memory: dict[str, float] = {}
+    memory: dict[str, Memory] = {}
     keys = {}
     for workers in settings.workers:
         for system in settings.systems:
@@ -184,23 +211,30 @@ def measure(
                 turns[name] = partial(turn, name, opened, workers, settings, memory)
                 keys[name] = (system, workers)
     seconds, later = take_turns(turns, settings.repeats)
-    rows = []
-    for name, values in seconds.items():
-        system, workers = keys[name]
-        seen = times(values)
-        speed = 1 / seen.median
-        rows.append(
-            {
-                "system": system,
-                "workers": workers,
-                "images_per_second": speed,
-                "images_per_second_per_worker": speed / max(workers, 1),
-                "spread": seen.spread,
-                "seconds_per_image": seen.seconds,
-                "memory_per_worker_gb": memory.get(name),
-            }
-        )
-    return rows, failed | later
+    rows = [row_of(*keys[name], values, memory.get(name)) for name, values in seconds.items()]
+    return [row | ratios(row, rows, settings.systems[0]) for row in rows], failed | later
+
+
+def row_of(system: str, workers: int, seconds: list[float], memory: Memory | None) -> dict[str, Any]:
+    seen = times(seconds)
+    return {
+        "system": system,
+        "workers": workers,
+        "images_per_second": 1 / seen.median,
+        "images_per_second_per_worker": 1 / seen.median / max(workers, 1),
+        "spread": seen.spread,
+        "seconds_per_image": seen.seconds,
+        "memory_per_worker_gb": memory and memory.all,
+        "memory_of_files_gb": memory and memory.files,
+    }
+
+
+def ratios(row: Mapping[str, Any], rows: list[dict[str, Any]], first: str) -> dict[str, float | None]:
+    """To the first system with as many workers, and to the same system with one worker; None: not measured."""
+    rates = {(each["system"], each["workers"]): each["images_per_second"] for each in rows}
+    rate, system, workers = row["images_per_second"], row["system"], row["workers"]
+    of_first, of_one = rates.get((first, workers)), rates.get((system, 1))
+    return {"of_first": of_first and rate / of_first, "of_one_worker": of_one and rate / of_one}
 
 
 def opened_or_not(
@@ -220,7 +254,7 @@ def untimed_batches(workers: int) -> int:
 
 
 def turn(
-    name: str, batches: Batches, workers: int, settings: LoaderSettings, memory: dict[str, float], repeat: int
+    name: str, batches: Batches, workers: int, settings: LoaderSettings, memory: dict[str, Memory], repeat: int
 ) -> float:
     """Seconds per image. Notes the memory of a worker in `memory`."""
     with closing(batches()) as stream:  # type: ignore[type-var]
@@ -229,7 +263,7 @@ def turn(
         count = consume(islice(stream, settings.images // settings.batch - untimed_batches(workers)))
         seconds = time.perf_counter() - start
         if processes := multiprocessing.active_children():
-            memory[name] = max(pss_gb(process.pid) for process in processes)
+            memory[name] = max(memory_of(process.pid) for process in processes)
     return seconds / count
 
 
@@ -238,30 +272,54 @@ def consume(batches: Iterable[Tensor]) -> int:
     return sum(len(batch) for batch in batches)
 
 
-def pss_gb(pid: int | None) -> float:
-    """Memory of a process, what it shares with others divided among them; 0 where the system does not say."""
+def memory_of(pid: int | None) -> Memory:
+    """Of a process, its proportional set size; 0 where the system does not say."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
-        return 0.0
-    found = re.search(r"^Pss:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 / 1e9 if found else 0.0
+        return Memory(0.0, 0.0)
+    found = dict(re.findall(r"^(Pss|Pss_File):\s*(\d+) kB", text, re.MULTILINE))
+    return Memory(*(int(found.get(key, 0)) * 1024 / 1e9 for key in ("Pss", "Pss_File")))
 
 
-COLUMNS = ("system", "workers", "images/s", "per worker", "spread", "GB a worker")
+def differences(folder: Path, cache: Path, settings: LoaderSettings) -> dict[str, dict[str, Any]]:
+    """Of each of our systems, how far its pixels are off."""
+    whole = open_source(str(folder))
+    assert isinstance(whole, FolderSource)
+    folders = {"ours": folder} | {system: cache / "prepared" / kind for system, kind in PREPARED.items()}
+    return {
+        system: pixel_differences(open_source(str(place)), whole, our_transform(settings))
+        for system, place in folders.items()
+        if system in settings.systems and place.is_dir()
+    }
 
 
-def print_rows(report: dict[str, Any], out: Any) -> None:
+# The report.
+
+
+def print_rows(report: dict[str, Any], out: TextIO) -> None:
     rows: list[list[str]] = [
         [
             row["system"],
             str(row["workers"]),
             f"{row['images_per_second']:.1f}",
-            f"{row['images_per_second_per_worker']:.1f}",
             f"{row['spread']:.0%}",
-            number(row["memory_per_worker_gb"], ".2f"),
+            number(row["of_first"], ".2f"),
+            number(row["of_one_worker"], ".2f"),
+            number(row["memory_per_worker_gb"], ".3f"),
+            number(row["memory_of_files_gb"], ".3f"),
         ]
         for row in report["results"]
     ]
     rows += [[name, f"not measured: {reason}"] for name, reason in report["not_measured"].items()]
-    print_table(COLUMNS, rows, out)
+    first = report["settings"]["systems"][0]
+    header = ("system", "workers", "images/s", "spread", f"of {first}", "of 1 worker", "GB a worker", "of it files")
+    print_table(header, rows, out)
+
+
+def print_differences(pixels: Mapping[str, Mapping[str, Any]], out: TextIO) -> None:
+    if not pixels:
+        return
+    print("\nGrey levels of 255 that crops are off those of whole images, which Pillow decodes and cuts:\n", file=out)
+    rows = [[name, f"{e['mean']:.2f}", str(e["greatest"]), str(e["images"])] for name, e in pixels.items()]
+    print_table(("system", "mean", "greatest", "images"), rows, out)

@@ -65,6 +65,8 @@ class StepSettings(PeerSettings):
 class LoaderSettings(Settings):
     source: str | None
     images: int
+    sizes: tuple[tuple[int, int], ...]
+    """(W, H) of the images that are made."""
     image_size: int
     batch: int
     workers: tuple[int, ...]
@@ -83,6 +85,14 @@ class TrainSettings(Settings):
 class CurveSettings(ModelSettings):
     steps: int
     backends: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings(ModelSettings):
+    steps: int
+    seeds: tuple[int, ...]
+    images: int
+    workers: int
 
 
 LEAST = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}

@@ -71,7 +71,7 @@ def read_config(arguments: Sequence[str]) -> PretrainConfig:
     demo = RECIPE.parent / "configs" / "demo.yaml"
     return load_config(
         PretrainConfig, arguments, default_config=demo, prog="tools/bench.py train --", description="The recipe.",
-        check=recipe_config.check,
+        complete=recipe_config.with_packed_channels, check=recipe_config.check,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
-from swin_mim.training.config import PretrainConfig, accumulation, check, load_config
+from swin_mim.training.config import PretrainConfig, accumulation, check, load_config, with_packed_channels
 
 if TYPE_CHECKING:
     from doctor_images import Images
@@ -83,6 +83,7 @@ def parse(arguments: Sequence[str] | None) -> Job:
         default_config=CONFIG,
         prog="doctor.py",
         description="The options of a pretraining.",
+        complete=with_packed_channels,
     )
     return Job(config.data.source, config, own.config, flags, own.images, own.json)
 
@@ -111,19 +112,18 @@ def examine(job: Job) -> "Report":
 
     # torch advises against more workers than cores; the page says it too
     warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-    config, reasons, load = job.config, _Reasons(), os.getloadavg()[0]
+    reasons, load = _Reasons(), os.getloadavg()[0]
+    config, opened, images, changes = _found(job, reasons)
     valid = reasons.of(lambda: _is_valid(config)) or False
     if valid:
         reasons.of(lambda: _fits_this_machine(config))
-    opened = reasons.of(lambda: _open(config))
-    images = reasons.of(lambda: _look(job, opened.source)) if opened else None
     plan = reasons.of(lambda: _plan(config, len(opened.training))) if opened and valid else None
     loading = steps = duration = None
     if opened and plan and images and images.broken < images.looked_at:
         loading, steps, duration = _measure(config, opened.training, plan, reasons)
     if images:
         reasons.too_many_broken(images, config, plan)
-    suggestions = tuple(_suggestions(config, images, plan, loading, steps, duration))
+    suggestions = (*changes, *_suggestions(config, images, plan, loading, steps, duration))
     return Report(
         source=job.source,
         config=_short(job.file),
@@ -146,6 +146,26 @@ def examine(job: Job) -> "Report":
     )
 
 
+def _found(
+    job: Job, reasons: "_Reasons"
+) -> "tuple[PretrainConfig, _Opened | None, Images | None, tuple[Suggestion, ...]]":
+    """The config with what the images need, all of them, what they are, and what that changes."""
+    from doctor_page import Suggestion
+    from doctor_rasters import constant_channels, with_channels, with_statistics
+
+    prepared = reasons.of(lambda: with_channels(job.config))
+    if prepared is None:
+        return job.config, None, None, ()
+    config, changes = prepared
+    opened = reasons.of(lambda: _open(config))
+    images = reasons.of(lambda: _look(job, config, opened.source)) if opened else None
+    if images and images.channels:
+        reasons.found += constant_channels(images.channels)
+        config, more = with_statistics(config, images.channels)
+        changes += more
+    return config, opened, images, tuple(Suggestion(each.key, shlex.join(each.words), each.reason) for each in changes)
+
+
 class _Reasons:
     """Why a run cannot start, as the recipe would say it."""
 
@@ -162,18 +182,10 @@ class _Reasons:
             return None
 
     def too_many_broken(self, images: "Images", config: PretrainConfig, plan: "Plan | None") -> None:
-        from doctor_images import READABLE
-
         from swin_mim.training.engine import BROKEN_GRACE
 
         most = config.data.max_broken
-        if images.too_many_channels and images.broken == images.looked_at:
-            channels = max(images.too_many_channels)
-            self.found.append(
-                f"data.source {config.data.source!r} holds images of {channels} channels, which are not read yet: "
-                f"write three of the channels as RGB images (what is read: {READABLE})"
-            )
-        elif images.broken == images.looked_at:
+        if images.broken == images.looked_at:
             first = images.first_broken[0]
             self.found.append(
                 f"none of the {images.looked_at} images of data.source {config.data.source!r} that were tried can be "
@@ -215,6 +227,7 @@ def _fits_this_machine(config: PretrainConfig) -> None:
 
 def _open(config: PretrainConfig) -> _Opened:
     from doctor_images import other_files
+    from doctor_rasters import bands_of
 
     from swin_mim.data.blue_marble import open_blue_marble
     from swin_mim.data.sources import open_source, split_heldout
@@ -229,7 +242,8 @@ def _open(config: PretrainConfig) -> _Opened:
             "give it a folder with a few of them"
         )
     try:
-        source = open_source(data.source, config=data.config, split=data.split, column=data.column)
+        where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
+        source = open_source(data.source, **where, bands=bands_of(config), stack=data.stack)
     except UserError as error:
         folder = Path(data.source).expanduser()
         others = other_files(folder) if folder.is_dir() else {}
@@ -240,12 +254,12 @@ def _open(config: PretrainConfig) -> _Opened:
     return _Opened(source, *split_heldout(source, max(data.heldout, 0), config.run.seed))
 
 
-def _look(job: Job, source: "Source") -> "Images":
+def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":
     from doctor_images import look_at_all
 
     from swin_mim.models.swin_config import as_pair
 
-    folder, sides = Path(job.source).expanduser(), job.config.model.image_size
+    folder, sides = Path(job.source).expanduser(), config.model.image_size
     size = as_pair(sides) if len(sides) in (1, 2) else (0, 0)
     workers = len(os.sched_getaffinity(0))
     _say(f"looking at {min(job.images, len(source)):,} of {len(source):,} images")
@@ -381,7 +395,7 @@ def _command(job: Job, suggestions: "Sequence[Suggestion]") -> Iterator[str]:
         if kept:
             yield shlex.quote(word)
     for each in suggestions:
-        yield from (f"--{each.key}", shlex.quote(each.value))
+        yield from (f"--{each.key}", *map(shlex.quote, shlex.split(each.value)))
 
 
 def _gpus() -> int:

@@ -6,21 +6,29 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from doctor_rasters import Channels
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from swin_mim.data.array_files import is_npy, is_npz
+from swin_mim.data.channels import numbers
 from swin_mim.data.decode import FORMATS, decode_image
 from swin_mim.data.limits import BrokenImage, check_metadata
+from swin_mim.data.raster_source import RasterSource
 from swin_mim.data.sampling import Place
-from swin_mim.data.sources import IMAGE_SUFFIXES, TABLE_SUFFIXES, FolderSource, Source
+from swin_mim.data.sources import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource, Source
+from swin_mim.data.statistics import Statistics
+from swin_mim.data.survey import spread
+from swin_mim.data.tiff_files import is_tiff
 from swin_mim.data.workers import load_batches
 
 FLAT = 2.0
@@ -62,7 +70,11 @@ class Look(NamedTuple):
     reason: str = ""
     """Why it cannot be read; empty if it can."""
     channels: int = 0
-    """Of a TIFF that cannot be read."""
+    """Of a raster, or of a TIFF that cannot be read."""
+    dtype: str = ""
+    """Of a raster."""
+    statistics: Statistics | None = None
+    """Of a raster."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ class Images:
     """Images in each folder at the top."""
     other_files: dict[str, int]
     """Files that are not read, by suffix."""
+    channels: Channels | None = None
+    """Of rasters."""
 
     @property
     def broken_share(self) -> float:
@@ -116,8 +130,8 @@ def look_at_all(source: Source, folder: Path | None, most: int, size: tuple[int,
     Raises:
         UserError: decoders die again and again.
     """
-    indices = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
-    each = [Place(int(index), int(index)) for index in indices]
+    indices = spread(len(source), most)
+    each = [Place(index, index) for index in indices]
     places = [each[start : start + _TOGETHER] for start in range(0, len(each), _TOGETHER)]
     looks: list[Look] = []
     loaded = load_batches(_Looks(source), places, list, workers=min(workers, len(places)), batch_bytes=1)
@@ -125,9 +139,22 @@ def look_at_all(source: Source, folder: Path | None, most: int, size: tuple[int,
         for batch in loaded:
             looks += batch
             bar.update(len(batch))
-    paths = source.paths if isinstance(source, FolderSource) else []
+    files = source.source if isinstance(source, RasterSource) else source
+    paths = files.paths if isinstance(files, FolderSource) else []
     folders = Counter(path.split(os.sep)[0] for path in paths if os.sep in path)
-    return summary(looks, len(source), size, dict(folders), other_files(folder) if folder else {})
+    read = IMAGE_SUFFIXES if files is source else RASTER_SUFFIXES
+    found = summary(looks, len(source), size, dict(folders), other_files(folder, read) if folder else {})
+    return replace(found, channels=_channels(looks, source.channels)) if isinstance(source, RasterSource) else found
+
+
+def _channels(looks: Sequence[Look], names: Sequence[str]) -> Channels | None:
+    """None: no image can be read."""
+    counts = Counter(look.channels for look in looks if look.channels)
+    measured = [look.statistics for look in looks if look.statistics is not None]
+    if not measured:
+        return None
+    dtypes = _counted(look.dtype for look in looks if look.dtype)
+    return Channels.of(names, dict(counts.most_common()), dtypes, reduce(Statistics.and_of, measured))
 
 
 def summary(
@@ -162,13 +189,13 @@ def summary(
     )
 
 
-def other_files(folder: Path) -> dict[str, int]:
-    """Files below a folder that no source reads, by suffix, the most frequent first; hidden ones are left out."""
+def other_files(folder: Path, read: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, int]:
+    """Files below a folder that are neither read nor tables, by suffix, the most frequent first; no hidden ones."""
     found: Counter[str] = Counter()
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found.update(os.path.splitext(name)[1].lower() or "without a suffix" for name in names if name[0] != ".")
-    return {suffix: n for suffix, n in found.most_common() if suffix not in IMAGE_SUFFIXES + TABLE_SUFFIXES}
+    return {suffix: n for suffix, n in found.most_common() if suffix not in read + TABLE_SUFFIXES}
 
 
 class _Looks(Dataset[Look]):
@@ -181,6 +208,8 @@ class _Looks(Dataset[Look]):
 
 def look_at(source: Any, index: int) -> Look:
     """Read and decode one image."""
+    if isinstance(source, RasterSource):
+        return _look_at_raster(source, index)
     look, data = Look(source.name(index)), b""
     try:
         if hasattr(source, "content"):
@@ -198,6 +227,41 @@ def look_at(source: Any, index: int) -> Look:
         reason = f"TIFF of {channels} channels of {bits} bit" if channels > 4 else str(error)
         return look._replace(reason=reason, channels=channels)
     return look._replace(size=image.size, flat=is_flat(image))
+
+
+def _look_at_raster(source: RasterSource, index: int) -> Look:
+    look = Look(source.name(index))
+    try:
+        files = source.files(index)
+        digest = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()
+        # known also of images that have others than are read
+        mask, names = source.bands.mask, source.names_of(files)
+        count = sum(mask not in (name, number) for name, number in zip(names, numbers(len(names)), strict=True))
+        look = look._replace(digest=digest, channels=count)
+        raster = source.decode(files)
+    except BrokenImage as error:
+        return look._replace(reason=str(error))
+    format = raster_format(files[0][1]) if len(files) == 1 else f"of {len(files)} files"
+    statistics = Statistics.of(raster)
+    return look._replace(
+        format=format,
+        pixels=f"{plural_channels(raster.values.shape[2])} of {raster.values.dtype}",
+        size=(raster.values.shape[1], raster.values.shape[0]),
+        flat=statistics.least == statistics.greatest,
+        dtype=raster.values.dtype.name,
+        statistics=statistics,
+    )
+
+
+def plural_channels(count: int) -> str:
+    return f"{count} channel{'' if count == 1 else 's'}"
+
+
+def raster_format(data: bytes) -> str:
+    """ "TIFF", of a file that can be decoded."""
+    if is_npy(data) or is_npz(data):
+        return "npy" if is_npy(data) else "npz"
+    return "TIFF" if is_tiff(data) else header(data)[0]
 
 
 def header(data: bytes) -> tuple[str, str]:

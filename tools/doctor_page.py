@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from doctor_geometry import Geometry, Pair
-from doctor_images import READABLE, Images
+from doctor_images import READABLE, Images, plural_channels
+from doctor_rasters import Channels
 from doctor_speed import ENOUGH, Duration, Loading, Steps
 
 from swin_mim.training.data_wait import STAGES
@@ -20,6 +21,7 @@ class Suggestion:
 
     key: str
     value: str
+    """Its words, as a shell takes them."""
     reason: str
 
 
@@ -88,9 +90,10 @@ def _images(report: Report) -> Iterator[str]:
     if images.formats:
         yield fact("formats", counts(images.formats))
         yield fact("pixels", counts(images.pixels))
-        if any("16 bit" in kind for kind in images.pixels):
+        if not images.channels and any("16 bit" in kind for kind in images.pixels):
             yield fact("", "values of 16 bit are divided by 257: a model sees 8 bit")
-        if any("32 bit" in kind or "floating" in kind for kind in images.pixels):
+            yield fact("", "with --data.channels (1 for grey, 1 2 3 for RGB) a model sees all 16: look at them so too")
+        if not images.channels and any("32 bit" in kind or "floating" in kind for kind in images.pixels):
             yield fact("", "wider values are stretched to 8 bit, each image by its own range")
     if images.smallest and images.median and images.largest:
         sizes = [by(size) for size in (images.smallest, images.median, images.largest)]
@@ -98,6 +101,8 @@ def _images(report: Report) -> Iterator[str]:
         yield fact("sizes", f"{text} (width x height)")
         if images.too_small:
             yield fact("", f"{of(images.too_small, images)} smaller than the training size: crops are enlarged")
+    if images.channels:
+        yield from _channels(images.channels)
     yield from _flaws(report, images)
     if images.folders:
         names = ", ".join(f"{name} ({number:,})" for name, number in list(images.folders.items())[:4])
@@ -105,6 +110,25 @@ def _images(report: Report) -> Iterator[str]:
         yield fact("folders", f"{names}{more}; pretraining takes no notice of them")
     if images.other_files:
         yield fact("other files", f"{counts(dict(list(images.other_files.items())[:5]))}; they are not read")
+
+
+def _channels(found: Channels) -> Iterator[str]:
+    total = sum(found.counts.values())
+    mixed = ", ".join(f"{number:,} have {plural_channels(count)}" for count, number in found.counts.items())
+    yield fact("channels", f"{len(found.names)} are read: {', '.join(found.names)}")
+    if len(found.counts) > 1:
+        yield fact("", f"not all images have as many: of {total:,}, {mixed}")
+    if len(found.dtypes) > 1:
+        yield fact("", f"not all are of one type: {counts(found.dtypes)}")
+    gaps = 1 - found.valid_share
+    yield fact("gaps", f"{gaps:.2%} of the pixels are not there" if gaps else "none: all pixels are there")
+    rows: list[tuple[str, ...]] = [("channel", "mean", "deviation", "least", "greatest")]
+    columns = (found.mean, found.std, found.least, found.greatest)
+    rows += [(name, *(f"{value:.6g}" for value in each)) for name, *each in zip(found.names, *columns, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *values in rows:
+        cells = [f"{value:>{width}}" for value, width in zip(values, widths[1:], strict=True)]
+        yield "  ".join(["", f"{name:<{widths[0]}}", *cells])
 
 
 def _flaws(report: Report, images: Images) -> Iterator[str]:
@@ -116,8 +140,8 @@ def _flaws(report: Report, images: Images) -> Iterator[str]:
             "broken", f"{of(images.broken, images)}, {over} data.max_broken ({report.max_broken:.1%}); the first:"
         )
         yield from (fact("", f"{broken.name}: {broken.reason}") for broken in images.first_broken)
-    for channels, number in images.too_many_channels.items():
-        yield fact("", f"{number:,} are TIFF files of {channels} channels. What is read: {READABLE}")
+    for channels, number in images.too_many_channels.items() if not images.channels else ():
+        yield fact("", f"{number:,} are TIFF files of {channels} channels. What is read as RGB: {READABLE}")
     if images.near_empty:
         first = listed(images.first_near_empty, images.near_empty)
         yield fact("near-empty", f"{of(images.near_empty, images)}: almost one colour, nothing to learn from: {first}")

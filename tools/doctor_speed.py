@@ -20,7 +20,7 @@ from swin_mim.data.transforms import PretrainTransform
 from swin_mim.masking import block_mask, masked_cells
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin_config import as_pair
-from swin_mim.training.config import PretrainConfig, swin_config
+from swin_mim.training.config import PretrainConfig, reads_rasters, swin_config
 from swin_mim.training.data_wait import room_for_workers
 from swin_mim.training.optim import adamw
 from swin_mim.training.plan import Plan
@@ -153,6 +153,7 @@ def _loaded(
         rank=0,
         world=1,
         workers=workers,
+        pixel_bytes=4 * config.model.in_channels if reads_rasters(data, config.model) else 3,
     )
     with closing(batches):  # type: ignore[type-var]  # it is a generator
         for _ in range(max(workers, 1)):

@@ -66,6 +66,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from swin_mim.training.labelled_images import to_probe
 
     encoder = Swin.from_pretrained(options.model, pickles=True)
+    if len(encoder.preprocessing.mean) != 3 or encoder.preprocessing.scale != 255:
+        raise UserError(f"{options.model} does not take RGB images, and probes read every image as RGB")
     data = LabelledDataConfig(
         source=options.source,
         split=options.split,

@@ -5,8 +5,10 @@ takes. Every refusal is a `BrokenImage`; nothing else leaves this module.
 """
 
 import math
+import struct
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +43,9 @@ _FACTORS = (8, 4, 2)  # by which libjpeg divides the sides of an image while it 
 _STRIP = 2**20  # pixels that are converted at a time
 _EXIF_BYTES = 2**16  # of which each of thousands of tags may count all
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324  # TIFF tags
+# of a BMP: its mark and length, where the pixels begin, the length of the second header, width, height, planes, bits a
+# pixel, compression, length of the pixels, two resolutions, how many colours a palette has
+_BITMAP = struct.Struct("<2sI4xIIiiHHII8xI4x")
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +66,7 @@ class Decoded:
     """An image, in which each square of `factor` x `factor` pixels of its file may have become one."""
 
     image: Image.Image | np.ndarray
-    """Upright: a loaded image of mode "RGB", or uint8 (H, W, 3)."""
+    """Upright: a loaded image of mode "RGB", or uint8 (H, W, 3), maybe a view of the file with steps backwards."""
     size: tuple[int, int]
     """(W, H) of all the pixels that the file holds, upright."""
     factor: int = 1
@@ -109,7 +114,8 @@ def decode_smaller(data: bytes, shrink: Shrink) -> Decoded:
 
     Every pixel of a smaller one is the mean of a square of those that the whole image has, nearly: what its lower
     frequencies say. Where simplejpeg is installed, ordinary JPEGs that are not made smaller and stand upright are
-    decoded by it, to the same pixels. The same files are broken.
+    decoded by it, to the same pixels. BMPs as Pillow writes them are not decoded at all: see `_as_it_lies`. The same
+    files are broken.
 
     Args:
         shrink: no image is made smaller than it allows, and none that it does not allow a division by 2.
@@ -120,16 +126,72 @@ def decode_smaller(data: bytes, shrink: Shrink) -> Decoded:
 def _decode_or_refuse(data: bytes, shrink: Shrink | None) -> Decoded:
     """`shrink` None: a whole image of Pillow's."""
     check_length(len(data))
+    with _refusals():
+        return _upright(*_decode(data, shrink))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever a decoder raises inside is a `BrokenImage`."""
     try:
         # Pillow warns of bombs (checked below), odd EXIF and odd palettes: nothing that a reader of a log can mend
         with warnings.catch_warnings(action="ignore"):
-            return _upright(*_decode(data, shrink))
+            yield
     except BrokenImage:
         raise
     except UnidentifiedImageError:  # its own message holds a memory address
         raise BrokenImage(f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
     except Exception as error:  # damaged files raise ValueError, struct.error, SyntaxError, MemoryError and more
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """As `decode_image`, but with the channels and the values of the file, upright: (H, W, C).
+
+    Grey has one channel, colours three, CMYK four, a palette becomes RGB, and transparency is one channel more. Values
+    are uint8, or of grey images of more than 8 bit uint16, int32 or float32.
+
+    Args:
+        deep_png: bytes of a PNG of 16 bit in colour, or with transparency -> uint16 (H, W, C), as it is stored.
+    """
+    check_length(len(data))
+    with _refusals(), _opened(data) as (file, image):
+        file.begin_pixels()
+        # Pillow reads 16 bit in grey alone, and leaves a transparent grey in it as it is
+        whole = image.mode == "I;16" and "transparency" not in image.info
+        deep = image.format == "PNG" and data[24] == 16 and not whole
+        if deep:
+            pixels = deep_png(data)
+            # Pillow would decode all of it to look for EXIF behind the pixels
+            turn = _turn(image) if "exif" in image.info else None
+        else:
+            image.load()
+            turn, pixels = _turn(image), _own_channels(image)
+        return pixels if turn is None else _turned(pixels, turn)
+
+
+def _own_channels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) of a loaded image, as `decode_channels`."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "La" or (image.mode == "L" and image.has_transparency_data):
+        image = image.convert("LA")
+    elif image.mode == "RGB" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode == "RGBX":
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
+    """As Pillow's `transpose`, for (H, W, C)."""
+    if _swaps_sides(turn):
+        pixels = pixels.swapaxes(0, 1)
+    if turn in _LAST_COLUMN_COMES_FIRST:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if turn in _LAST_ROW_COMES_FIRST else pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -148,12 +210,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpose | None]:
     """The image as it is stored, and what turns it upright."""
-    check_metadata(data)
-    with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
-        check_size(image.size)
-        pixels = image.width * image.height
-        check_scans(data, pixels, _strips_stored(image))
-        check_runs(image.info.get("compression"), pixels)
+    if shrink is not None and (pixels_there := _as_it_lies(data)) is not None:
+        return pixels_there, None
+    with _opened(data) as (file, image):
         stored, factor = image.size, 1
         if shrink is not None and image.format in ("JPEG", "MPO"):
             factor = _begin_smaller(image, shrink)
@@ -162,6 +221,35 @@ def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpos
         file.begin_pixels()
         image.load()
         return Decoded(to_rgb(image), stored, factor), _turn(image)
+
+
+def _as_it_lies(data: bytes) -> Decoded | None:
+    """The pixels of a BMP where they are in the file, with nothing copied; None: not one as Pillow writes in 24 bits.
+
+    This is what images are packed as, raw. Its rows begin at the bottom and its pixels with blue.
+    """
+    if len(data) < _BITMAP.size:
+        return None
+    mark, length, start, header, width, height, planes, bits, compression, _, colours = _BITMAP.unpack_from(data)
+    plain = (mark, start, header, planes, bits, compression, colours) == (b"BM", _BITMAP.size, 40, 1, 24, 0, 0)
+    row = (width * 3 + 3) // 4 * 4  # bytes
+    if not plain or min(width, height) < 1 or not length == len(data) == start + row * height:
+        return None
+    check_size((width, height))
+    rows = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(height, row)
+    return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
+    """(file, image that is not loaded yet), after all that its header tells was checked."""
+    check_metadata(data)
+    with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
+        check_size(image.size)
+        pixels = image.width * image.height
+        check_scans(data, pixels, _strips_stored(image))
+        check_runs(image.info.get("compression"), pixels)
+        yield file, image
 
 
 def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:

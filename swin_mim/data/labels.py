@@ -12,8 +12,18 @@ from typing import Any
 import numpy as np
 
 from swin_mim.data.blue_marble_labels import open_tiles_with_labels
+from swin_mim.data.raster import Bands
 from swin_mim.data.sampling import epoch_order
-from swin_mim.data.sources import FolderSource, Source, Subset, Table, columns_text, open_rows, sha256
+from swin_mim.data.sources import (
+    FolderSource,
+    Source,
+    Subset,
+    Table,
+    columns_text,
+    open_files,
+    opened_images,
+    sha256,
+)
 from swin_mim.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
@@ -66,6 +76,8 @@ def open_labelled(
     column: str | None = None,
     label_column: str | None = None,
     multi_label: bool = False,
+    bands: Bands | None = None,
+    stack: str | None = None,
 ) -> Labelled:
     """Open a folder of class folders, a table with a label column, or blue_marble.
 
@@ -84,15 +96,18 @@ def open_labelled(
             raise UserError(
                 "data.multi_label, data.config and data.column belong to tables: blue_marble has none of them"
             )
+        if bands is not None:
+            raise UserError("data.channels are of other images than RGB, and blue_marble is RGB: leave them out")
         return Labelled(*open_tiles_with_labels(split, label_column or "coast"))
-    opened = open_rows(spec, config=config, split=split, column=column)
+    opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
+    images = opened_images(opened, spec, column, bands)
     if isinstance(opened, Table):
-        labelled = _of_table(opened, column, label_column, multi_label)
+        labelled = _of_table(opened, images, label_column, multi_label)
     elif multi_label or label_column is not None:
         setting = "data.multi_label" if multi_label else f"data.label_column {label_column!r}"
         raise UserError(f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: leave it out")
     else:
-        labelled = _of_folder(opened, spec)
+        labelled = _of_folder(images, opened.paths, spec)
     present = [name for name, count in zip(labelled.names, labelled.counts(), strict=True) if count]
     if len(present) < 2 - multi_label:
         raise UserError(f"data.source {spec!r} has images of one class only, {present[0]!r}: nothing to tell apart")
@@ -102,7 +117,7 @@ def open_labelled(
 def labels_of_folder(source: FolderSource) -> Labelled | None:
     """The classes that folders say, of a folder which need not have any; None: it has none, or only one."""
     try:
-        labelled = _of_folder(source, "")
+        labelled = _of_folder(source, source.paths, "")
     except UserError:
         return None
     return labelled if len(labelled.names) > 1 else None
@@ -195,9 +210,9 @@ def _members(labelled: Labelled) -> list[np.ndarray]:
     return [np.flatnonzero(labelled.targets == number) for number in range(len(labelled.names))]
 
 
-def _of_folder(source: FolderSource, spec: str) -> Labelled:
+def _of_folder(images: Source, paths: Sequence[str], spec: str) -> Labelled:
     # a file name may hold any bytes, a class's name only text
-    paths = [os.fsencode(path).decode(errors="backslashreplace") for path in source.paths]
+    paths = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
     tops = [path.split("/", 1) for path in paths]
     loose = next((path for path, parts in zip(paths, tops, strict=True) if len(parts) == 1), None)
     if loose is not None:
@@ -212,13 +227,12 @@ def _of_folder(source: FolderSource, spec: str) -> Labelled:
             f"use --data.source {spec.rstrip('/')}/{names[0]} and --data.validation for another one"
         )
     number = {name: index for index, name in enumerate(names)}
-    return Labelled(source, names, np.array([number[parts[0]] for parts in tops], dtype=np.int64))
+    return Labelled(images, names, np.array([number[parts[0]] for parts in tops], dtype=np.int64))
 
 
-def _of_table(table: Table, column: str | None, label_column: str | None, multi_label: bool) -> Labelled:
+def _of_table(table: Table, images: Source, label_column: str | None, multi_label: bool) -> Labelled:
     import datasets
 
-    images = table.images(column)
     label_column = _label_column(table, label_column)
     kind = table.dataset.features[label_column]
     inner = getattr(kind, "feature", kind)

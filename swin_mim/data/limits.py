@@ -23,6 +23,11 @@ image of `MAX_PIXELS` was seen to take 1100 MiB, a progressive JPEG in four colo
 MAX_SCANS = 24
 """How often a JPEG of `MAX_PIXELS` may go over them, a smaller one more often: a progressive one does 10 times, in four
 colours 18 times."""
+MAX_RASTER_BYTES = 512 * 2**20
+"""Of the decoded pixels of an image of any channels: those of all its channels that are decoded together. Decoding
+takes up to twice as much."""
+MAX_CHANNELS = 1024
+"""Also the pages of a TIFF file, and the arrays of an .npz file."""
 MAX_RUN_PIXELS = 16 * 2**20
 """Of a BMP that is compressed by runs: Pillow makes its pixels one by one, in Python."""
 MAX_HEADER = 16 * 2**20
@@ -55,12 +60,13 @@ class MeteredFile(io.BytesIO):
     What loops over the parts of a file in Python reads for each of them, so that this bounds all such loops.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, header: int = MAX_HEADER) -> None:
+        """`header`: bytes of metadata that may be read."""
         super().__init__(data)
         self._reads = _HEADER_READS
         # Pillow takes a WebP in one piece, and the tags of a TIFF, which may be most of it, are checked by themselves
         whole = data[8:12] == b"WEBP" or _is_tiff(data)
-        self._bytes = MAX_HEADER + (2 * len(data) if whole else 0)
+        self._bytes = header + (2 * len(data) if whole else 0)
 
     def begin_pixels(self) -> None:
         self._reads = _PIXEL_READS
@@ -92,6 +98,16 @@ def check_size(size: tuple[int, int]) -> None:
         raise BrokenImage(f"{width} x {height} pixels are none")
 
 
+def check_raster(size: tuple[int, int], channels: int, itemsize: int) -> None:
+    """As `check_size`, and for too many channels or decoded bytes; `itemsize` is of a number."""
+    check_size(size)
+    if not 0 < channels <= MAX_CHANNELS:
+        raise BrokenImage(f"it has {channels} channels: there may be 1 to {MAX_CHANNELS}")
+    if (total := size[0] * size[1] * channels * itemsize) > MAX_RASTER_BYTES:
+        shape = f"{size[0]} x {size[1]} pixels of {channels} channels of {8 * itemsize} bit"
+        raise BrokenImage(f"{shape} are {total} bytes, more than {MAX_RASTER_BYTES}: cut it into smaller images")
+
+
 def check_scans(data: bytes, pixels: int, strips: int) -> None:
     """Raises `BrokenImage` for a JPEG, or JPEGs in the strips of a TIFF, that go over their pixels too often."""
     most = min(MAX_SCANS * MAX_PIXELS // pixels, _SCANS) + 4 * strips  # four colours one by one are no sign of malice
@@ -110,6 +126,33 @@ def check_metadata(data: bytes) -> None:
     if _is_jpeg(data) and _more_than(_EXIF_PARTS, _EXIF.finditer(data, 0, MAX_HEADER)):
         raise BrokenImage(f"it has more than {_EXIF_PARTS} parts of EXIF")
     _check_tags(data)
+
+
+def check_pages(data: bytes) -> None:
+    """Raises `BrokenImage` for a TIFF file of too many pages, or ones that lead back, or as `check_metadata` in any."""
+    order = "<" if data.startswith(b"II") else ">"
+    big = 43 in data[2:4]
+    at = struct.unpack_from(order + ("Q" if big else "L"), data.ljust(16, b"\0"), 8 if big else 4)[0]
+    seen: set[int] = set()
+    while at:
+        if at in seen:
+            raise BrokenImage("its pages lead back to one before")
+        if len(seen) == MAX_CHANNELS:
+            raise BrokenImage(f"it has more than {MAX_CHANNELS} pages")
+        seen.add(at)
+        _check_directories(data, order, big, at)
+        at = _next_directory(data, order, big, at)
+
+
+def _next_directory(data: bytes, order: str, big: bool, at: int) -> int:
+    """Position of the one behind; 0: none, or it is not in the file."""
+    length, entry, pointer = (8, 20, "Q") if big else (2, 12, "L")
+    if at + length > len(data):
+        return 0
+    tags = struct.unpack_from(order + ("Q" if big else "H"), data, at)[0]
+    behind = at + length + tags * entry
+    room = behind + struct.calcsize(order + pointer) <= len(data)
+    return struct.unpack_from(order + pointer, data, behind)[0] if room else 0
 
 
 def _is_jpeg(data: bytes) -> bool:
@@ -133,11 +176,12 @@ def _check_tags(data: bytes) -> None:
         return
     order = "<" if data.startswith(b"II") else ">"
     for big in {43 in data[2:4], data[2] == 43}:  # Pillow takes the header of a big-endian BigTIFF for a small one's
-        _check_directories(data, order, big)
+        first = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)[0]
+        _check_directories(data, order, big, first)
 
 
-def _check_directories(data: bytes, order: str, big: bool) -> None:
-    waiting, seen, total = [struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)[0]], set(), 0
+def _check_directories(data: bytes, order: str, big: bool, first: int) -> None:
+    waiting, seen, total = [first], set(), 0
     while waiting:
         start = waiting.pop()
         if start in seen:

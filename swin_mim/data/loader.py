@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from swin_mim.data.decode import BrokenImage, Decoded
 from swin_mim.data.loading_time import LoadingTime, Stopwatch, together
+from swin_mim.data.raster import Raster
 from swin_mim.data.sampling import Place, positions, sample_generator
 from swin_mim.data.sources import Source, smaller_image
 from swin_mim.data.streaming import Fetched, near, order_of
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
     """Images of the contiguous positions start, start + 1, ..."""
 
     images: Tensor
-    """uint8 (B, 3, H, W)"""
+    """uint8 (B, 3, H, W); of rasters float32 (B, C, H, W)."""
     start: int
     """Position of the first image in training; its index in the held-out images."""
     broken: list[Broken]
@@ -48,6 +49,13 @@ class Batch(NamedTuple):
     """int64 (B,): which image of the source each one is. That of a broken one is its replacement's."""
     seconds: LoadingTime = LoadingTime()
     """What loading it took."""
+    valid: Tensor | None = None
+    """Of rasters, bool (B, H, W): the pixels that are there; the others are NaN. None: all are."""
+
+    def first(self, count: int) -> "Batch":
+        """The batch without what is behind its first images."""
+        valid = None if self.valid is None else self.valid[:count]
+        return self._replace(images=self.images[:count], indices=self.indices[:count], valid=valid)
 
 
 class Order(Protocol):
@@ -69,6 +77,7 @@ def training_batches(
     workers: int,
     order: Order | None = None,
     pin_memory: bool = False,
+    pixel_bytes: int = 3,
 ) -> Iterator[Batch]:
     """The micro batches of one process, endlessly, from the position `samples_seen` on.
 
@@ -76,6 +85,7 @@ def training_batches(
 
     Args:
         order: of the images; None visits all of them, epoch after epoch, those of a streamed source by its shards.
+        pixel_bytes: of a pixel in a batch: 3 of RGB, 4 a channel of rasters.
 
     Raises:
         UserError: while iterating, when 8 images in a row cannot be read, or a shard cannot, and as `load_batches`.
@@ -86,7 +96,7 @@ def training_batches(
         for first in positions(samples_seen, global_batch, micro_batch, rank, world):
             yield [Place(position, visits.index(position)) for position in range(first, first + micro_batch)]
 
-    def read(index: int, position: int) -> Image.Image | Decoded:
+    def read(index: int, position: int) -> Image.Image | Decoded | Raster:
         if isinstance(transform, FinetuneTransform):
             return source.image(index)
         # the crop is drawn here too, from a generator of its own, to know how large the image must be
@@ -95,7 +105,7 @@ def training_batches(
     def crop(image: Any, position: int) -> Tensor:
         return transform(image, sample_generator(seed, position))
 
-    size = _bytes(micro_batch, transform.size)
+    size = micro_batch * pixel_bytes * math.prod(transform.size)
     places = Fetched(source, micro_batches(), seed, global_batch + PREFETCH * workers * micro_batch * world)
     return _batches(_Samples(source, read, crop, seed), places, workers, size, pin_memory)
 
@@ -108,6 +118,7 @@ def heldout_batches(
     rank: int,
     world: int,
     workers: int,
+    pixel_bytes: int = 3,
 ) -> Iterator[Batch]:
     """One pass over a source: contiguous batches dealt to the processes in turn, each image once over all of them.
 
@@ -120,7 +131,7 @@ def heldout_batches(
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
     places = Fetched(source, ([Place(index, index) for index in batch] for batch in ranges))
     samples = _Samples(source, lambda index, _: source.image(index), lambda image, _: transform(image), seed=0)
-    return _batches(samples, places, workers, _bytes(batch_size, transform.size))
+    return _batches(samples, places, workers, batch_size * pixel_bytes * math.prod(transform.size))
 
 
 class _Sample(NamedTuple):
@@ -154,14 +165,14 @@ class _Samples(Dataset[_Sample]):
         for index in chain([place.image], self._replacements(place)):
             try:
                 image = self._read(index, place.position)
+                watch.decoded()
+                crop = self._crop(image, place.position)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
             except UserError as error:
                 self._failure = error
                 return self[place]
             else:
-                watch.decoded()
-                crop = self._crop(image, place.position)
                 return _Sample(place, crop, broken, index, watch.transformed())
         watch.decoded()
         return _Sample(place, None, broken, place.image, watch.transformed())
@@ -192,9 +203,12 @@ def _collate(samples: list[_Sample]) -> _Collated:
         name, reason = next(sample.broken[-1] for sample in samples if sample.image is None)
         failure = f"{ATTEMPTS} images in a row cannot be read, the last: {name}: {reason}"
     stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
+    valid = None
+    if stacked.is_floating_point():
+        valid = ~stacked[:, 0].isnan()
     indices = torch.tensor([sample.taken for sample in samples])
     seconds = together(sample.seconds for sample in samples)._replace(collate=perf_counter() - start)
-    return _Collated(Batch(stacked, samples[0].place.position, broken, indices, seconds), failure, code)
+    return _Collated(Batch(stacked, samples[0].place.position, broken, indices, seconds, valid), failure, code)
 
 
 def _batches(
@@ -211,8 +225,5 @@ def _batches(
 
 def owned(batch: Batch) -> Batch:
     """The batch in memory of this process, to be kept: shared memory, in which it comes from a worker, is small."""
-    return batch._replace(images=batch.images.clone(), indices=batch.indices.clone())
-
-
-def _bytes(images: int, size: tuple[int, int]) -> int:
-    return images * 3 * math.prod(size)
+    valid = None if batch.valid is None else batch.valid.clone()
+    return batch._replace(images=batch.images.clone(), indices=batch.indices.clone(), valid=valid)

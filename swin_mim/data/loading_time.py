@@ -58,11 +58,11 @@ class Stopwatch:
     """The stages of one sample, from now on."""
 
     def __init__(self) -> None:
-        self._start, self._read = perf_counter(), seconds_read()
+        self._start, self._before = perf_counter(), seconds_read()
 
     def decoded(self) -> None:
-        """The image is there."""
-        self._decoded, self._read = perf_counter(), seconds_read() - self._read
+        """The image is there; another one, if what came of the one before was of no use."""
+        self._decoded, self._read = perf_counter(), seconds_read() - self._before
 
     def transformed(self) -> LoadingTime:
         """So is its crop."""

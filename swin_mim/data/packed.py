@@ -11,11 +11,13 @@ row group.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from swin_mim.data.statistics import Statistics, rounded
 from swin_mim.errors import UserError
 
 MANIFEST = "packed.json"
@@ -60,8 +62,21 @@ class Packed:
     mean: tuple[float, ...] | None = None
     """Of each channel, of values from 0 to 1; None before the end."""
     std: tuple[float, ...] | None = None
+    rasters: dict[str, Any] | None = None
+    """Of images of any channels: `channels`, their names; `dtypes`, how many images are of which; `statistics`, over
+    the valid pixels, of what `sums` and `squares` say of RGB images. In the units of the files, as `mean` and `std` are
+    then."""
     fingerprint: str | None = None
     """Of the packed images as a source of training; None before the end, and so what tells that all is there."""
+
+    def with_raster(self, statistics: Statistics, dtype: str) -> "Packed":
+        """With one raster more."""
+        assert self.rasters is not None
+        before, dtypes = self.rasters["statistics"], self.rasters["dtypes"]
+        all_of_them = Statistics.from_json(before).and_of(statistics) if before else statistics
+        counted = dtypes | {dtype: dtypes.get(dtype, 0) + 1}
+        rasters = self.rasters | {"dtypes": counted, "statistics": all_of_them.as_json()}
+        return replace(self, pixels=self.pixels + statistics.pixels, rasters=rasters)
 
     @property
     def images(self) -> int:
@@ -76,8 +91,12 @@ class Packed:
         return self.fingerprint is not None
 
     def finished(self, fingerprint: str) -> "Packed":
-        """With its statistics: population mean and deviation over all pixels."""
-        mean = [total / self.pixels for total in self.sums]
+        """With its statistics: population mean and deviation over all pixels, of rasters over the valid ones."""
+        if self.rasters is not None:
+            statistics = Statistics.from_json(self.rasters["statistics"])
+            mean, std = rounded(statistics.mean), rounded(statistics.std)
+            return replace(self, mean=mean, std=std, fingerprint=fingerprint)
+        means = [total / self.pixels for total in self.sums]
         # a difference of large numbers, which are whole: no digit is lost before the root
         variance = [
             (self.pixels * square - total * total) / self.pixels**2
@@ -85,14 +104,17 @@ class Packed:
         ]
         return replace(
             self,
-            mean=tuple(round(each / 255, 6) for each in mean),
+            mean=tuple(round(each / 255, 6) for each in means),
             std=tuple(round(each**0.5 / 255, 6) for each in variance),
             fingerprint=fingerprint,
         )
 
     def text(self) -> str:
         """As JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        fields = asdict(self)
+        if self.rasters is None:
+            del fields["rasters"]
+        return json.dumps(fields, indent=1) + "\n"
 
 
 def read_packed(folder: Path) -> Packed | None:
@@ -112,6 +134,33 @@ def read_packed(folder: Path) -> Packed | None:
         return Packed(**fields)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): pack the images again into a new folder") from error
+
+
+class PackedRasters(NamedTuple):
+    """What a folder of packed rasters says of itself."""
+
+    channels: tuple[str, ...]
+    """Names."""
+    mean: tuple[float, ...]
+    """Of each channel over its valid pixels, in the units of the files."""
+    std: tuple[float, ...]
+
+
+def packed_rasters(folder: Path) -> PackedRasters | None:
+    """Names, means and deviations of the channels; None: these are no packed rasters, or their packing has not ended.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    packed = read_packed(folder)
+    if packed is None or packed.rasters is None or packed.mean is None or packed.std is None:
+        return None
+    return PackedRasters(tuple(packed.rasters["channels"]), packed.mean, packed.std)
+
+
+def text_if_nan(value: float | None) -> float | str | None:
+    """A value that equals itself after JSON."""
+    return "nan" if value is not None and math.isnan(value) else value
 
 
 def load_packed(folder: Path) -> Any:

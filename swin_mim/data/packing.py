@@ -13,9 +13,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image, features
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -31,14 +32,20 @@ from swin_mim.data.packed import (
     check_sizes,
     load_shards,
     read_packed,
+    text_if_nan,
 )
+from swin_mim.data.packing_rasters import Row, raster_row
+from swin_mim.data.raster import Bands
+from swin_mim.data.raster_source import RasterSource
 from swin_mim.data.sampling import Place
 from swin_mim.data.shard_file import STAGING, ShardFile, locked, replace_file, writing
-from swin_mim.data.sources import FolderSource, Table, TableSource, open_rows
+from swin_mim.data.sources import FolderSource, Table, TableSource, as_rasters, open_files
+from swin_mim.data.stacks import StackSource
 from swin_mim.data.workers import load_batches
 from swin_mim.errors import UserError
 
-Format = Literal["jpeg", "raw"]
+Format = Literal["jpeg", "raw", "npy"]
+Files = FolderSource | StackSource | TableSource
 
 _TASK = 8  # images that a worker packs at a time
 _LOOK = 1.0  # seconds between two looks at whether the main process lives
@@ -59,6 +66,8 @@ def pack(
     shard_mib: int = 256,
     workers: int = 4,
     progress: bool = False,
+    bands: Bands | None = None,
+    stack: str | None = None,
 ) -> Packed:
     """Pack a source into a folder, or finish what an interrupted call has begun; what is complete is left as it is.
 
@@ -81,6 +90,9 @@ def pack(
         shard_mib: a shard is closed when its images have this many MiB.
         workers: processes; 0 works in this one.
         progress: show a bar with images/s and the time that is left.
+        bands, stack: images are of any channels, as in `open_source`. They become .npy files (H, W, C) of the type and
+            in the units of their own, made smaller as `smaller_raster` does, without regard to `quality` and `format`.
+            Which pixels are valid is packed with them: nothing need be said of it to read the result.
 
     Raises:
         UserError: nothing to pack, a folder that holds something else, or that was begun from another source or with
@@ -89,18 +101,47 @@ def pack(
     """
     origin = {"source": spec, "config": config, "split": split, "column": column}
     settings = {"size": size, "format": format, "quality": quality, "shard_mib": shard_mib}
-    return _pack(origin, settings, folder, workers, progress)
+    if bands is not None:
+        settings |= {"format": "npy"} | _bands_settings(bands, stack)
+    return _pack(origin, settings, folder, workers, progress, bands)
 
 
-def _pack(origin: dict[str, Any], settings: dict[str, Any], folder: Path, workers: int, progress: bool) -> Packed:
+def _versions(rasters: bool) -> dict[str, str]:
+    """Of what makes the bytes."""
+    if rasters:
+        return {"numpy": np.__version__, "torch": str(torch.__version__)}
+    return {"pillow": Image.__version__, "libjpeg": str(features.version("libjpeg_turbo"))}
+
+
+def _bands_settings(bands: Bands, stack: str | None) -> dict[str, Any]:
+    return {
+        "in_channels": bands.count,
+        "channels": None if bands.channels is None else list(bands.channels),
+        "nodata": text_if_nan(bands.nodata),
+        "mask_channel": bands.mask,
+        "stack": stack,
+    }
+
+
+def _pack(
+    origin: dict[str, Any],
+    settings: dict[str, Any],
+    folder: Path,
+    workers: int,
+    progress: bool,
+    bands: Bands | None,
+) -> Packed:
     spec, column = origin["source"], origin["column"]
-    opened = open_rows(spec, config=origin["config"], split=origin["split"], column=column)
+    where = {"config": origin["config"], "split": origin["split"], "column": column}
+    opened = open_files(spec, **where, bands=bands, stack=settings.get("stack"))
     _check_apart(Path(spec).expanduser(), folder)
     source = opened.images(column) if isinstance(opened, Table) else opened
+    rasters = None if bands is None else as_rasters(opened, spec, column, bands)
     begun = Packed(
         source=origin | {"images": len(source), "fingerprint": source.fingerprint},
         settings=settings if settings["format"] == "jpeg" else settings | {"quality": None},
-        made_with={"pillow": Image.__version__, "libjpeg": str(features.version("libjpeg_turbo"))},
+        made_with=_versions(rasters is not None),
+        rasters=None if rasters is None else {"channels": list(rasters.channels), "dtypes": {}, "statistics": None},
     )
     with writing(folder):
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -108,52 +149,46 @@ def _pack(origin: dict[str, Any], settings: dict[str, Any], folder: Path, worker
         packed = _continued(folder, begun)
         if packed.complete:
             return packed
-        job = _Job(folder, packed, source, *_columns(opened, source))
-        encoder = _Encoder(source, settings["size"], settings["quality"], settings["format"])
+        job = _Job(folder, packed, source, *_columns(opened, source, rasters is not None))
+        encoder = _Encoder(source, rasters, settings)
         unit: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not progress}
         with tqdm(total=len(source), initial=packed.read, **unit) as bar:
             job.run(encoder, workers, bar)
         return job.finish()
 
 
-class _Row(NamedTuple):
-    """A packed image, or why there is none."""
-
-    content: bytes
-    path: str | None
-    reason: str
-    """Not empty: it is broken."""
-    pixels: int
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
-
-
-class _Encoder(Dataset[_Row]):
+class _Encoder(Dataset[Row]):
     """The pure function index -> packed image, in the form that a `DataLoader` asks for."""
 
-    def __init__(self, source: FolderSource | TableSource, size: int, quality: int, format: Format) -> None:
-        self._source, self._size, self._quality, self._format = source, size, quality, format
+    def __init__(self, source: Files, rasters: RasterSource | None, settings: dict[str, Any]) -> None:
+        """`rasters` are the images of `source` as such, if they are."""
+        self._source, self._rasters, self._settings = source, rasters, settings
         self._main, self._watched = os.getpid(), False
 
-    def __getitem__(self, place: Place) -> _Row:
+    def __getitem__(self, place: Place) -> Row:
         self._end_with_main()
         try:
-            image = shrunk(self._source.image(place.image), self._size)
+            if self._rasters is None:
+                return self._rgb(place.image)
+            return raster_row(self._rasters, place.image, self._settings["size"], self._source.path(place.image))
         except BrokenImage as error:
-            return _Row(b"", None, str(error), 0, (0, 0, 0), (0, 0, 0))
+            return Row(b"", None, str(error))
+
+    def _rgb(self, index: int) -> Row:
+        assert not isinstance(self._source, StackSource)
+        image = shrunk(self._source.image(index), self._settings["size"])
         buffer = io.BytesIO()
-        if self._format == "raw":
+        if self._settings["format"] == "raw":
             image.save(buffer, "BMP")
         else:
-            image.save(buffer, "JPEG", quality=self._quality)
+            image.save(buffer, "JPEG", quality=self._settings["quality"])
         histogram = np.array(image.histogram(), dtype=np.int64).reshape(3, 256)
-        return _Row(
+        return Row(
             buffer.getvalue(),
-            self._source.path(place.image),
-            "",
-            image.width * image.height,
-            tuple((histogram @ _VALUES).tolist()),
-            tuple((histogram @ _VALUES**2).tolist()),
+            self._source.path(index),
+            pixels=image.width * image.height,
+            sums=tuple((histogram @ _VALUES).tolist()),
+            squares=tuple((histogram @ _VALUES**2).tolist()),
         )
 
     def _end_with_main(self) -> None:
@@ -181,9 +216,7 @@ def shrunk(image: Image.Image, size: int) -> Image.Image:
 class _Job:
     """A packing that is under way: what is on disk, and the shard that is being written."""
 
-    def __init__(
-        self, folder: Path, packed: Packed, source: FolderSource | TableSource, columns: Any, schema: Any
-    ) -> None:
+    def __init__(self, folder: Path, packed: Packed, source: Files, columns: Any, schema: Any) -> None:
         """`columns` besides the image are a `datasets.Dataset` in the format "arrow", or None; `schema` is of all."""
         self._folder, self._packed, self._source = folder, packed, source
         self._columns, self._schema = columns, schema
@@ -223,7 +256,7 @@ class _Job:
             replace_file(self._folder / MANIFEST, self._packed.text())
         return self._packed
 
-    def _add(self, index: int, row: _Row) -> None:
+    def _add(self, index: int, row: Row) -> None:
         packed = self._packed
         if row.reason:
             self._broken.append({"name": self._source.name(index), "reason": row.reason})
@@ -233,12 +266,10 @@ class _Job:
                 self._shard = ShardFile(self._folder / STAGING, self._schema, self._columns)
         with writing(self._folder):
             self._shard.add(index, row.content, row.path)
-        self._packed = replace(
-            packed,
-            pixels=packed.pixels + row.pixels,
-            sums=tuple(a + b for a, b in zip(packed.sums, row.sums, strict=True)),
-            squares=tuple(a + b for a, b in zip(packed.squares, row.squares, strict=True)),
-        )
+        if row.statistics is not None:
+            self._packed = packed.with_raster(row.statistics, row.dtype)
+        else:
+            self._packed = _with_rgb(packed, row)
         if self._shard.content >= packed.settings["shard_mib"] * 2**20:
             self._commit(index + 1)
 
@@ -256,18 +287,30 @@ class _Job:
             replace_file(self._folder / MANIFEST, self._packed.text())
 
 
-def _columns(opened: FolderSource | Table, source: FolderSource | TableSource) -> tuple[Any, Any]:
+def _with_rgb(packed: Packed, row: Row) -> Packed:
+    """With one image more."""
+    return replace(
+        packed,
+        pixels=packed.pixels + row.pixels,
+        sums=tuple(a + b for a, b in zip(packed.sums, row.sums, strict=True)),
+        squares=tuple(a + b for a, b in zip(packed.squares, row.squares, strict=True)),
+    )
+
+
+def _columns(opened: FolderSource | StackSource | Table, source: Files, rasters: bool) -> tuple[Any, Any]:
     """(the columns besides that of the images, in the format "arrow", or None; the schema of all)."""
     import datasets
 
     kinds: dict[str, Any] = {IMAGE: datasets.Image()}
+    if rasters:  # which that library cannot show
+        kinds[IMAGE] = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     columns = None
     if isinstance(opened, Table):
         kept = _columns_to_keep(opened.dataset.features, getattr(source, "column", None))
         if kept:
             columns = opened.dataset.select_columns(kept).with_format("arrow")
             kinds |= {name: opened.dataset.features[name] for name in kept}
-    elif labelled := labels_of_folder(opened):
+    elif isinstance(opened, FolderSource) and (labelled := labels_of_folder(opened)):
         kinds["label"] = datasets.ClassLabel(names=list(labelled.names))
         chosen = datasets.Features({"label": kinds["label"]})
         columns = datasets.Dataset.from_dict({"label": labelled.targets}, features=chosen).with_format("arrow")

@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,11 +20,16 @@ from PIL import Image
 from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
 from swin_mim.data.limits import BrokenImage, check_length
 from swin_mim.data.loading_time import reading
-from swin_mim.data.packed import MANIFEST, load_packed
+from swin_mim.data.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
+from swin_mim.data.raster import Bands, Raster
+from swin_mim.data.raster_files import listed
+from swin_mim.data.raster_source import RasterSource, check_bands
 from swin_mim.data.sampling import epoch_order
+from swin_mim.data.stacks import StackSource, check_pattern, group
 from swin_mim.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+RASTER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
 """Names that mark the image column of a table where its type does not."""
@@ -43,8 +49,12 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """What a message calls the image: a relative path, or a row."""
 
-    def image(self, index: int) -> Image.Image:
-        """Decode an image: loaded, mode "RGB". Raises `BrokenImage`."""
+    def image(self, index: int) -> Any:
+        """Decode an image: loaded, mode "RGB"; of sources that were opened with bands a `Raster`.
+
+        Raises:
+            BrokenImage: it cannot be used.
+        """
 
     def listing(self) -> Iterator[tuple[str, int]]:
         """(name, size) of every image of the data set, also of those that a part of it leaves out."""
@@ -54,7 +64,7 @@ class Source(Protocol):
 class Shrinking(Protocol):
     """A source that need not decode images to their full size."""
 
-    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+    def smaller(self, index: int, shrink: Shrink) -> Decoded | Raster:
         """As `image`, but made as small as `shrink` allows where that is faster: see `decode_smaller`."""
 
 
@@ -66,40 +76,125 @@ class Splitting(Protocol):
         """As `split_heldout`."""
 
 
-def smaller_image(source: Source, index: int, shrink: Shrink) -> Decoded:
-    """An image of any source, smaller where the source can. Raises `BrokenImage`."""
+def smaller_image(source: Source, index: int, shrink: Shrink) -> Decoded | Raster:
+    """An image of any source, smaller where the source can; rasters are whole. Raises `BrokenImage`."""
     if isinstance(source, Shrinking):
         return source.smaller(index, shrink)
-    return Decoded.whole(source.image(index))
+    image = source.image(index)
+    return image if isinstance(image, Raster) else Decoded.whole(image)
 
 
-def open_source(spec: str, *, config: str | None = None, split: str = "train", column: str | None = None) -> Source:
+def open_source(
+    spec: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    column: str | None = None,
+    bands: Bands | None = None,
+    stack: str | None = None,
+) -> Source:
     """Open a folder of images, a folder of parquet or arrow files, or a data set on the Hugging Face Hub.
 
     A folder that holds image files at any depth is just these images: class folders and metadata files mean
     nothing. `config`, `split` and `column` belong to tables, and a folder of tables is read like a Hub repository;
     without a column it is the only one of images. What tools/prepare.py packed is a table too, read where it lies.
 
+    Args:
+        bands: the images are of any channels: `image` returns a `Raster`. Folders may hold .npy and .npz files too.
+        stack: in a folder, every channel is a file of its own: the pattern of their relative paths, with {image}, which
+            may hold slashes, and {channel}, as "{image}_{channel}.tif". A missing file is a `BrokenImage`.
+
     Raises:
-        UserError: nothing there, no images in it, no such split or column.
+        UserError: nothing there, no images in it, no such split or column, other channels than `bands` says.
     """
-    opened = open_rows(spec, config=config, split=split, column=column)
-    return opened.images(column) if isinstance(opened, Table) else opened
+    opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
+    return opened_images(opened, spec, column, bands)
 
 
 def open_rows(
     spec: str, *, config: str | None = None, split: str = "train", column: str | None = None
 ) -> "FolderSource | Table":
-    """As `open_source`, but a table comes with all its columns."""
+    """As `open_source` of RGB images, but a table comes with all its columns."""
+    opened = open_files(spec, config=config, split=split, column=column)
+    assert not isinstance(opened, StackSource)
+    return opened
+
+
+def open_files(
+    spec: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    column: str | None = None,
+    bands: Bands | None = None,
+    stack: str | None = None,
+) -> "FolderSource | StackSource | Table":
+    """As `open_source`, but a table comes with all its columns, and `as_rasters` makes rasters of what there is."""
     folder = Path(spec).expanduser()
+    _check_options(spec, folder, bands, stack)
     if spec and folder.is_dir():
-        return _open_folder(folder, config, split, column)
+        if stack is not None and bands is not None and not (folder / MANIFEST).exists():
+            return _open_stack(folder, config, split, column, bands, stack)
+        return _open_folder(folder, config, split, column, IMAGE_SUFFIXES if bands is None else RASTER_SUFFIXES)
     if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1:
         found = "is a file" if spec and folder.exists() else "does not exist"
         raise UserError(
             f"data.source {spec!r} {found}: give a folder of images or the name of a Hub data set (user/name)"
         )
     return _open_hub(spec, config, split)
+
+
+def opened_images(
+    opened: "FolderSource | StackSource | Table", spec: str, column: str | None, bands: Bands | None
+) -> Source:
+    """The images of what `open_files` opened. Raises `UserError` as `open_source`."""
+    if bands is not None:
+        return as_rasters(opened, spec, column, bands)
+    assert not isinstance(opened, StackSource)
+    return opened.images(column) if isinstance(opened, Table) else opened
+
+
+def as_rasters(
+    opened: "FolderSource | StackSource | Table", spec: str, column: str | None, bands: Bands
+) -> RasterSource:
+    """What `open_files` opened, as images of any channels. Raises `UserError` as `open_source`."""
+    packed = read_packed(Path(spec).expanduser()) if isinstance(opened, Table) and spec else None
+    if packed is not None and packed.rasters is not None:
+        column = column or IMAGE
+    files = opened.images(column) if isinstance(opened, Table) else opened
+    names = None
+    if packed is not None and packed.rasters is not None:
+        # packing has seen to what marks the gaps, and says which pixels are valid itself
+        names, bands = tuple(packed.rasters["channels"]), replace(bands, nodata=None, mask=None)
+    source = RasterSource(files, bands, names)
+    check_bands(source, spec)
+    return source
+
+
+def _check_options(spec: str, folder: Path, bands: Bands | None, stack: str | None) -> None:
+    if stack is not None and bands is None:
+        raise UserError(f"data.stack {stack!r} makes images of one file for each channel: name these in data.channels")
+    packed = read_packed(folder) if spec and (folder / MANIFEST).is_file() else None
+    if packed is None or packed.rasters is None:
+        if stack is not None and (packed is not None or not folder.is_dir()):
+            raise UserError(
+                f"data.stack {stack!r} is of the files in a folder, and data.source {spec!r} is none of such"
+            )
+        return
+    names = packed.rasters["channels"]
+    if bands is None:
+        raise UserError(
+            f"data.source {spec!r} holds packed images of {len(names)} channels ({listed(names)}): set "
+            f"model.in_channels {len(names)}, or name those to be read in data.channels"
+        )
+    was = packed.settings
+    asked = {"nodata": text_if_nan(bands.nodata), "mask_channel": bands.mask, "stack": stack}
+    for key, value in asked.items():
+        if value is not None and value != was[key]:
+            raise UserError(
+                f"data.{key} {value!r} cannot be used on data.source {spec!r}, which was packed with {key} "
+                f"{was[key]}: leave it out, what is packed says itself which pixels are valid"
+            )
 
 
 class FolderSource:
@@ -246,10 +341,10 @@ class Subset:
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Any:
         return self._source.image(int(self._indices[index]))
 
-    def smaller(self, index: int, shrink: Shrink) -> Decoded:
+    def smaller(self, index: int, shrink: Shrink) -> Decoded | Raster:
         return smaller_image(self._source, int(self._indices[index]), shrink)
 
     def listing(self) -> Iterator[tuple[str, int]]:
@@ -265,15 +360,38 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
     return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
 
 
-def _open_folder(folder: Path, config: str | None, split: str, column: str | None) -> FolderSource | Table:
+def _open_stack(
+    folder: Path, config: str | None, split: str, column: str | None, bands: Bands, stack: str
+) -> StackSource:
+    check_pattern(stack)
+    _check_no_table(folder, config, split, column)
+    files = _find_files(folder, RASTER_SUFFIXES)
+    if not files:
+        raise UserError(f"data.source {str(folder)!r} holds no {' '.join(RASTER_SUFFIXES)} files at any depth")
+    found, names = group([path for path, _ in files], stack, bands, str(folder))
+    taken = sorted(index for channels in found.values() for index in channels.values())
+    place = {index: number for number, index in enumerate(taken)}
+    images = {
+        image: {channel: place[index] for channel, index in channels.items()} for image, channels in found.items()
+    }
+    return StackSource(FolderSource(folder, [files[index] for index in taken]), stack, images, names)
+
+
+def _check_no_table(folder: Path, config: str | None, split: str, column: str | None) -> None:
+    if config is not None or split != "train" or column is not None:
+        raise UserError(
+            f"data.source {str(folder)!r} is a folder of images, which has no data.config {config!r}, "
+            f"data.split {split!r} or data.column {column!r}: leave them out, or name a folder inside it"
+        )
+
+
+def _open_folder(
+    folder: Path, config: str | None, split: str, column: str | None, suffixes: tuple[str, ...]
+) -> FolderSource | Table:
     if (folder / MANIFEST).exists():
         return _open_table(str(folder), [], lambda: _load_packed(folder, config, split))
-    if files := _find_files(folder, IMAGE_SUFFIXES):
-        if config is not None or split != "train" or column is not None:
-            raise UserError(
-                f"data.source {str(folder)!r} is a folder of images, which has no data.config {config!r}, "
-                f"data.split {split!r} or data.column {column!r}: leave them out, or name a folder inside it"
-            )
+    if files := _find_files(folder, suffixes):
+        _check_no_table(folder, config, split, column)
         tables = [path for path, _ in _find_files(folder, TABLE_SUFFIXES) if not path.endswith("metadata.parquet")]
         if tables:
             raise UserError(
@@ -285,7 +403,7 @@ def _open_folder(folder: Path, config: str | None, split: str, column: str | Non
         return _open_table(str(folder), [folder], lambda: _load_from_disk(folder, config, split))
     if not _find_files(folder, TABLE_SUFFIXES):
         raise UserError(
-            f"data.source {str(folder)!r} holds no {' '.join(IMAGE_SUFFIXES + TABLE_SUFFIXES)} files at any depth: "
+            f"data.source {str(folder)!r} holds no {' '.join(suffixes + TABLE_SUFFIXES)} files at any depth: "
             "give a folder of images"
         )
     return _open_table(str(folder), [folder], lambda: _load_files(folder, config, split))

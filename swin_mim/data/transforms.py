@@ -1,6 +1,7 @@
 """What is done to an image on its way to the model: crops in the workers, normalisation on the device.
 
-Images cross from the workers as uint8 (3, H, W), a quarter of the bytes of float32.
+RGB images cross from the workers as uint8 (3, H, W), a quarter of the bytes of float32. Rasters are float32 (C, H, W),
+in the units of their files, and NaN where there is nothing.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from swin_mim.data.decode import Box, Decoded
 from swin_mim.data.rand_augment import check_policy, rand_augment
+from swin_mim.data.raster import Raster, cut_raster
 from swin_mim.errors import UserError
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -61,13 +63,19 @@ class PretrainTransform:
         left, top, right, bottom = self._box(size, rng)
         return min((right - left) / self.size[1], (bottom - top) / self.size[0])
 
-    def __call__(self, image: Image.Image | Decoded, rng: np.random.Generator) -> Tensor:
-        """An RGB image of any size -> uint8 (3, H, W), a function of the image and `rng` alone."""
-        decoded = image if isinstance(image, Decoded) else Decoded.whole(image)
-        cut = _cut(decoded.image, self.size, decoded.place(self._box(decoded.size, rng)))
-        sideways, upside_down, transposed = _draw_flips(self.flips, rng)
-        cut = cut.flip([axis for axis, flip in ((2, sideways), (1, upside_down)) if flip])
-        return (cut.mT if transposed else cut).contiguous()
+    def __call__(self, image: Image.Image | Decoded | Raster, rng: np.random.Generator) -> Tensor:
+        """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster; of the image and `rng` alone.
+
+        Raises:
+            BrokenImage: no pixel of a raster's crop is there.
+        """
+        if isinstance(image, Raster):
+            height, width, _ = image.values.shape
+            cut = cut_raster(image, self.size, self._box((width, height), rng))
+        else:
+            decoded = image if isinstance(image, Decoded) else Decoded.whole(image)
+            cut = _cut(decoded.image, self.size, decoded.place(self._box(decoded.size, rng)))
+        return _mirrored(cut, self.flips, rng)
 
     def _box(self, size: tuple[int, int], rng: np.random.Generator) -> Box:
         stretch = self.size[1] / self.size[0]
@@ -104,10 +112,21 @@ class FinetuneTransform:
         check_policy(self.auto)
         check_flips(self.flips, self.size)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """An RGB image of any size -> uint8 (3, H, W), a function of the image and `rng` alone."""
+    def __call__(self, image: Image.Image | Raster, rng: np.random.Generator) -> Tensor:
+        """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster; of the image and `rng` alone.
+
+        Rasters are cropped and flipped, and what else there is must be off.
+
+        Raises:
+            BrokenImage: no pixel of a raster's crop is there.
+        """
         stretch = self.size[1] / self.size[0]
         ratio = (self.ratio[0] * stretch, self.ratio[1] * stretch)
+        if isinstance(image, Raster):
+            assert not any((self.auto, self.color_jitter, self.random_erasing)), "of RGB images only"
+            height, width, _ = image.values.shape
+            box = random_crop_box((width, height), self.scale, ratio, rng)
+            return _mirrored(cut_raster(image, self.size, box, self.interpolation), self.flips, rng)
         image = _resize(image, self.size, random_crop_box(image.size, self.scale, ratio, rng), self.interpolation)
         image = _flipped(image, self.flips, rng)
         with _global_generators(rng):
@@ -165,13 +184,22 @@ class EvaluationTransform:
     share: float = 1.0
     """Side of the part that is taken, in the largest one's."""
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """An RGB image of any size -> uint8 (3, H, W)."""
-        (height, width), (image_width, image_height) = self.size, image.size
+    def __call__(self, image: Image.Image | Raster) -> Tensor:
+        """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster, cut out at whole pixels.
+
+        Raises:
+            BrokenImage: as `PretrainTransform`.
+        """
+        if isinstance(image, Raster):
+            return cut_raster(image, self.size, self._box(image.values.shape[1::-1]), self.interpolation)
+        return to_tensor(_resize(image, self.size, self._box(image.size), self.interpolation))
+
+    def _box(self, size: tuple[int, ...]) -> Box:
+        (height, width), (image_width, image_height) = self.size, size
         shrink = min(image_width / width, image_height / height) * self.share
         crop = min(width * shrink, image_width), min(height * shrink, image_height)
         left, top = (image_width - crop[0]) / 2, (image_height - crop[1]) / 2
-        return to_tensor(_resize(image, self.size, (left, top, left + crop[0], top + crop[1]), self.interpolation))
+        return left, top, left + crop[0], top + crop[1]
 
 
 def random_crop_box(
@@ -214,19 +242,24 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def normalize(images: Tensor, mean: Values, std: Values) -> Tensor:
-    """uint8 (B, C, H, W) on any device -> float32: (x / 255 - mean) / std, with a mean and std for each channel.
+def normalize(images: Tensor, mean: Values, std: Values, scale: float = 255) -> Tensor:
+    """(B, C, H, W) on any device -> float32: (x / scale - mean) / std, with a mean and std for each channel.
 
     Tensors on the device of the images save it a wait for their copy.
+
+    Args:
+        scale: 255 for uint8 images, whose mean and std are of values from 0 to 1; 1 for those in the units of files.
     """
     pixels = images.to(torch.float32, copy=True)  # the one new tensor: each is four times as large as the images
-    return pixels.div_(255).sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
+    if scale != 1:
+        pixels.div_(scale)
+    return pixels.sub_(_per_channel(mean, images)).div_(_per_channel(std, images))
 
 
-def denormalize(pixels: Tensor, mean: Values, std: Values) -> Tensor:
-    """The inverse of `normalize`: float (B, C, H, W) -> uint8, values out of range clipped."""
-    values = (pixels.float() * _per_channel(std, pixels) + _per_channel(mean, pixels)) * 255
-    return values.round().clamp(0, 255).to(torch.uint8)
+def denormalize(pixels: Tensor, mean: Values, std: Values, scale: float = 255) -> Tensor:
+    """The inverse of `normalize`: float (B, C, H, W) -> uint8, values out of range clipped; float32 if `scale` is 1."""
+    values = (pixels.float() * _per_channel(std, pixels) + _per_channel(mean, pixels)) * scale
+    return values if scale == 1 else values.round().clamp(0, 255).to(torch.uint8)
 
 
 def check_flips(flips: Flips, size: tuple[int, int]) -> None:
@@ -251,6 +284,13 @@ def _draw_flips(flips: Flips, rng: np.random.Generator) -> tuple[bool, bool, boo
     )
 
 
+def _mirrored(pixels: Tensor, flips: Flips, rng: np.random.Generator) -> Tensor:
+    """(C, H, W), contiguous."""
+    sideways, upside_down, transposed = _draw_flips(flips, rng)
+    pixels = pixels.flip([axis for axis, flip in ((2, sideways), (1, upside_down)) if flip])
+    return (pixels.mT if transposed else pixels).contiguous()
+
+
 def _flipped(image: Image.Image, flips: Flips, rng: np.random.Generator) -> Image.Image:
     sideways, upside_down, transposed = _draw_flips(flips, rng)
     if sideways:
@@ -269,8 +309,11 @@ def _per_channel(values: Values, like: Tensor) -> Tensor:
 def _cut(image: Image.Image | np.ndarray, size: tuple[int, int], box: Box) -> Tensor:
     """Crop and resize to `size`, bilinear and antialiased: an RGB image or uint8 (h, w, 3) -> uint8 (3, H, W)."""
     left, top, right, bottom = map(int, box)
+    if isinstance(image, np.ndarray) and image.strides[2] < 0:
+        # blue first: copying rows takes little, copying bytes one by one much, so that the colours change places last
+        return _cut(image[..., ::-1], size, box).flip(0)
     if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(image)[top:bottom, left:right]
+        pixels = torch.from_numpy(image[top:bottom, left:right].copy())
     elif (left, top, right, bottom) == tuple(box):
         part = image.crop((left, top, right, bottom))
         # as Pillow holds it, with a byte for nothing in each pixel: a copy and no conversion

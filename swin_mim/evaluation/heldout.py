@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from swin_mim.data.loader import Batch
+from swin_mim.evaluation.false_colours import FalseColours
 from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
-from swin_mim.evaluation.validation import baseline_errors, evaluate
+from swin_mim.evaluation.validation import baseline_errors, evaluate, valid_of
 from swin_mim.models.simmim import SimMIM, local_statistics
 
 
@@ -18,17 +19,19 @@ class HeldOut:
 
     Args:
         batches: decoded images.
-        prepare: uint8 (B, C, H, W) -> normalised float on the model's device.
-        restore: its inverse, to uint8.
-        draw_mask: (batch size, start) -> bool (B, H/p, W/p), a function of the positions alone.
+        prepare: images of a batch (B, C, H, W) -> normalised float on the model's device.
+        restore: its inverse.
+        draw_mask: of a batch -> bool (B, H/p, W/p), a function of the positions and valid pixels alone.
         reduce: the sum of a tensor over all processes.
+        shown: the channels that pictures show; None: the images are RGB.
     """
 
     batches: list[Batch]
     prepare: Callable[[Tensor], Tensor]
     restore: Callable[[Tensor], Tensor]
-    draw_mask: Callable[[int, int], Tensor]
+    draw_mask: Callable[[Batch], Tensor]
     reduce: Callable[[Tensor], Tensor]
+    shown: tuple[int, ...] | None = None
 
     def loss(self, model: SimMIM) -> dict[str, float]:
         """The mean loss over the images of all processes."""
@@ -47,17 +50,21 @@ class HeldOut:
             draw_mask=self.draw_mask,
             patch=model.encoder.config.patch_size,
             reduce=self.reduce,
-            deviation=(lambda images: local_statistics(images)[1]) if normalized else None,
+            deviation=(lambda images, **valid: local_statistics(images, **valid)[1]) if normalized else None,
         )
         return {f"{name}_error": error for name, error in errors.items()}
 
     def picture(self, model: SimMIM, path: Path, count: int) -> None:
         """Reconstructions of the first `count` images of this process, as a PNG."""
-        images, start, *_ = self.batches[0]
-        images, mask = images[:count], self.draw_mask(len(images[:count]), start)
+        batch = self.batches[0].first(count)
+        images, mask = batch.images, self.draw_mask(batch)
+        valid = valid_of(batch, mask.device)
 
         def restore(pixels: Tensor) -> Tensor:
-            return self.restore(model.to_images(pixels.float(), self.prepare(images)))
+            return self.restore(model.to_images(pixels.float(), self.prepare(images), **valid))
 
-        prediction = reconstruct(model, images, mask, prepare=self.prepare, restore=restore)
+        prediction = reconstruct(model, images, mask, prepare=self.prepare, restore=restore, **valid)
+        if self.shown is not None:
+            colours = FalseColours.of(images, batch.valid, self.shown)
+            images, prediction = colours(images, batch.valid), colours(prediction.cpu(), batch.valid)
         save_reconstruction(path, images, mask, prediction, patch=model.encoder.config.patch_size)

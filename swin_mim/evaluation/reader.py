@@ -41,11 +41,22 @@ class Reader:
         """This process's share of the images, decoded."""
         transform = EvaluationTransform(self.size, self.seen.interpolation, self.seen.crop_pct)
         share = {"batch_size": self.batch, "rank": self.rank, "world": self.world, "workers": self.workers}
+        share["pixel_bytes"] = self.pixel_bytes
         return self.watch(heldout_batches(source, transform, **share))
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Of a pixel in a batch."""
+        return len(self.seen.mean) * (1 if self.seen.scale == 255 else 4)
+
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> normalised float on the model's device."""
-        return normalize(images.to(self.device, non_blocking=True), *self._statistics)
+        """Images of a batch (B, C, H, W) -> normalised float on the model's device; 0, the mean, where nothing is."""
+        pixels = normalize(images.to(self.device, non_blocking=True), *self._statistics, self.seen.scale)
+        return pixels.masked_fill_(pixels.isnan(), 0) if images.is_floating_point() else pixels
+
+    def valid(self, batch: Batch) -> Tensor | None:
+        """bool (B, H, W) on that device, or None."""
+        return None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from swin_mim.evaluation.validation import evaluation_mode, pixel_mask
+from swin_mim.evaluation.validation import evaluation_mode
+from swin_mim.masking import pixel_mask
 
 Captions = tuple[str, str, str, str]
 CAPTIONS: Captions = ("image", "masked", "prediction", "composite")
@@ -31,21 +32,24 @@ def reconstruct(
     *,
     prepare: Callable[[Tensor], Tensor],
     restore: Callable[[Tensor], Tensor],
+    **valid: Tensor,
 ) -> Tensor:
     """The model's prediction for every pixel, masked or not. The model comes back in the mode it was in.
 
     Args:
         model: called as model(images, mask); its result's second field is the prediction (B, C, H, W).
-        images: uint8 (B, 3, H, W).
+        images: (B, C, H, W), as they come from a loader.
         mask: bool (B, H/p, W/p) on the model's device, True = masked.
-        prepare: uint8 -> normalised float on the model's device.
-        restore: prediction -> uint8. For a normalised target it brings back the local mean and deviation.
+        prepare: images -> normalised float on the model's device.
+        restore: prediction -> in the units of the images. For a normalised target it brings back the local mean and
+            deviation.
+        valid: nothing, or the model's argument `valid`.
 
     Returns:
-        uint8 (B, 3, H, W), as `restore` gives it.
+        (B, C, H, W), as `restore` gives it.
     """
     with evaluation_mode(model):
-        return restore(model(prepare(images), mask)[1])
+        return restore(model(prepare(images), mask, **valid)[1])
 
 
 def save_reconstruction(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from swin_mim.data.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import mean_fill, membrane_fill
+from swin_mim.masking import pixel_mask
 from swin_mim.models.simmim import masked_l1
 
 
@@ -17,7 +18,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     prepare: Callable[[Tensor], Tensor],
-    draw_mask: Callable[[int, int], Tensor],
+    draw_mask: Callable[[Batch], Tensor],
     reduce: Callable[[Tensor], Tensor],
 ) -> float:
     """The mean loss over all held-out images of all processes; every process gets the same number.
@@ -26,12 +27,13 @@ def evaluate(
     batch at all. The model comes back in the mode it was in.
 
     Args:
-        model: called as model(images, mask); its result's first field is the loss of the batch. The bare model: one
-            wrapped for distributed training may wait for the forward of a process that has no batch left.
+        model: called as model(images, mask), or with `valid=` too where the batch has such pixels; its result's first
+            field is the loss of the batch. The bare model: one wrapped for distributed training may wait for the
+            forward of a process that has no batch left.
         batches: this process's share of the held-out images.
-        prepare: uint8 (B, C, H, W) -> normalised float on the model's device.
-        draw_mask: (batch size, start) -> bool (B, H/p, W/p) on that device, a function of the images' positions
-            alone, so that every evaluation of a run sees the same masks.
+        prepare: images of a batch (B, C, H, W) -> normalised float on the model's device.
+        draw_mask: of a batch -> bool (B, H/p, W/p) on that device, a function of the images' positions and of their
+            valid pixels alone, so that every evaluation of a run sees the same masks.
         reduce: the sum of a tensor over all processes. It gets float64 (2,) on the CPU and moves it where its
             backend needs it; every process calls it exactly once.
 
@@ -41,8 +43,8 @@ def evaluate(
     losses, counts = [], []
     with evaluation_mode(model):
         for batch in batches:
-            mask = draw_mask(len(batch.images), batch.start)
-            losses.append(model(prepare(batch.images), mask)[0].detach())
+            images = prepare(batch.images)
+            losses.append(model(images, draw_mask(batch), **valid_of(batch, images.device))[0].detach())
             counts.append(len(batch.images))
     return _mean_over_images([losses], counts, reduce)[0]
 
@@ -51,17 +53,18 @@ def baseline_errors(
     batches: Iterable[Batch],
     *,
     prepare: Callable[[Tensor], Tensor],
-    draw_mask: Callable[[int, int], Tensor],
+    draw_mask: Callable[[Batch], Tensor],
     patch: int,
     reduce: Callable[[Tensor], Tensor],
-    deviation: Callable[[Tensor], Tensor] | None = None,
+    deviation: Callable[..., Tensor] | None = None,
 ) -> dict[str, float]:
     """The masked L1 of two fillings with nothing learned, in the units of the loss: a model should get below both.
 
     Args:
         batches, prepare, draw_mask, reduce: as in `evaluate`; `reduce` gets float64 (3,).
         patch: pixels along the side of one token.
-        deviation: for a normalised target: prepared images -> local standard deviation, both (B, C, H, W).
+        deviation: for a normalised target: prepared images, and `valid=` as in `evaluate` -> local standard deviation,
+            both (B, C, H, W).
 
     Returns:
         "mean_fill", the mean of the visible pixels, and "interpolation", the membrane between them.
@@ -72,18 +75,22 @@ def baseline_errors(
     errors: list[list[Tensor]] = [[], []]
     counts = []
     for batch in batches:
-        images, mask = prepare(batch.images), draw_mask(len(batch.images), batch.start)
-        unit = torch.ones_like(images) if deviation is None else deviation(images)
+        images, mask = prepare(batch.images), draw_mask(batch)
+        valid = valid_of(batch, images.device)
+        unit = torch.ones_like(images) if deviation is None else deviation(images, **valid)
+        unknown = pixel_mask(mask, patch)
+        if valid:
+            unknown = unknown | ~valid["valid"]
         for found, fill in zip(errors, (mean_fill, membrane_fill), strict=True):
-            filled = fill(images, pixel_mask(mask, patch))
-            found.append(masked_l1(filled / unit, images / unit, mask))
+            filled = fill(images, unknown)
+            found.append(masked_l1(filled / unit, images / unit, mask, **valid))
         counts.append(len(batch.images))
     return dict(zip(("mean_fill", "interpolation"), _mean_over_images(errors, counts, reduce), strict=True))
 
 
-def pixel_mask(mask: Tensor, patch: int) -> Tensor:
-    """bool (B, h, w) on the token grid -> bool (B, h * patch, w * patch) on the pixels."""
-    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+def valid_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The argument of a model that says which pixels are there, for a batch that does not have all."""
+    return {} if batch.valid is None else {"valid": batch.valid.to(device, non_blocking=True)}
 
 
 @contextmanager

@@ -79,10 +79,12 @@ class Input(TypedDict):
     channels: tuple[str, ...] | None
     """Their names, in order; None: not known."""
     mean: tuple[float, ...]
-    """One per channel, of pixels between 0 and 1; `std` likewise."""
+    """One per channel, of pixels over `scale`; `std` likewise."""
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    scale: float
+    """What pixels are divided by before mean and std: 255 for 8-bit images, 1 where they are as the files have them."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def card_facts(
             "std": preprocessing.std,
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
+            "scale": preprocessing.scale,
         },
         timm_name=timm_name(config),
         num_classes=description.num_classes,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from swin_mim.errors import UserError
-from swin_mim.hub.about import CardFacts
+from swin_mim.hub.about import CardFacts, Input
 from swin_mim.hub.card_examples import by, examples, fenced
 from swin_mim.hub.redaction import without_paths, yaml_without_paths
 
@@ -162,13 +162,17 @@ def _details(facts: CardFacts) -> str:
         "Window": _windows(facts),
         "Blocks": ", ".join(f"{depth} of {config.stage_dim(i)} channels" for i, depth in enumerate(config.depths)),
         "Input channels": escaped(", ".join(taken["channels"] or [str(len(taken["mean"]))])),
-        "Normalisation": f"pixels between 0 and 1, mean {_numbers(taken['mean'])}, std {_numbers(taken['std'])}",
+        "Normalisation": f"{_units(taken)}, mean {_numbers(taken['mean'])}, std {_numbers(taken['std'])}",
         "Classes": _classes(facts),
         "Built by timm's": f"{escaped(facts.timm_name)}, with the arguments in config.json",
         "Made from": _link(facts.base_model) if facts.base_model else "",
         "License": escaped(facts.license or ""),
     }
     return "## Details\n\n" + _table(("", ""), ((key, value) for key, value in rows.items() if value))
+
+
+def _units(taken: Input) -> str:
+    return "pixels between 0 and 1" if taken["scale"] == 255 else "values as they stand in the files"
 
 
 def _classes(facts: CardFacts) -> str:

@@ -33,16 +33,30 @@ def _swin_mim_snippet(facts: CardFacts) -> list[str]:
     taken, repo, last = facts.input, facts.repo or FOLDER, _stage(facts, -1)
     classifies = facts.kind == "SwinClassifier"
     names = [facts.kind] if classifies else [facts.kind, "SwinClassifier"]
-    open_image = [f"images = {_random(facts)}"]
+    open_image, readers = [f"images = {_random(facts)}"], []
     if _is_rgb(facts):
+        readers = ["from swin_mim.data.transforms import EvaluationTransform, normalize"]
         open_image = [
             'image = Image.open("image.png").convert("RGB")',
             f"images = EvaluationTransform({_resizing(facts)})(image)[None]",
             f"images = normalize(images, {taken['mean']}, {taken['std']})  # {_shape(facts)}",
         ]
+    elif taken["scale"] == 1:  # channels and values as they stand in the files, which this package can read
+        readers = [
+            "from swin_mim.data.raster import Bands",
+            "from swin_mim.data.sources import open_source",
+            "from swin_mim.data.transforms import EvaluationTransform, normalize",
+        ]
+        open_image = [
+            f"bands = Bands({len(taken['mean'])}, {taken['channels']})",
+            'image = open_source("images", bands=bands).image(0)  # the first of a folder',
+            f"images = EvaluationTransform({_resizing(facts)})(image)[None]",
+            f"images = normalize(images, {taken['mean']}, {taken['std']}, scale=1)  # {_shape(facts)}",
+            "images = images.nan_to_num(0)  # where there is no pixel",
+        ]
     return [
         *_imports(facts, f"from swin_mim import {', '.join(names)}"),
-        *(["from swin_mim.data.transforms import EvaluationTransform, normalize"] if _is_rgb(facts) else []),
+        *readers,
         "",
         *open_image,
         "",
@@ -162,7 +176,7 @@ def _python(lines: list[str]) -> str:
 
 def _is_rgb(facts: CardFacts) -> bool:
     """Whether a picture file can be what the model takes; of other channels, nobody knows how they are stored."""
-    return len(facts.input["mean"]) == 3
+    return len(facts.input["mean"]) == 3 and facts.input["scale"] == 255
 
 
 def _shape(facts: CardFacts) -> tuple[int, ...]:

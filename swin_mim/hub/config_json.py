@@ -56,7 +56,7 @@ _STAGES = 16
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become the input of a model: values from 0 to 1, less the mean, over the deviation, by channel."""
+    """How images become the input of a model: values over the scale, less the mean, over the deviation, by channel."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -66,6 +66,9 @@ class Preprocessing:
     """How images are resized."""
     crop_pct: float = 1.0
     """Side of the centred part of an image that the model sees, in its shorter side's; timm's word."""
+    scale: float = 255
+    """What the values of an image are divided by first: mean and std of 8-bit images are of values from 0 to 1. 1: they
+    are in the units of the files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
@@ -79,6 +82,8 @@ class Preprocessing:
             )
         if not all(value > 0 for value in self.std):
             raise UserError(f"preprocessing.std {self.std} must be positive")
+        if not self.scale > 0:
+            raise UserError(f"preprocessing.scale {self.scale} must be positive: 255 for 8-bit images, else 1")
         if self.interpolation not in get_args(Interpolation) or not 0 < self.crop_pct <= 1:
             raise UserError(
                 f"preprocessing has interpolation {_short(self.interpolation)} and crop_pct {self.crop_pct}: expected "
@@ -159,6 +164,7 @@ def document(description: Description) -> dict[str, Any]:
             "config": asdict(config),
             **({"target": description.target} if description.kind == "SimMIM" else {}),
             "channels": None if preprocessing.channels is None else list(preprocessing.channels),
+            **({} if preprocessing.scale == 255 else {"scale": preprocessing.scale}),
         },
     }
 
@@ -204,7 +210,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
         processor: transformers' preprocessor_config.json.
 
     Returns:
-        image_size, window_size, labels, mean, std, interpolation and crop_pct, each only where it is given.
+        image_size, window_size, labels, mean, std, scale, interpolation and crop_pct, each only where it is given.
     """
     _check_function(document, where)
     if document.get("model_type") == "swin":
@@ -227,10 +233,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
             "crop_pct": cfg.get("crop_pct"),
         }
     if processor is not None:
-        if processor.get("do_rescale", True) is not True or processor.get("rescale_factor", 1 / 255) != 1 / 255:
-            raise UserError(
-                f"{where}: its images are not scaled to 0..1 (do_rescale, rescale_factor), as swin_mim's are"
-            )
+        found |= _rescaled_by(processor, where)
         if processor.get("do_normalize", True):
             found |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
         else:
@@ -297,13 +300,23 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
         **_resizing(height, width, preprocessing.crop_pct),
         "do_resize": True,
         "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],  # as PIL numbers them
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "do_rescale": preprocessing.scale != 1,
+        "rescale_factor": 1 / preprocessing.scale,
         "do_normalize": True,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
     return {"config.json": native, "preprocessor_config.json": processor}
+
+
+def _rescaled_by(processor: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The scale of transformers' processor, unless it is the usual one."""
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    if factor not in (1, 1 / 255):
+        raise UserError(
+            f"{where}: rescale_factor is {_short(factor)}: expected 1/255, for mean and std of values from 0 to 1, or 1"
+        )
+    return {"scale": 1.0} if factor == 1 else {}
 
 
 def _resized_by(processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -438,7 +451,9 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         if not _are_texts(channels) or len(channels) != in_channels:
             raise UserError(f"{where}: swin_mim.channels is {_short(channels)}: expected {in_channels} names")
         channels = tuple(channels)
-    interpolation, share = cfg.get("interpolation"), cfg.get("crop_pct")
+    interpolation, share, scale = cfg.get("interpolation"), cfg.get("crop_pct"), own.get("scale", 255)
+    if not _is_number(scale):
+        raise UserError(f"{where}: swin_mim.scale is {_short(scale)}: expected a number")
     if not isinstance(interpolation, str) or not _is_number(share):
         raise UserError(
             f"{where}: pretrained_cfg has interpolation {_short(interpolation)} and crop_pct {_short(share)}: "
@@ -446,7 +461,7 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         )
     try:
         mean, std = (tuple(map(float, cfg[key])) for key in ("mean", "std"))
-        return Preprocessing(mean, std, channels, interpolation, float(share))  # type: ignore[arg-type]
+        return Preprocessing(mean, std, channels, interpolation, float(share), scale)  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

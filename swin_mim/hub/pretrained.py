@@ -223,6 +223,7 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
             plain.channels,
             hints.get("interpolation", plain.interpolation),
             hints.get("crop_pct", plain.crop_pct),
+            hints.get("scale", plain.scale),
         ),
     )
 

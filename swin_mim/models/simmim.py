@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from swin_mim.errors import UserError
 from swin_mim.hub.config_json import Description, Target
 from swin_mim.kernels.product import linear
+from swin_mim.masking import pixel_mask
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.window_attention import Backend
@@ -57,27 +58,34 @@ class SimMIM(Pretrained):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.decoder = PixelDecoder(config)
 
-    def forward(self, images: Tensor, mask: Tensor, cells: int | None = None) -> MimOutput:
+    def forward(self, images: Tensor, mask: Tensor, cells: int | None = None, valid: Tensor | None = None) -> MimOutput:
         """Loss and prediction.
 
         Args:
             images: float (B, C, H, W), normalised.
             mask: bool (B, H/p, W/p), True = masked.
+            valid: bool (B, H, W), True = there is such a pixel. The others are neither seen, whatever they hold (the
+                encoder gets 0, the mean of normalised data), nor part of a target or of the loss. None: all are.
             cells: decode only so many cells of the last stage per image, those with anything masked first: the same
                 loss for less (`masking.masked_cells` knows how many there are). If an image has more, the loss is
                 NaN: to find out in time would make a GPU wait. None: all.
         """
+        if valid is not None:
+            _check_valid(valid, images)
+            images = images.where(valid[:, None], 0)
         tokens = self.encoder.embed(images)
         if mask.dtype != torch.bool or mask.shape != tokens.shape[:3]:
             raise UserError(f"mask must be bool {tuple(tokens.shape[:3])}, not {mask.dtype} {tuple(mask.shape)}")
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         features = self.encoder.encode(tokens)
         if cells is not None:
-            return self._masked_cells(features, self.targets(images), mask, cells)
+            return self._masked_cells(features, self.targets(images, valid), mask, cells, valid)
         pixels = self.decoder(features)[..., : images.shape[2], : images.shape[3]]
-        return MimOutput(masked_l1(pixels, self.targets(images), mask), pixels)
+        return MimOutput(masked_l1(pixels, self.targets(images, valid), mask, valid), pixels)
 
-    def _masked_cells(self, features: Tensor, target: Tensor, mask: Tensor, cells: int) -> MimOutput:
+    def _masked_cells(
+        self, features: Tensor, target: Tensor, mask: Tensor, cells: int, valid: Tensor | None
+    ) -> MimOutput:
         """features (B, h/8, w/8, 8D), target (B, C, H, W)."""
         stride, patch = self.decoder.stride, self.encoder.config.patch_size
         masks = _by_cell(mask[:, None], stride // patch)[..., 0, :, :]  # (B G, s/p, s/p), G cells of an image
@@ -87,29 +95,33 @@ class SimMIM(Pretrained):
         chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * masked.shape[1]).flatten()
         pixels = self.decoder(features, chosen)  # (B cells, C, s, s)
         error = (_by_cell(target, stride)[chosen].float() - pixels.float()).abs().mean(dim=1, keepdim=True)
-        error = _by_cell(error, patch).mean(dim=(1, 2, 3)).view(-1, stride // patch, stride // patch)
         masks, total = masks[chosen], mask.sum()
-        loss = (error * masks).sum() / total.clamp(min=1)
+        if valid is None:
+            error = _by_cell(error, patch).mean(dim=(1, 2, 3)).view(-1, stride // patch, stride // patch)
+            loss = (error * masks).sum() / total.clamp(min=1)
+        else:
+            counted = _by_cell(valid[:, None], stride)[chosen, 0] & pixel_mask(masks, patch)  # (B cells, s, s)
+            loss = _mean_of_images(error[:, 0], counted, len(mask))
         return MimOutput(
             torch.where(masks.sum() == total, loss, torch.nan), pixels.view(len(mask), cells, *pixels.shape[1:])
         )
 
-    def targets(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict."""
+    def targets(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict; `valid` as in `forward`."""
         if self.target == "pixels":
             return images
-        mean, deviation = local_statistics(images)
+        mean, deviation = local_statistics(images, valid=valid)
         return (images - mean) / deviation
 
-    def to_images(self, pixels: Tensor, images: Tensor) -> Tensor:
-        """A prediction in the units of the images, both (B, C, H, W).
+    def to_images(self, pixels: Tensor, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """A prediction in the units of the images, both (B, C, H, W); `valid` as in `forward`.
 
         For a normalised target the mean and deviation are those of the true image: such a picture shows more than
         the model knew.
         """
         if self.target == "pixels":
             return pixels
-        mean, deviation = local_statistics(images)
+        mean, deviation = local_statistics(images, valid=valid)
         return pixels * deviation + mean
 
     def description(self) -> Description:
@@ -160,35 +172,62 @@ def _by_cell(x: Tensor, side: int) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def masked_l1(pixels: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def masked_l1(pixels: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean of |target - pixels| over masked pixels and channels, in fp32.
+
+    With pixels that are not there, it is the mean over the images of their own means. Where all are there that is the
+    same number, and in this form no image's part depends on the gaps of those that happen to share its micro batch.
 
     Args:
         pixels, target: (B, C, H, W).
         mask: bool (B, H/p, W/p), True = masked.
+        valid: bool (B, H, W): the pixels that count; None: all.
 
     Returns:
-        (); 0 if nothing is masked.
+        (); 0 if nothing is masked, and so is the part of an image in which nothing is.
     """
     error = (target.float() - pixels.float()).abs().mean(dim=1)  # (B, H, W)
     patch = error.shape[1] // mask.shape[1]
+    if valid is not None:
+        return _mean_of_images(error, valid & pixel_mask(mask, patch), len(mask))
     error = error.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).mean(dim=(2, 4))  # (B, h, w)
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
-def local_statistics(images: Tensor, window: int = NORMALIZATION_WINDOW) -> tuple[Tensor, Tensor]:
+def _mean_of_images(error: Tensor, counted: Tensor, images: int) -> Tensor:
+    """Mean over the images of the mean error of each where `counted`, both (n, H, W), n a multiple of the images."""
+    error, counted = error.where(counted, 0).view(images, -1), counted.view(images, -1)
+    return (error.sum(1) / counted.sum(1).clamp(min=1)).mean()
+
+
+def _check_valid(valid: Tensor, images: Tensor) -> None:
+    if valid.dtype != torch.bool or valid.shape != (len(images), *images.shape[2:]):
+        raise UserError(
+            f"valid must be bool {(len(images), *images.shape[2:])}, not {valid.dtype} {tuple(valid.shape)}"
+        )
+
+
+def local_statistics(
+    images: Tensor, window: int = NORMALIZATION_WINDOW, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation of the odd window around each pixel; at a border, of its part inside the image.
 
     Args:
         images: float (B, C, H, W).
+        valid: bool (B, H, W): the pixels that count; None: all. Where none of a window does, the mean is 0.
 
     Returns:
         mean and sqrt(unbiased variance + 1e-6), each fp32 (B, C, H, W).
     """
     images = images.float()
-    mean = _window_mean(images, window)
-    count = _window_sum(torch.ones_like(images[:1, :1]), window)  # (1, 1, H, W)
-    variance = (_window_mean(images.square(), window) - mean.square()) * count / (count - 1).clamp(min=1)
+    if valid is None:
+        mean, square = _window_mean(images, window), _window_mean(images.square(), window)
+        count = _window_sum(torch.ones_like(images[:1, :1]), window)  # (1, 1, H, W)
+    else:
+        images = images.where(valid[:, None], 0)
+        count = _window_sum(valid[:, None].float(), window)  # (B, 1, H, W)
+        mean, square = (_window_sum(x, window) / count.clamp(min=1) for x in (images, images.square()))
+    variance = (square - mean.square()) * count / (count - 1).clamp(min=1)
     return mean, (variance.clamp(min=0) + 1e-6).sqrt()
 
 

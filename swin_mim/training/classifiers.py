@@ -8,6 +8,7 @@ from typing import Any
 
 from swin_mim.errors import UserError
 from swin_mim.models.classifier import SwinClassifier
+from swin_mim.models.saving import Preprocessing
 from swin_mim.models.swin import freeze, initialise
 from swin_mim.training.finetune_config import check_architecture, new_encoder, sizes
 from swin_mim.training.finetune_settings import ClassifierConfig, LabelledDataConfig
@@ -40,7 +41,11 @@ def to_train(
     elif model.pretrained is not None:
         built = _pretrained(model, names, **options)
     else:
-        built = SwinClassifier(new_encoder(model), len(names), **options)
+        built = SwinClassifier(new_encoder(model, data.channels), len(names), **options)
+        if data.channels is not None:
+            assert data.mean is not None and data.std is not None, "checked with the settings"  # noqa: PT018
+            built.preprocessing = Preprocessing(data.mean, data.std, data.channels, scale=1)
+    check_channels(built.preprocessing, data.channels, model.pretrained or "the model")
     seen = built.preprocessing
     built.preprocessing = replace(
         seen,
@@ -72,6 +77,28 @@ def to_measure(model: ClassifierConfig, **options: Any) -> SwinClassifier:
         )
     check_architecture(model, built.encoder.config)
     return built
+
+
+def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: str) -> None:
+    """Refuse images of other channels than the model `name` takes; `channels` None: RGB.
+
+    Raises:
+        UserError: names both.
+    """
+    count = len(seen.mean)
+    theirs = "" if seen.channels is None else f" ({', '.join(seen.channels)})"
+    if seen.scale == 255 and (count != 3 or channels is not None):
+        read = "read as RGB" if channels is None else f"read as data.channels {channels}"
+        raise UserError(
+            f"{name} takes {count} channels{theirs} of values from 0 to 1, and images are {read}: change it with "
+            "SwinClassifier.from_pretrained(..., channels=[...]) and its preprocessing, and save_pretrained"
+        )
+    if seen.scale != 255 and (len(channels or ()) != count or channels != (seen.channels or channels)):
+        read = "RGB" if channels is None else f"{len(channels)} ({', '.join(channels)})"
+        raise UserError(
+            f"{name} takes {count} channels{theirs} as they stand in the files, and images are read as {read}: name "
+            "the same channels in data.channels, in the same order"
+        )
 
 
 def class_names(model: SwinClassifier, names: Sequence[str]) -> Sequence[str]:
@@ -113,11 +140,6 @@ def _pretrained(model: ClassifierConfig, names: Sequence[str], **options: Any) -
         **options,
     )
     check_architecture(model, built.encoder.config)
-    if built.encoder.config.in_channels != 3:
-        raise UserError(
-            f"{model.pretrained} takes {built.encoder.config.in_channels} channels, and images are read as RGB: change "
-            'it with SwinClassifier.from_pretrained(..., channels=["red", "green", "blue"]) and save_pretrained'
-        )
     if built.labels != tuple(names):
         # a head of as many classes may still be of other ones
         _LOG.info("the head is new: %s was not made for these classes", model.pretrained)

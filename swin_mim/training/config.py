@@ -7,7 +7,10 @@ line in `config_file.py`; none of them needs torch, so that `--help` is quick.
 import math
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
+from swin_mim.data.packed import packed_rasters
 from swin_mim.errors import UserError
 from swin_mim.models.swin_config import SwinConfig, as_pair, nearest_multiple
 from swin_mim.training import rules as rules_of
@@ -50,9 +53,40 @@ __all__ = [
     "frozen_differences",
     "leaves",
     "load_config",
+    "reads_rasters",
     "swin_config",
     "to_yaml",
+    "with_packed_channels",
 ]
+
+
+def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
+    """The settings with what packed images of other channels than RGB say of themselves, where nothing else is said.
+
+    That is model.in_channels, data.channels, data.mean and data.std, each as long as it has its default value.
+
+    Raises:
+        UserError: their manifest is damaged.
+    """
+    data, plain = config.data, DataConfig()
+    packed = packed_rasters(Path(data.source).expanduser())
+    if packed is None:
+        return config
+    channels = data.channels
+    if channels is None and config.model.in_channels in (ModelConfig().in_channels, len(packed.channels)):
+        channels = packed.channels
+    places = [packed.channels.index(name) for name in channels or () if name in packed.channels]
+    if channels is None or len(places) < len(channels):
+        return config  # a choice by numbers, or a wrong one
+    measured: dict[str, Any] = {
+        name: tuple(getattr(packed, name)[place] for place in places) for name in ("mean", "std")
+    }
+    measured = {name: values for name, values in measured.items() if getattr(data, name) == getattr(plain, name)}
+    return replace(
+        config,
+        data=replace(data, channels=channels, **measured),
+        model=replace(config.model, in_channels=len(channels)),
+    )
 
 
 def frozen_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
@@ -138,9 +172,10 @@ def check(config: PretrainConfig) -> None:
     rules = (
         rules_of.run_rules(run),
         rules_of.image_rules(data),
-        _streaming_rules(data),
+        _streaming_rules(data, reads_rasters(data, config.model)),
         rules_of.crop_rules(data.crop_scale, data.crop_ratio),
         _model_rules(config.model, config.mask, data),
+        _channel_rules(data, config.model, log, config.probe),
         _log_rules(data, log, config.probe),
         rules_of.hub_rules(config.hub),
         rules_of.training_rules(config.optim, config.train, config.save),
@@ -168,17 +203,20 @@ def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> rules_of
     yield "probe.images", probe.images > 0, "must be positive: use 2000"
 
 
-def _streaming_rules(data: DataConfig) -> rules_of.Rules:
+def _streaming_rules(data: DataConfig, rasters: bool) -> rules_of.Rules:
     yield "data.shards_at_once", data.shards_at_once > 0, "must be positive: the smallest is 1"
     yield "data.cache_gb", data.cache_gb > 0, "must be positive: use 20"
     streamed = not data.streaming or data.source != "blue_marble"
     yield "data.streaming", streamed, "reads shards, and data.source is blue_marble: name parquet or tar files"
+    rule = "reads images as RGB for now: leave out data.channels, or set model.in_channels 3"
+    yield "data.streaming", not data.streaming or not rasters, rule
 
 
 def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rules_of.Rules:
-    yield "model.in_channels", model.in_channels == 3, "must be 3 for now: images are read as RGB"
+    yield "model.in_channels", model.in_channels > 0, "must be positive: 3 for RGB"
+    measure = ", as tools/channels.py measures them" if reads_rasters(data, model) else ""
     for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
-        rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each"
+        rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each{measure}"
         yield key, len(channels) == model.in_channels, rule
     yield "data.std", min(data.std) > 0, "must be positive"
     for key, sides in (("model.image_size", model.image_size), ("model.window_size", model.window_size)):
@@ -192,6 +230,23 @@ def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rule
     yield "model.patch_size", model.patch_size > 0, "must be positive: SimMIM's is 4"
     yield "mask.unit", mask.unit > 0, "must be positive: SimMIM's is 32"
     yield "mask.ratio", 0 < mask.ratio < 1, "must be more than 0 and less than 1: SimMIM's is 0.6"
+
+
+def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
+    """Whether images keep their channels and the values of their files, and are not made RGB."""
+    return data.channels is not None or model.in_channels != 3
+
+
+def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig, probe: ProbeConfig) -> rules_of.Rules:
+    rasters, way_out = reads_rasters(data, model), "set model.in_channels, or data.channels"
+    count = f"has {len(data.channels or ())} entries and model.in_channels is {model.in_channels}: name as many"
+    yield "data.channels", data.channels is None or len(data.channels) == model.in_channels, count
+    yield from rules_of.channel_rules(data, rasters, way_out)
+    rule = f"is for images that are not read as RGB: {way_out}"
+    yield "log.picture_channels", log.picture_channels is None or rasters, rule
+    yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
+    probed = probe.every.lstrip("0. ")[:1].isdigit()  # the rest of a duration is checked by itself
+    yield "probe.every", not rasters or not probed, 'must be "0 steps": probes read images as RGB'
 
 
 def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:

@@ -34,6 +34,7 @@ def load_config(
     default_config: Path,
     prog: str,
     description: str,
+    complete: Callable[[Config], Config] = lambda config: config,
     check: Callable[[Config], None] = lambda config: None,
 ) -> Config:
     """A YAML file with the command line over it -> `cls`. Answers `--help` and `--print-config` and leaves.
@@ -42,6 +43,7 @@ def load_config(
         cls: a dataclass whose fields are dataclasses (the sections) of plain values.
         arguments: the command line without the program; None takes that of the process.
         default_config: the YAML file without `--config`.
+        complete: fills in what the images say themselves, before the check.
         check: raises where settings cannot go together.
 
     Raises:
@@ -58,6 +60,7 @@ def load_config(
     flags = _whole_flags(flags, dict(_leaf_types(cls)))
     text = _HELP.format(description=description, default=default_config, file=chosen.config)
     config = _override(cls, defaults, flags, prog=prog, description=text)
+    config = complete(config)
     check(config)
     if chosen.print_config:
         if os.environ.get("RANK", "0") == "0":

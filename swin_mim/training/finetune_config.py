@@ -36,6 +36,7 @@ def check(config: FinetuneConfig) -> None:
         rules_of.image_rules(data),
         rules_of.crop_rules(data.crop_scale, data.crop_ratio),
         _data_rules(data),
+        _channel_rules(config),
         _model_rules(config.model),
         _augment_rules(config.augment, config.model, config.train.micro_batch),
         _result_rules(config),
@@ -47,7 +48,7 @@ def check(config: FinetuneConfig) -> None:
     periods = {"log.every": config.log.every, "log.evaluate_every": config.log.evaluate_every}
     rules_of.check_durations(config.optim, config.train, config.save, periods)
     if config.model.pretrained is None and not config.evaluate:
-        new_encoder(config.model)
+        new_encoder(config.model, data.channels)
     accumulation(config.train, world=1)
 
 
@@ -64,8 +65,8 @@ def sizes(model: ClassifierConfig) -> dict[str, Any]:
     return {field: one_or_pair(side) for field, side in given.items() if side is not None}
 
 
-def new_encoder(model: ClassifierConfig) -> SwinConfig:
-    """The encoder that the settings describe, to be drawn anew.
+def new_encoder(model: ClassifierConfig, channels: tuple[str, ...] | None = None) -> SwinConfig:
+    """The encoder that the settings describe, to be drawn anew; `channels` None: of RGB images.
 
     Raises:
         UserError: they do not say enough, or no Swin has these values.
@@ -77,8 +78,9 @@ def new_encoder(model: ClassifierConfig) -> SwinConfig:
                 "weights --model.name, --model.image-size and --model.window-size"
             )
     architecture = {key: value for key, value in _architecture(model).items() if key in _given(model)}
+    architecture |= {"in_channels": 3 if channels is None else len(channels), "drop_path_rate": model.drop_path_rate}
     try:
-        return SwinConfig.named(str(model.name), **architecture, **sizes(model), drop_path_rate=model.drop_path_rate)
+        return SwinConfig.named(str(model.name), **architecture, **sizes(model))
     except UserError as error:
         raise UserError(f"model: {error}") from None
 
@@ -111,8 +113,9 @@ def _architecture(model: ClassifierConfig) -> dict[str, Any]:
 
 
 def _data_rules(data: LabelledDataConfig) -> rules_of.Rules:
+    count, what = (3, "red, green and blue") if data.channels is None else (len(data.channels), "data.channels")
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        yield key, values is None or len(values) == 3, "must have 3 entries, for red, green and blue"
+        yield key, values is None or len(values) == count, f"must have {count} entries, for {what}"
     yield "data.std", data.std is None or min(data.std) > 0, "must be positive"
     separate = data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 for a tenth"
@@ -124,6 +127,20 @@ def _data_rules(data: LabelledDataConfig) -> rules_of.Rules:
     yield "data.labels_per_class", not (data.multi_label and data.labels_per_class), rule.format("0")
     yield "data.balance", not data.multi_label or data.balance == "none", rule.format("none")
     yield "data.crop_share", 0 < data.crop_share <= 1, "must be above 0 and up to 1: use 0.875"
+
+
+def _channel_rules(config: FinetuneConfig) -> rules_of.Rules:
+    """Of images that are not read as RGB, and of options that are for one of the two kinds."""
+    data, augment, rasters = config.data, config.augment, config.data.channels is not None
+    yield from rules_of.channel_rules(data, rasters, "set data.channels")
+    yield "data.source", not rasters or data.source != "blue_marble", "is RGB: leave data.channels out"
+    new = rasters and config.model.pretrained is None and not config.evaluate
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        yield key, not new or values is not None, "is needed for data.channels, as tools/channels.py measures it"
+    rule = "is for RGB images, and these are read as data.channels says: use {}"
+    yield "augment.auto", not rasters or augment.auto is None, rule.format("null")
+    for name in ("color_jitter", "random_erasing"):
+        yield f"augment.{name}", not rasters or not getattr(augment, name), rule.format(0)
 
 
 def _model_rules(model: ClassifierConfig) -> rules_of.Rules:

@@ -34,7 +34,8 @@ class LabelledDataConfig(ImagesConfig):
     balance: Literal["none", "sampling", "weights"] = "none"
     """Against skewed classes: draw each class as often, or weigh its loss by the inverse of its share."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, of values from 0 to 1. None takes that of model.pretrained; ImageNet's for new weights."""
+    """Mean of each channel: of RGB of values from 0 to 1, else in the units of the files. None takes that of
+    model.pretrained; ImageNet's for new weights."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
     crop_scale: tuple[float, float] = (0.08, 1.0)

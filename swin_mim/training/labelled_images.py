@@ -3,6 +3,7 @@
 from typing import Any
 
 from swin_mim.data.labels import Labelled, labels_per_class, open_labelled, split_labelled, with_classes
+from swin_mim.data.raster import Bands
 from swin_mim.errors import UserError
 from swin_mim.training.finetune_settings import LabelledDataConfig
 from swin_mim.training.settings import PretrainConfig
@@ -82,4 +83,6 @@ def _columns(data: LabelledDataConfig) -> dict[str, Any]:
         "column": data.column,
         "label_column": data.label_column,
         "multi_label": data.multi_label,
+        "bands": Bands(len(data.channels), data.channels, data.nodata, data.mask_channel) if data.channels else None,
+        "stack": data.stack,
     }

@@ -44,6 +44,20 @@ def image_rules(data: ImagesConfig) -> Rules:
     yield "data.max_broken", 0 <= data.max_broken <= 1, "must be at least 0 and at most 1: use 0.01"
 
 
+def channel_rules(data: ImagesConfig, rasters: bool, way_out: str) -> Rules:
+    """Args: `rasters`: images keep their channels and values, and are not made RGB; `way_out`: how they come to."""
+    chosen = data.channels or ()
+    yield "data.channels", data.channels != (), "names no channel: leave it out, or name some"
+    yield "data.channels", len(set(chosen)) == len(chosen), "names a channel twice"
+    yield "data.mask_channel", data.mask_channel not in chosen, "is one of data.channels: leave it out there"
+    for name in ("stack", "nodata", "mask_channel"):
+        rule = f"is for images that are not read as RGB: {way_out}"
+        yield f"data.{name}", getattr(data, name) is None or rasters, rule
+    stack = data.stack or "{image}{channel}"
+    once = stack.count("{image}") == stack.count("{channel}") == 1
+    yield "data.stack", once, "must have {image} and {channel} once each, such as {image}_{channel}.tif"
+
+
 def crop_rules(scale: tuple[float, float], ratio: tuple[float, float]) -> Rules:
     least, greatest = scale
     yield "data.crop_scale", 0 < least <= greatest <= 1, "must be least and greatest, above 0 and up to 1"

@@ -33,6 +33,15 @@ class ImagesConfig:
     """Split of a Hub data set."""
     column: str | None = None
     """Column of the images; without it the only image column."""
+    channels: tuple[str, ...] | None = None
+    """Channels to read, by name or by number from 1, in the order in which the model takes them: images keep the values
+    of their files then. None reads every image as RGB; a pretraining with another model.in_channels, all channels."""
+    stack: str | None = None
+    """How the files of one image are called, if each holds a channel, such as {image}_{channel}.tif."""
+    nodata: float | None = None
+    """Value of pixels that are not there, in images other than RGB; None takes what the files say. NaN always is."""
+    mask_channel: str | None = None
+    """Channel that is 0 where a pixel is not there, by name or number, in images other than RGB."""
     workers: int = 4
     """Processes that decode images, for each training process; 0 decodes in the training process."""
     max_broken: float = 0.01
@@ -55,9 +64,9 @@ class DataConfig(ImagesConfig):
     heldout: int = 256
     """Images kept out of training to evaluate on; never more than a tenth of the source."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean of each channel, of values from 0 to 1. ImageNet's."""
+    """Mean of each channel: of RGB of values from 0 to 1, else in the units of the files. ImageNet's."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Standard deviation of each channel. ImageNet's."""
+    """Standard deviation of each channel, in the same units. ImageNet's."""
     crop_scale: tuple[float, float] = (0.67, 1.0)
     """Least and greatest part of the image's area that a random crop takes."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
@@ -78,7 +87,7 @@ class ModelConfig:
     patch_size: int = 4
     """Pixels along the side of a token."""
     in_channels: int = 3
-    """Channels of an image; images are read as RGB."""
+    """Channels of an image; 3 without data.channels is RGB."""
     window_size: tuple[int, ...] = (6,)
     """Tokens along the side of an attention window, one number or height and width."""
     embed_dim: int | None = None
@@ -176,6 +185,9 @@ class LogConfig:
     """Between two pictures of reconstructions."""
     pictures: int = 8
     """Held-out images in such a picture."""
+    picture_channels: tuple[str, ...] | None = None
+    """Three channels to show as red, green and blue, or one as grey, by name or number; None takes the visible ones if
+    they are called so, else the first."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +248,7 @@ FREE = frozenset(
         "data.config",
         "data.split",
         "data.column",
+        "data.stack",
         "data.workers",
         "data.max_broken",
         "data.cache",
@@ -252,6 +265,7 @@ FREE = frozenset(
         "log.evaluate_every",
         "log.pictures_every",
         "log.pictures",
+        "log.picture_channels",
         "save.every",
         "save.keep",
         "save.keep_every",

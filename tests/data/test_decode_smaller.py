@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swin_mim.data import decode
+from swin_mim.data import decode, limits
 from swin_mim.data.blue_marble import composite
 from swin_mim.data.decode import BrokenImage, Decoded, decode_image, decode_smaller, decoder_text
 from swin_mim.data.loader import training_batches
@@ -328,6 +328,59 @@ def test_bombs_are_refused_before_their_scale_is_asked() -> None:
 
     with pytest.raises(BrokenImage, match="pixels"):
         decode_smaller(bytes(data), shrink)
+
+
+# BMP, as images are packed raw
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (4, 3), (13, 8), (14, 7), (15, 6)], ids=str)
+def test_a_plain_bmp_is_read_where_it_lies(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    data, transform = encode(noise, "BMP"), PretrainTransform((8, 8), flips="dihedral")
+    expected = [whole_crop_of(transform, data, seed) for seed in range(12)]
+    monkeypatch.setattr(decode.Image, "open", None)  # Pillow is not asked
+    decoded = decode_smaller(data, lambda _: 8.0)
+    assert (decoded.size, decoded.factor) == (size, 1)
+    assert np.array_equal(array(decoded), np.asarray(noise))
+    assert np.shares_memory(decoded.image, np.frombuffer(data, np.uint8))
+    assert all(torch.equal(crop_of(transform, data, seed), crop) for seed, crop in enumerate(expected))
+
+
+def test_other_bmps_are_what_pillow_makes_of_them() -> None:
+    """Every byte of the header changed, rows from top to bottom, cut off, too long, of other modes."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    data = encode(noise, "BMP")
+    files = [
+        data[:at] + bytes([value]) + data[at + 1 :] for at in range(54) for value in (0, 1, 3, 8, 32, 40, 128, 255)
+    ]
+    files += [data[:cut] for cut in range(1, len(data), 7)] + [
+        data + b"more",
+        data[:22] + b"\xfa\xff\xff\xff" + data[26:],
+    ]
+    files += [encode(noise.convert(mode), "BMP") for mode in ("RGBA", "L", "P", "1")]
+    outcomes = [pixels_or_broken(lambda file=file: decode_image(file)) for file in files]
+    assert b"broken" in outcomes
+    assert len(set(outcomes)) > 5
+    assert outcomes == [pixels_or_broken(lambda file=file: decode_smaller(file, lambda _: 8.0).image) for file in files]
+
+
+def pixels_or_broken(read: object) -> bytes:
+    try:
+        pixels = np.asarray(read())  # type: ignore[operator]
+    except BrokenImage:
+        return b"broken"
+    return str(pixels.shape).encode() + pixels.tobytes()
+
+
+def test_a_plain_bmp_may_not_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_SIDE", 30)
+    data = encode(Image.new("RGB", (31, 2)), "BMP")
+    reasons = []
+    for read in (decode_image, lambda data: decode_smaller(data, lambda _: 8.0)):
+        with pytest.raises(BrokenImage, match="31 x 2 pixels are more") as refused:
+            read(data)
+        reasons.append(str(refused.value))
+    assert len(set(reasons)) == 1
 
 
 # sources and the loader

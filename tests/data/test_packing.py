@@ -20,8 +20,10 @@ from PIL import Image
 from swin_mim.data import packing, shard_file
 from swin_mim.data.decode import decode_image
 from swin_mim.data.labels import open_labelled
-from swin_mim.data.packed import BROKEN, MANIFEST, read_packed, verify
+from swin_mim.data.packed import BROKEN, MANIFEST, packed_rasters, read_packed, verify
 from swin_mim.data.packing import pack, shrunk
+from swin_mim.data.packing_rasters import smaller_raster
+from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.sources import FolderSource, open_source
 from swin_mim.errors import CANNOT_WRITE, MISTAKE, UserError
 
@@ -492,3 +494,196 @@ def test_workers_end_with_a_process_that_was_killed(many: Path, tmp_path: Path) 
         assert process.stdout.readline() == "ready\n"
         process.kill()
         process.communicate(timeout=30)  # until the last of them has let go of the pipe
+
+
+# rasters
+
+
+def scene(number: int) -> np.ndarray:
+    """(60, 80, 5), its values far from 0, and gaps in some."""
+    values = RNG.integers(20000, 20100 + number, (60, 80, 5)).astype(np.uint16)
+    if number % 2:
+        values[: 10 + number, 20:50] = 0
+    return values
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen of five channels, of which some pixels are 0, which marks gaps; two of them broken."""
+    root = tmp_path_factory.mktemp("scenes")
+    for number in range(COUNT):
+        np.save(root / f"{number:02d}.npy", scene(number))
+    (root / "06.npy").write_bytes(b"broken")
+    np.save(root / "09.npy", np.zeros((60, 80, 5), np.uint16))
+    return root
+
+
+def pack_scenes(source: Path, folder: Path, **options: Any) -> Any:
+    asked: dict[str, Any] = {"size": 32, "shard_mib": 1, "workers": 0, "bands": Bands(5, nodata=0)}
+    return pack(str(source), folder, **asked | options)
+
+
+@pytest.fixture(scope="module")
+def packed_scenes(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed_scenes")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packing, "_TASK", 1)
+        pack_scenes(scenes, folder, size=0)
+    return folder
+
+
+def test_packed_rasters_are_the_very_ones(scenes: Path, packed_scenes: Path) -> None:
+    before = open_source(str(scenes), bands=Bands(5, nodata=0))
+    after = open_source(str(packed_scenes), bands=Bands(5))
+    kept = [index for index in range(COUNT) if index not in (6, 9)]
+    assert len(after) == len(kept)
+    for number, index in enumerate(kept):
+        expected, seen = before.image(index), after.image(number)
+        assert seen.values.dtype == np.uint16
+        there = np.ones((60, 80), bool) if expected.valid is None else expected.valid
+        assert (seen.valid is None) == (expected.valid is None)
+        np.testing.assert_array_equal(seen.values[there], expected.values[there])
+        assert seen.valid is None or np.array_equal(seen.valid, there)
+    listed = [json.loads(line)["reason"] for line in (packed_scenes / BROKEN).read_text().splitlines()]
+    assert listed[1] == "no pixel of it is valid"
+    one = open_source(str(packed_scenes), bands=Bands(2, ("4", "1"))).image(1)
+    np.testing.assert_array_equal(one.values, after.image(1).values[:, :, [3, 0]])
+    assert one.valid is not None
+
+
+def test_statistics_of_rasters_are_those_of_numpy(scenes: Path, packed_scenes: Path) -> None:
+    source = open_source(str(scenes), bands=Bands(5, nodata=0))
+    images = [source.image(index) for index in range(COUNT) if index not in (6, 9)]
+    pixels = np.concatenate([i.values.reshape(-1, 5) if i.valid is None else i.values[i.valid] for i in images])
+    said = packed_rasters(packed_scenes)
+    assert said is not None
+    assert said.channels == ("1", "2", "3", "4", "5")
+    np.testing.assert_allclose(said.mean, pixels.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(said.std, pixels.std(axis=0), rtol=1e-5)
+    manifest = read_packed(packed_scenes)
+    assert manifest.rasters["dtypes"] == {"uint16": 12}
+    assert manifest.rasters["statistics"]["valid"] == len(pixels)
+    assert manifest.rasters["statistics"]["greatest"] == pixels.max(axis=0).tolist()
+    assert manifest.pixels == 12 * 60 * 80
+    assert verify(packed_scenes).fingerprint == open_source(str(packed_scenes), bands=Bands(5)).fingerprint
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("index", [None, 8])
+def test_neither_workers_nor_an_interruption_change_a_byte_of_rasters(
+    scenes: Path,
+    packed_scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    index: int | None,
+) -> None:
+    if index is not None:
+        content = FolderSource.content
+
+        def raising(self: FolderSource, at: int) -> bytes:
+            if at == index:
+                raise KeyboardInterrupt
+            return content(self, at)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(packing, "_TASK", 1)
+            patched.setattr(FolderSource, "content", raising)
+            patched.setattr(packing._Job, "_add", small_shards(packing._Job._add))
+            with pytest.raises(KeyboardInterrupt):
+                pack_scenes(scenes, tmp_path, size=0)
+        assert read_packed(tmp_path).read in range(1, 9)
+    with monkeypatch.context() as patched:
+        if index is not None:
+            patched.setattr(packing._Job, "_add", small_shards(packing._Job._add))
+        pack_scenes(scenes, tmp_path, size=0, workers=workers)
+    if index is None:
+        assert contents(tmp_path) == contents(packed_scenes)
+    else:
+        ours, theirs = read_packed(tmp_path), read_packed(packed_scenes)
+        assert (ours.mean, ours.std, ours.rasters) == (theirs.mean, theirs.std, theirs.rasters)
+        assert ours.fingerprint == theirs.fingerprint
+
+
+def small_shards(add: Any) -> Any:
+    def adding(self: Any, index: int, row: Any) -> None:
+        add(self, index, row)
+        if self._shard is not None and self._shard.content > 2**16:
+            self._commit(index + 1)
+
+    return adding
+
+
+def test_other_settings_of_rasters_are_refused(scenes: Path, packed_scenes: Path) -> None:
+    with pytest.raises(UserError, match=r"was packed with nodata 0, not 7"):
+        pack_scenes(scenes, packed_scenes, size=0, bands=Bands(5, nodata=7))
+    with pytest.raises(UserError, match=r"data.nodata 7 cannot be used on .*, which was packed with nodata 0"):
+        open_source(str(packed_scenes), bands=Bands(5, nodata=7))
+    assert len(open_source(str(packed_scenes), bands=Bands(5, nodata=0))) == 12
+    with pytest.raises(UserError, match=r"packed images of 5 channels \(1, 2, 3, 4, 5\): set model.in_channels 5"):
+        open_source(str(packed_scenes))
+    with pytest.raises(UserError, match=r"model.in_channels is 4"):
+        open_source(str(packed_scenes), bands=Bands(4))
+
+
+def test_rasters_with_classes_and_packed_again(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "source" / "ab"[number % 2] / f"{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, scene(number))
+    pack_scenes(tmp_path / "source", tmp_path / "packed")
+    rows = datasets.load_dataset(str(tmp_path / "packed"), split="train")
+    assert rows.features["label"].names == ["a", "b"]
+    assert np.load(io.BytesIO(rows[0]["image"]["bytes"])).shape[2] in (5, 6)
+    assert rows[0]["image"]["path"] == "a/0.npy"
+    pack_scenes(tmp_path / "packed", tmp_path / "again", size=16, bands=Bands(2, ("2", "3")))
+    assert packed_rasters(tmp_path / "again").channels == ("2", "3")
+    assert open_source(str(tmp_path / "again"), bands=Bands(2)).image(3).values.shape[0] == 16
+
+
+def test_a_stack_is_packed(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for image in "xyz":
+        for channel in ("B02", "B03"):
+            np.save(tmp_path / "source" / f"{image}_{channel}.npy", noise(50, 40, dtype=np.uint16))
+    bands, stack = Bands(2, nodata=float("nan")), "{image}_{channel}.npy"
+    pack_scenes(tmp_path / "source", tmp_path / "packed", bands=bands, stack=stack)
+    assert pack_scenes(tmp_path / "source", tmp_path / "packed", bands=bands, stack=stack).images == 3
+    source = open_source(str(tmp_path / "packed"), bands=bands, stack=stack)  # as it was packed: nothing to add
+    assert (source.image(0).values.shape, source.channels) == ((32, 40, 2), ("B02", "B03"))
+
+
+def test_packed_rasters_of_few_rows_keep_their_axes(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    np.save(tmp_path / "source" / "a.npy", np.arange(13 * 9 * 30).reshape(13, 9, 30))  # 9 rows of 13 channels
+    pack_scenes(tmp_path / "source", tmp_path / "packed", size=0, bands=Bands(13))
+    image = open_source(str(tmp_path / "packed"), bands=Bands(13)).image(0)
+    np.testing.assert_array_equal(np.moveaxis(image.values, -1, 0), np.arange(13 * 9 * 30).reshape(13, 9, 30))
+
+
+def test_gaps_are_not_mixed_into_what_is_made_smaller() -> None:
+    values = np.full((64, 48, 2), 1000, np.int16)
+    valid = np.ones((64, 48), bool)
+    values[10:40, :20], valid[10:40, :20] = -32768, False
+    small = smaller_raster(Raster(values, valid), 12)
+    assert small.values.shape == (16, 12, 2)
+    assert small.valid is not None
+    assert np.all(small.values[small.valid] == 1000)
+    assert np.all(small.values[~small.valid] == 0)
+    assert abs((~small.valid).mean() - (~valid).mean()) < 0.03
+    floats = np.where(valid[..., None], np.float32(1e6), np.nan).repeat(2, axis=2)[:, :, :2]
+    assert np.all(smaller_raster(Raster(floats, valid), 12).values[small.valid] == 1e6)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"])
+def test_made_smaller_are_means_of_what_was_there(kind: str) -> None:
+    high = min(np.iinfo(kind).max, 2**62) if kind[0] != "f" else 6e4
+    low = np.iinfo(kind).min // 2 if kind[0] == "i" else 0
+    values = RNG.uniform(low, high, (40, 60, 3)).astype(kind)
+    small = smaller_raster(Raster(values), 20).values
+    assert (small.dtype, small.shape) == (values.dtype, (20, 30, 3))
+    assert small.min() >= values.min()
+    assert small.max() <= values.max()
+    if kind not in ("i8", "u8"):  # of which a mean has no more than 53 bits
+        full = np.full((40, 60, 1), values.max())
+        np.testing.assert_allclose(smaller_raster(Raster(full), 20).values, values.max(), rtol=1e-15)

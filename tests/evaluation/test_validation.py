@@ -9,7 +9,8 @@ from swin_mim.data.loader import Batch
 from swin_mim.data.transforms import normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import membrane_fill
-from swin_mim.evaluation.validation import baseline_errors, evaluate, pixel_mask
+from swin_mim.evaluation.validation import baseline_errors, evaluate
+from swin_mim.masking import pixel_mask
 from swin_mim.models.simmim import MimOutput, local_statistics, masked_l1
 
 GRID, PATCH = (16, 16), 4
@@ -19,8 +20,12 @@ def prepare(images):
     return normalize(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def draw_mask(batch, start):
-    return block_mask(batch, GRID, 4, 0.6, seed=5, start=start)
+def masks(count, start):
+    return block_mask(count, GRID, 4, 0.6, seed=5, start=start)
+
+
+def draw_mask(batch):
+    return masks(len(batch.images), batch.start)
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def over_processes(run, shares):
 
 def test_the_evaluation_is_the_loss_of_one_big_batch(model, images):
     with torch.no_grad():
-        expected = float(model.eval()(prepare(images), draw_mask(11, 0)).loss)
+        expected = float(model.eval()(prepare(images), masks(11, 0)).loss)
     for sizes in ((11,), (4, 4, 3), (1, 10), (10, 1)):
         got = evaluate(model, cut(images, *sizes), prepare=prepare, draw_mask=draw_mask, reduce=alone)
         assert got == pytest.approx(expected, rel=1e-5), sizes
@@ -107,9 +112,9 @@ def test_each_image_counts_the_same():
 def test_masks_are_asked_for_by_position(model, images):
     asked = []
 
-    def note(batch, start):
-        asked.append((batch, start))
-        return draw_mask(batch, start)
+    def note(batch):
+        asked.append((len(batch.images), batch.start))
+        return draw_mask(batch)
 
     evaluate(model, cut(images, 4, 4, 3), prepare=prepare, draw_mask=note, reduce=alone)
     baseline_errors(cut(images, 4, 7), prepare=prepare, draw_mask=note, patch=PATCH, reduce=alone)
@@ -174,7 +179,7 @@ def test_what_a_model_remembers_of_an_evaluation_can_be_trained_with(images):
 
     model = Remembers()
     evaluate(model, cut(images, 11), prepare=prepare, draw_mask=draw_mask, reduce=alone)
-    model(prepare(images), draw_mask(11, 0)).loss.backward()
+    model(prepare(images), masks(11, 0)).loss.backward()
     assert model.scale.grad is not None
 
 
@@ -201,7 +206,7 @@ def test_baselines_against_a_loop(images, normalized):
         reduce=alone,
         deviation=deviation if normalized else None,
     )
-    floats, hidden = prepare(images), pixel_mask(draw_mask(3, 0), PATCH)
+    floats, hidden = prepare(images), pixel_mask(masks(3, 0), PATCH)
     unit = deviation(floats) if normalized else torch.ones_like(floats)
     mean = torch.stack([x[:, ~m].mean(1) for x, m in zip(floats, hidden, strict=True)])[..., None, None]
     membrane = membrane_fill(floats, hidden)

@@ -70,6 +70,7 @@ def facts(config: SwinConfig = TINY, **changes: Any) -> CardFacts:
         std=(0.25,) * len(channels),
         interpolation="bilinear",
         crop_pct=1.0,
+        scale=255,
     )
     full = CardFacts(
         kind="SimMIM",
@@ -291,6 +292,25 @@ CASES = {
     "cut out, not square": facts(CUT_OBLONG, input=seen(CUT_OBLONG, "bilinear", 0.875)),
     "bicubic": facts(input=seen(TINY, "bicubic", 1.0)),
 }
+
+
+def test_images_of_other_channels_are_read_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = facts(FIVE).input
+    taken["scale"], taken["mean"] = 1, (100.0, 200.0, 300.0, 400.0, 500.0)
+    known = facts(FIVE, input=taken)
+    write_model(tmp_path / "model", known)
+    height, width = taken["image_size"]
+    pixels = np.random.default_rng(0).random((5, height, width)).astype(np.float32)
+    pixels[:, 0, 0] = np.nan
+    (tmp_path / "images").mkdir()
+    names = dict(zip(taken["channels"] or (), pixels, strict=True))
+    np.savez(tmp_path / "images" / "a.npz", **names)
+    monkeypatch.chdir(tmp_path)
+
+    ours = execute(snippets(card(known).replace(known.repo or FOLDER, "model"))[0])
+    mean, std = (np.array(taken[key])[:, None, None] for key in ("mean", "std"))
+    expected = np.nan_to_num((pixels - mean) / std)
+    torch.testing.assert_close(ours["images"][0], torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("case", CASES)

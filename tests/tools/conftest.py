@@ -11,8 +11,8 @@ import torch
 
 TOOLS = Path(__file__).parents[2] / "tools"
 NAMES = (
-    *("attention", "breakdown", "ceilings", "curves", "gpu", "loader", "memory", "peers", "picture", "report"),
-    *("settings", "step", "timing", "train", "training"),
+    *("attention", "breakdown", "ceilings", "curves", "decoders", "gpu", "images", "loader", "memory", "peers"),
+    *("picture", "report", "settings", "step", "timing", "train", "training"),
 )
 
 

@@ -8,7 +8,7 @@ TINY = ["loader", "--batch", "4", "--image-size", "32", "--device", "cpu", "--th
 
 @pytest.fixture(scope="module")
 def images(bench_modules, tmp_path_factory):
-    return bench_modules.loader.make_images(tmp_path_factory.mktemp("loader") / "images", 12)
+    return bench_modules.images.make_images(tmp_path_factory.mktemp("loader") / "images", 12)
 
 
 def test_images_are_made_in_two_sizes_and_classes(bench, images):
@@ -17,24 +17,63 @@ def test_images_are_made_in_two_sizes_and_classes(bench, images):
     assert {file.parent.name for file in files} == {"class0", "class1"}
     for number, file in enumerate(files):  # class after class
         with Image.open(file) as image:
-            assert image.size == bench.loader.SIZES[number // 6]
+            assert image.size == bench.images.SIZES[number // 6]
 
 
 def test_all_systems_deliver_with_and_without_workers(report_of, images):
     report, tables = report_of(*TINY, "--source", str(images), "--images", "12", "--workers", "0,1")
     assert report["not_measured"] == {}
     rows = {(row["system"], row["workers"]): row for row in report["results"]}
-    assert set(rows) == {(system, workers) for system in ("ours", "torchvision", "datasets") for workers in (0, 1)}
+    systems = ("torchvision", "datasets", "ours", "ours-jpeg", "ours-raw")
+    assert set(rows) == {(system, workers) for system in systems for workers in (0, 1)}
     for (_, workers), row in rows.items():
         assert row["images_per_second"] == pytest.approx(1 / row["seconds_per_image"][0])
+        first, one = rows["torchvision", workers], rows[row["system"], 1]
+        assert row["of_first"] == pytest.approx(row["images_per_second"] / first["images_per_second"])
+        assert row["of_one_worker"] == pytest.approx(row["images_per_second"] / one["images_per_second"])
         assert (row["memory_per_worker_gb"] is None) == (workers == 0)
-    assert "torchvision" in tables
+        assert workers == 0 or 0 < row["memory_of_files_gb"] < row["memory_per_worker_gb"]
+    assert "of torchvision" in tables
     assert "Pillow" in report["decoder"]
     assert report["decoder"] in tables
+    assert 0 < report["prepared"]["jpeg"]["bytes"] < report["prepared"]["raw"]["bytes"]
+    assert "outside of the clock" in tables
+    assert_pixels_are_near(report["pixels"])
+
+
+def assert_pixels_are_near(pixels):
+    assert set(pixels) == {"ours", "ours-jpeg", "ours-raw"}
+    for entry in pixels.values():
+        assert entry["images"] == 12
+        assert 0 < entry["mean"] < 3  # levels of 255; another crop, or a flip, is far off
+        assert entry["mean"] < entry["greatest"] < 128
+
+
+def test_images_have_the_sizes_that_are_asked_for(bench, tmp_path):
+    _, settings = bench.parse(["loader", "--sizes", "40x30,20x50"])
+    source = bench.loader.open_source(str(bench.images.make_images(tmp_path, 3, settings.sizes)))
+    assert {source.name(index): source.image(index).size for index in range(3)} == {
+        "class0/00000.jpg": (40, 30),
+        "class0/00002.jpg": (40, 30),
+        "class1/00001.jpg": (20, 50),
+    }
+
+
+def test_a_part_of_a_large_folder_is_packed(bench, images, tmp_path):
+    assert bench.images.some_of(images, 12, tmp_path / "links") == images
+    part = bench.loader.open_source(str(bench.images.some_of(images, 3, tmp_path / "links")))
+    assert part.paths == ["class0/00000.jpg", "class0/00010.jpg", "class1/00011.jpg"]
+    assert part.content(2) == (images / "class1" / "00011.jpg").read_bytes()
+
+
+def test_a_full_disk_is_said_before_the_work(bench, tmp_path):
+    with pytest.raises(ValueError, match=r"MB free, and images and their packed copies take up to .*--images"):
+        bench.images.check_disk(tmp_path, 10**12, 192, made=True)
 
 
 def test_batches_of_all_are_alike(bench, images, tmp_path):
     _, settings = bench.parse(TINY)
+    bench.images.prepare(images, tmp_path / "prepared", settings.image_size)
     for opens in bench.loader.SYSTEMS.values():
         stream = opens(images, tmp_path, 0, settings, bench.settings.check(settings))()
         batch = next(stream)

@@ -401,7 +401,6 @@ def test_configuration_loads_no_torch() -> None:
                 "the names are swin_nano, swin_tiny, swin_small, swin_base, swin_large"
             ),
         ),
-        ("--model.in-channels 4", "model.in_channels 4 must be 3 for now: images are read as RGB"),
         ("--data.shards-at-once 0", "data.shards_at_once 0 must be positive: the smallest is 1"),
         ("--data.cache-gb 0", "data.cache_gb 0.0 must be positive: use 20"),
         (
@@ -414,6 +413,43 @@ def test_configuration_loads_no_torch() -> None:
                 "probe.every '1epoch' would read all of data.source for its labels, which data.streaming is to avoid: "
                 "name labelled images with probe.source"
             ),
+        ),
+        (
+            "--data.streaming --data.source a/b --data.channels a b c",
+            "data.streaming True reads images as RGB for now: leave out data.channels, or set model.in_channels 3",
+        ),
+        ("--model.in-channels 0", "model.in_channels 0 must be positive: 3 for RGB"),
+        (
+            "--model.in-channels 4 --data.source x",
+            (
+                "data.mean (0.485, 0.456, 0.406) has 3 entries and model.in_channels is 4: give one for each, "
+                "as tools/channels.py measures them"
+            ),
+        ),
+        (
+            "--data.channels a b",
+            "data.channels ('a', 'b') has 2 entries and model.in_channels is 3: name as many",
+        ),
+        ("--data.channels a b a", "data.channels ('a', 'b', 'a') names a channel twice"),
+        (
+            "--data.channels a b c --data.mask-channel b",
+            "data.mask_channel 'b' is one of data.channels: leave it out there",
+        ),
+        (
+            "--data.nodata 0",
+            "data.nodata 0.0 is for images that are not read as RGB: set model.in_channels, or data.channels",
+        ),
+        (
+            "--data.channels a b c --data.stack {image}.tif",
+            "data.stack '{image}.tif' must have {image} and {channel} once each, such as {image}_{channel}.tif",
+        ),
+        (
+            "--data.channels a b c --data.source blue_marble",
+            "data.source 'blue_marble' is RGB: name a folder or a data set of yours",
+        ),
+        (
+            "--data.channels a b c --data.source x --probe.every 10steps",
+            "probe.every '10steps' must be \"0 steps\": probes read images as RGB",
         ),
         ("--data.mean 0.5", "data.mean (0.5,) has 1 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 1", "data.std (1.0, 1.0) has 2 entries and model.in_channels is 3: give one for each"),
@@ -555,7 +591,7 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 73
+    assert len(keys) == len(set(keys)) == 78
     assert set(keys) >= FREE
     for key, value in leaves(DEFAULTS):
         lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
@@ -572,6 +608,9 @@ def test_what_decides_the_result_is_frozen() -> None:
         "data.streaming",
         "data.shards_at_once",
         "data.heldout",
+        "data.channels",
+        "data.nodata",
+        "data.mask_channel",
         "data.mean",
         "data.std",
         "data.crop_scale",

