@@ -17,7 +17,6 @@ from swin_mim.training.config import (
     PretrainConfig,
     check,
     load_config,
-    reads_rasters,
     swin_config,
     with_packed_channels,
 )
@@ -38,13 +37,9 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     import torch
     from torch import Tensor
 
-    from swin_mim.data.blue_marble import open_blue_marble
     from swin_mim.data.decode import decoder_text
     from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, owned, training_batches
-    from swin_mim.data.raster import Bands
-    from swin_mim.data.raster_source import channels_of
-    from swin_mim.data.sources import open_source, split_heldout
     from swin_mim.data.transforms import PretrainTransform, denormalize
     from swin_mim.evaluation.false_colours import shown_channels
     from swin_mim.evaluation.heldout import HeldOut
@@ -54,7 +49,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.masking import block_mask, masked_cells
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin, attention_text, compile_blocks
-    from swin_mim.training import engine, labelled_images, processes, run_folder
+    from swin_mim.training import engine, images, labelled_images, processes, run_folder
     from swin_mim.training.channels import preprocessing_of, tell_other_channels
     from swin_mim.training.json_lines import disk_may_fail
     from swin_mim.training.launch import launch
@@ -71,17 +66,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     accelerator, device, folder, say = job.accelerator, job.device, job.folder, job.say
 
     # Images: those to train on, and those held out to measure on.
-    rasters = reads_rasters(data, mim)
-    bands = Bands(mim.in_channels, data.channels, data.nodata, data.mask_channel) if rasters else None
-    if data.source == "blue_marble":
-        channels = None
-        training, heldout = open_blue_marble()
-    else:
-        source = open_source(
-            data.source, config=data.config, split=data.split, column=data.column, bands=bands, stack=data.stack
-        )
-        training, heldout = split_heldout(source, data.heldout, run.seed)
-        channels = channels_of(source)
+    training, heldout, channels = images.to_train_and_hold_out(config)
     plan = plan_of(config, images=len(training), accumulation=job.accumulation)
     rate = rate_of(config, plan)
 
@@ -210,8 +195,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     # The run.
     say(
         f"{run.name}: {mim.name}, {sum(p.numel() for p in whole.model.parameters()) / 1e6:.3g} M parameters, "
-        f"{size[0]}x{size[1]} px{f' of {mim.in_channels} channels' if rasters else ''}, "
-        f"{len(training)} images and {len(heldout)} held out{'' if rasters else f', decoded by {decoder_text()}'}; "
+        f"{size[0]}x{size[1]} px{f' of {mim.in_channels} channels' if channels else ''}, "
+        f"{len(training)} images and {len(heldout)} held out{'' if channels else f', decoded by {decoder_text()}'}; "
         f"{plan.total_steps} steps of {train.global_batch} = {job.world} x {train.micro_batch} x {job.accumulation}; "
         f"{device.type}, {processes.strategy_text(accelerator, fsdp=train.fsdp)}, {job.threads} threads, "
         f"precision {processes.precision_text(accelerator)}, "

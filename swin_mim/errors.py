@@ -11,6 +11,8 @@ MISTAKE = 2
 """Exit code: a setting, a file or a data set is wrong; the same command will not do better."""
 DATA_ERROR = 65
 """Exit code: the numbers or the images are so bad that going on makes no sense (EX_DATAERR)."""
+UNAVAILABLE = 69
+"""Exit code: where the images lie could not be reached; start again when it can (EX_UNAVAILABLE)."""
 PEER_LOST = 70
 """Exit code: another process died, or its weights are not what they should be; start again (EX_SOFTWARE)."""
 CANNOT_WRITE = 73

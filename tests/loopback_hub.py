@@ -1,4 +1,5 @@
-"""A Hugging Face Hub in memory, on loopback, for the true clients. `python loopback_hub.py PORT` serves one.
+"""A Hugging Face Hub in memory, on loopback, for the true clients. `python loopback_hub.py PORT [FOLDER]` serves one,
+with a data set for each FOLDER/user/name.
 
 It keeps repositories as lists of commits, checks tokens, answers errors with the Hub's codes, and breaks connections on
 request. With `xet=FOLDER` files go through Xet, whose client takes a folder in place of its storage service.
@@ -23,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".png", ".bin", ".pth", ".parquet", ".h5", ".msgpack", ".onnx")
+LARGE = (".safetensors", ".png", ".bin", ".pth", ".parquet", ".tar", ".h5", ".msgpack", ".onnx")
 """Names that go to large file storage, whatever their size, as .gitattributes says on the Hub."""
 FIRST_FILE = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 XET_EXPIRES = 4102444800
@@ -186,10 +187,12 @@ class LoopbackHub:
     def failure_is_due(self) -> bool:
         return self._writes_left > 0
 
-    def write(self, name: str, files: dict[str, bytes], *, private: bool = False, branch: str = "main") -> str:
+    def write(
+        self, name: str, files: dict[str, bytes], *, private: bool = False, branch: str = "main", kind: str = "models"
+    ) -> str:
         """A commit that adds files, without a client, and creates the repository if need be. Any name goes."""
         with self._lock:
-            repo = self.repos.get(("models", name)) or self.create("models", name, private)
+            repo = self.repos.get((kind, name)) or self.create(kind, name, private)
             return repo.commit(repo.at(branch).files | files, "Written by hand", branch).oid
 
     def repo(self, name: str) -> Repo:
@@ -617,5 +620,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     served = LoopbackHub(port=int(sys.argv[1]))
+    for folder in Path(sys.argv[2]).glob("*/*") if len(sys.argv) > 2 else ():
+        content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+        served.write(f"{folder.parent.name}/{folder.name}", content, kind="datasets")
     print(f"HF_ENDPOINT={served.url} HF_TOKEN={served.token} HF_HUB_DISABLE_XET=1", flush=True)
     served.serve_forever()

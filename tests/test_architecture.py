@@ -36,6 +36,7 @@ INSIDE: dict[str, set[str]] = {
 
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "datasets": ("swin_mim/data/", "tools/bench_loader.py"),
+    "fsspec": ("swin_mim/data/",),
     "huggingface_hub": ("swin_mim/hub/",),
     "deepspeed": ("swin_mim/training/sharding.py",),
     "timm": ("swin_mim/data/transforms.py", "swin_mim/data/rand_augment.py", "tools/peers.py"),

@@ -236,6 +236,11 @@ def _open(config: PretrainConfig) -> _Opened:
     if data.source == "blue_marble":
         training, heldout = open_blue_marble()
         return _Opened(training, training, heldout)
+    if data.streaming:
+        raise UserError(
+            "data.streaming: this tool looks at images of all parts of a source, which would bring every shard: "
+            "give it a folder with a few of them"
+        )
     try:
         where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
         source = open_source(data.source, **where, bands=bands_of(config), stack=data.stack)

@@ -27,7 +27,7 @@ def explain_change(path: Path, source: Source) -> str:
     Raises:
         OSError: there is no such file, or it is damaged.
     """
-    before = _load(path)
+    before, what = _load(path), getattr(source, "listed", "images")
     now = dict(source.listing())
     parts = [
         _some("new", [name for name in now if name not in before]),
@@ -35,8 +35,8 @@ def explain_change(path: Path, source: Source) -> str:
         _some("of another size", [name for name, size in now.items() if before.get(name, size) != size]),
     ]
     if not any(parts):
-        return f"its {len(now)} images have the names and sizes they had: others of them are held out, or others chosen"
-    return f"of {len(before)} images then and {len(now)} now, {', '.join(filter(None, parts))}"
+        return f"its {len(now)} {what} have the names and sizes they had: others of them are held out, or others chosen"
+    return f"of {len(before)} {what} then and {len(now)} now, {', '.join(filter(None, parts))}"
 
 
 def _load(path: Path) -> dict[str, int]:

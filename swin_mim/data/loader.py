@@ -5,7 +5,7 @@ the number of processes nor the size of a micro batch changes a sample.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import chain
 from time import perf_counter
@@ -19,11 +19,12 @@ from torch.utils.data import Dataset
 from swin_mim.data.decode import BrokenImage, Decoded
 from swin_mim.data.loading_time import LoadingTime, Stopwatch, together
 from swin_mim.data.raster import Raster
-from swin_mim.data.sampling import Place, SampleOrder, positions, sample_generator
+from swin_mim.data.sampling import Place, positions, sample_generator
 from swin_mim.data.sources import Source, smaller_image
+from swin_mim.data.streaming import Fetched, near, order_of
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
-from swin_mim.data.workers import load_batches
-from swin_mim.errors import UserError
+from swin_mim.data.workers import PREFETCH, load_batches
+from swin_mim.errors import MISTAKE, UserError
 
 ATTEMPTS = 8
 """Images that are tried for one position: the one drawn, and its replacements."""
@@ -83,13 +84,13 @@ def training_batches(
     Closing or dropping the iterator ends its workers.
 
     Args:
-        order: of the images; None visits all of them, epoch after epoch.
+        order: of the images; None visits all of them, epoch after epoch, those of a streamed source by its shards.
         pixel_bytes: of a pixel in a batch, such as 3 of RGB.
 
     Raises:
-        UserError: while iterating, when 8 images in a row cannot be read, and as `load_batches`.
+        UserError: while iterating, when 8 images in a row cannot be read, or a shard cannot, and as `load_batches`.
     """
-    visits = order or SampleOrder(len(source), seed)
+    visits = order or order_of(source, seed)
 
     def micro_batches() -> Iterator[list[Place]]:
         for first in positions(samples_seen, global_batch, micro_batch, rank, world):
@@ -105,7 +106,8 @@ def training_batches(
         return transform(image, sample_generator(seed, position))
 
     size = micro_batch * pixel_bytes * math.prod(transform.size)
-    return _batches(_Samples(source, read, crop, seed), micro_batches(), workers, size, pin_memory)
+    places = Fetched(source, micro_batches(), seed, global_batch + PREFETCH * workers * micro_batch * world)
+    return _batches(_Samples(source, read, crop, seed), places, workers, size, pin_memory)
 
 
 def heldout_batches(
@@ -127,7 +129,7 @@ def heldout_batches(
     """
     starts = range(0, len(source), batch_size)[rank::world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
-    places = ([Place(index, index) for index in batch] for batch in ranges)
+    places = Fetched(source, ([Place(index, index) for index in batch] for batch in ranges))
     samples = _Samples(source, lambda index, _: source.image(index), lambda image, _: transform(image), seed=0)
     return _batches(samples, places, workers, batch_size * pixel_bytes * math.prod(transform.size))
 
@@ -140,6 +142,8 @@ class _Sample(NamedTuple):
     taken: int
     """The index of the image in the source: the place's own, or its replacement's."""
     seconds: LoadingTime
+    failure: UserError | None = None
+    """What stops the run, other than a broken image."""
 
 
 class _Samples(Dataset[_Sample]):
@@ -150,30 +154,41 @@ class _Samples(Dataset[_Sample]):
     ) -> None:
         """`read` takes the index of an image and the position at which it stands, `crop` what it gives and that."""
         self._source, self._read, self._crop, self._seed = source, read, crop, seed
+        self._failure: UserError | None = None
 
     def __getitem__(self, place: Place) -> _Sample:
-        broken, watch = [], Stopwatch()
-        for index in chain([place.image], self._replacements(place.position)):
+        broken: list[Broken] = []
+        watch = Stopwatch()
+        if self._failure is not None:  # the rest of the batch need not wait as long again
+            watch.decoded()
+            return _Sample(place, None, broken, place.image, watch.transformed(), self._failure)
+        for index in chain([place.image], self._replacements(place)):
             try:
                 image = self._read(index, place.position)
                 watch.decoded()
                 crop = self._crop(image, place.position)
             except BrokenImage as error:
                 broken.append(Broken(self._source.name(index), str(error)))
+            except UserError as error:
+                self._failure = error
+                return self[place]
             else:
                 return _Sample(place, crop, broken, index, watch.transformed())
         watch.decoded()
         return _Sample(place, None, broken, place.image, watch.transformed())
 
-    def _replacements(self, position: int) -> Iterator[int]:
-        draws = sample_generator(self._seed, position, stream=1).random(ATTEMPTS - 1)
-        yield from (int(draw * len(self._source)) for draw in draws)
+    def _replacements(self, place: Place) -> Iterator[int]:
+        among = near(self._source, place.image)
+        draws = sample_generator(self._seed, place.position, stream=1).random(ATTEMPTS - 1)
+        yield from (among[int(draw * len(among))] for draw in draws)
 
 
 class _Collated(NamedTuple):
     batch: Batch
     failure: str
     """Not empty: a sample could not be replaced. An exception would reach the user as a worker's traceback."""
+    code: int = MISTAKE
+    """The exit code for it."""
 
 
 def _collate(samples: list[_Sample]) -> _Collated:
@@ -181,7 +196,10 @@ def _collate(samples: list[_Sample]) -> _Collated:
     broken = [entry for sample in samples for entry in sample.broken]
     images = [sample.image for sample in samples if sample.image is not None]
     failure = ""
-    if len(images) < len(samples):
+    code = MISTAKE
+    if stop := next((sample.failure for sample in samples if sample.failure), None):
+        failure, code = str(stop), stop.code
+    elif len(images) < len(samples):
         name, reason = next(sample.broken[-1] for sample in samples if sample.image is None)
         failure = f"{ATTEMPTS} images in a row cannot be read, the last: {name}: {reason}"
     stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
@@ -190,18 +208,19 @@ def _collate(samples: list[_Sample]) -> _Collated:
         valid = ~stacked[:, 0].isnan()
     indices = torch.tensor([sample.taken for sample in samples])
     seconds = together(sample.seconds for sample in samples)._replace(collate=perf_counter() - start)
-    return _Collated(Batch(stacked, samples[0].place.position, broken, indices, seconds, valid), failure)
+    return _Collated(Batch(stacked, samples[0].place.position, broken, indices, seconds, valid), failure, code)
 
 
 def _batches(
-    samples: _Samples, places: Iterable[list[Place]], workers: int, batch_bytes: int, pin_memory: bool = False
+    samples: _Samples, places: Fetched, workers: int, batch_bytes: int, pin_memory: bool = False
 ) -> Generator[Batch, None, None]:
     loaded = load_batches(samples, places, _collate, workers=workers, batch_bytes=batch_bytes, pin_memory=pin_memory)
-    with closing(loaded):
-        for batch, failure in loaded:
+    with closing(places), closing(loaded):
+        for batch, failure, code in loaded:
             if failure:
-                raise UserError(failure, local=True)
+                raise UserError(failure, local=True, code=code)
             yield batch
+    places.check()
 
 
 def owned(batch: Batch) -> Batch:

@@ -4,7 +4,7 @@ A position is the number of a sample in the endless stream of all epochs; `sampl
 random bits are Philox's (Salmon et al., SC 2011), counter based: nothing is carried from one sample to the next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,64 @@ class SampleOrder:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self._n, self._seed, epoch)
         return int(self._order[k])
+
+
+class ShardGroup(NamedTuple):
+    """Shards whose samples are visited together, all mixed, before those of any other shard."""
+
+    start: int
+    """Position of the first sample."""
+    end: int
+    """Position behind the last sample."""
+    shards: np.ndarray
+    """int64: their numbers."""
+    epoch: int
+    number: int
+    """In its epoch."""
+
+
+class ShardOrder:
+    """The sample at each position, where samples lie in shards that are cheap to visit one after the other only.
+
+    In each epoch the shards come in a new permutation, cut into groups of `at_once`; the samples of a group come in
+    one permutation of them all. So every sample comes once in an epoch, at any time only the shards of one group are
+    needed, and a position alone says which. With at_once 1 the order is a permutation of shards and of samples within.
+
+    Memory is that of the shards' sizes and of the samples of a group.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, at_once: int) -> None:
+        """`sizes` are the samples of each shard, more than 0 in all; samples are numbered from shard to shard."""
+        self._sizes = np.asarray(sizes, dtype=np.int64)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._filled = np.flatnonzero(self._sizes)
+        self._n, self._seed, self._at_once = int(self._sizes.sum()), seed, at_once
+        self._group = ShardGroup(0, 0, self._filled[:0], 0, 0)
+        self._order = np.empty(0, dtype=np.int64)
+
+    def index(self, position: int) -> int:
+        """The sample at a position >= 0."""
+        if not self._group.start <= position < self._group.end:
+            self._group = self.group(position)
+            self._order = self._samples(self._group)
+        return int(self._order[position - self._group.start])
+
+    def group(self, position: int) -> ShardGroup:
+        """The shards that are visited around a position >= 0."""
+        epoch, k = divmod(position, self._n)
+        shards = self._filled[epoch_order(len(self._filled), self._seed, epoch)]
+        bounds = np.cumsum(self._sizes[shards])[self._at_once - 1 :: self._at_once]
+        number = int(np.searchsorted(bounds, k, side="right"))
+        start, end = np.r_[0, bounds, self._n][[number, number + 1]] + epoch * self._n
+        chosen = shards[number * self._at_once : (number + 1) * self._at_once]
+        return ShardGroup(int(start), int(end), chosen, epoch, number)
+
+    def _samples(self, group: ShardGroup) -> np.ndarray:
+        samples = np.concatenate([self._starts[shard] + np.arange(self._sizes[shard]) for shard in group.shards])
+        # a word of the counter that neither the orders of epochs nor the generators of samples reach
+        counter = np.array([0, 0, group.number + 1, 0], dtype=np.uint64)
+        keys = np.random.Philox(key=_key(self._seed, group.epoch), counter=counter).random_raw(len(samples))
+        return samples[np.argsort(keys, kind="stable")]
 
 
 class BalancedOrder:

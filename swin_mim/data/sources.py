@@ -68,6 +68,14 @@ class Shrinking(Protocol):
         """As `image`, but made as small as `shrink` allows where that is faster: see `decode_smaller`."""
 
 
+@runtime_checkable
+class Splitting(Protocol):
+    """A source that chooses by itself what is held out: where any images at random would cost too much."""
+
+    def split(self, count: int, seed: int) -> tuple[Source, Source]:
+        """As `split_heldout`."""
+
+
 def smaller_image(source: Source, index: int, shrink: Shrink) -> Decoded | Raster:
     """An image of any source, smaller where the source can; rasters are whole. Raises `BrokenImage`."""
     if isinstance(source, Shrinking):
@@ -345,6 +353,8 @@ class Subset:
 
 def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source]:
     """(training, held out): `count` images, at most a tenth of all, chosen by (seed, number of images) alone."""
+    if isinstance(source, Splitting):
+        return source.split(count, seed)
     order = epoch_order(len(source), seed, _HELDOUT_EPOCH)
     held = min(count, len(source) // 10)
     return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))

@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -47,7 +48,9 @@ class Origin:
         if resumed and path.is_file():
             return cls(**json.loads(path.read_text()))
         source, base = config.data.source, config.model.pretrained
-        data = source != "blue_marble" and not Path(source).expanduser().exists()
+        # what is streamed may also be at addresses, or named by a pattern
+        named = source != "blue_marble" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+        data = named and not Path(source).expanduser().exists()
         origin = cls(data, base is not None and repository.is_repo_name(base), base_is_simmim)
         write_json(path, asdict(origin))
         return origin
@@ -156,7 +159,9 @@ def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
 
 
 def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
-    return yaml_without_paths(to_yaml(replace(config, hub=replace(config.hub, repo=None))))
+    text = to_yaml(replace(config, hub=replace(config.hub, repo=None)))
+    source = config.data.source
+    return yaml_without_paths(text.replace(source, _public(source)) if "://" in source else text)
 
 
 def check(folder: Path, config: PretrainConfig | FinetuneConfig, description: Description) -> None:
@@ -255,7 +260,14 @@ def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
             "from other longitudes, so that none touches a training tile."
         )
     where = f"the data set {source}" if origin.data_on_hub else f'a folder "{name_of(source)}"'
+    if "://" in source:
+        where = f"shards at {_public(source)}"
     return f"{images} unlabelled images of {where}{kept}."
+
+
+def _public(address: str) -> str:
+    """Without a user's name and password, and without a query, which may be a signature."""
+    return re.sub(r"(?<=://)[^/@]*@", "", address.split("?")[0])
 
 
 def _labelled_data(

@@ -16,6 +16,7 @@ from swin_mim.models.swin_config import SwinConfig, as_pair, nearest_multiple
 from swin_mim.training import rules as rules_of
 from swin_mim.training.config_file import from_mapping, leaves, load_config, to_yaml
 from swin_mim.training.finetune_settings import FinetuneConfig
+from swin_mim.training.schedule import to_steps
 from swin_mim.training.settings import (
     FREE,
     DataConfig,
@@ -173,6 +174,7 @@ def check(config: PretrainConfig) -> None:
     rules = (
         rules_of.run_rules(run),
         rules_of.image_rules(data),
+        _streaming_rules(data),
         rules_of.crop_rules(data.crop_scale, data.crop_ratio),
         _model_rules(config.model, config.mask, data),
         _channel_rules(data, config.model, log, config.probe),
@@ -188,6 +190,11 @@ def check(config: PretrainConfig) -> None:
         "probe.every": config.probe.every,
     }
     rules_of.check_durations(config.optim, config.train, config.save, periods)
+    if data.streaming and not config.probe.source and to_steps(config.probe.every, dataset_size=1, global_batch=1):
+        raise UserError(
+            f"probe.every {config.probe.every!r} would read all of data.source for its labels, which data.streaming "
+            "is to avoid: name labelled images with probe.source"
+        )
     _check_geometry(config.model, config.mask)
     accumulation(config.train, world=1)
 
@@ -196,6 +203,14 @@ def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> rules_of
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 to keep none"
     yield "log.pictures", log.pictures >= 0, "must not be negative: use 0 for none"
     yield "probe.images", probe.images > 0, "must be positive: use 2000"
+
+
+def _streaming_rules(data: DataConfig) -> rules_of.Rules:
+    yield "data.shards_at_once", data.shards_at_once > 0, "must be positive: the smallest is 1"
+    yield "data.cache_gb", data.cache_gb > 0, "must be positive: use 20"
+    streamed = not data.streaming or data.source != "blue_marble"
+    yield "data.streaming", streamed, "reads shards, and data.source is blue_marble: name parquet or tar files"
+    yield "data.stack", not data.streaming or data.stack is None, "is a folder's: a shard has an image as one file"
 
 
 def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> rules_of.Rules:

@@ -52,6 +52,15 @@ class ImagesConfig:
 class DataConfig(ImagesConfig):
     """The images and what a model sees of them."""
 
+    streaming: bool = False
+    """Read the source shard by shard through a cache, as when it is larger than the disk: parquet or tar files of a Hub
+    data set, of a folder, or at addresses such as https://host/train-{000..127}.tar or s3://bucket/*.parquet."""
+    shards_at_once: int = 4
+    """With data.streaming: shards whose images are mixed; the next as many are brought meanwhile."""
+    cache: str | None = None
+    """With data.streaming: folder for the shards, which all runs may share; None is ~/.cache/swin_mim/shards."""
+    cache_gb: float = 20.0
+    """With data.streaming: most of 10^9 bytes in that folder."""
     heldout: int = 256
     """Images kept out of training to evaluate on; never more than a tenth of the source."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -242,6 +251,8 @@ FREE = frozenset(
         "data.stack",
         "data.workers",
         "data.max_broken",
+        "data.cache",
+        "data.cache_gb",
         "train.micro_batch",
         "train.attention",
         "train.compile",

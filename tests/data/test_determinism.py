@@ -4,6 +4,7 @@ Each kind of source is held against itself, in one process without workers from 
 stands at each position, its crop to the byte, and its mask. A new kind is one more row of `KINDS`.
 """
 
+import tarfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from swin_mim.data import shard_file
 from swin_mim.data.loader import training_batches
 from swin_mim.data.packing import pack
 from swin_mim.data.sources import Source, open_source
+from swin_mim.data.streaming import open_streamed
 from swin_mim.data.transforms import PretrainTransform
 from swin_mim.masking import block_mask
 
@@ -37,9 +39,20 @@ def prepared(photos: Path, empty: Path) -> Source:
     return open_source(str(empty))
 
 
+def streamed(photos: Path, empty: Path) -> Source:
+    """Tars of seven photos, two at a time."""
+    files = sorted(path for path in photos.rglob("*") if path.is_file())
+    for start in range(0, len(files), 7):
+        with tarfile.open(empty / f"{start:02d}.tar", "w") as shard:
+            for file in files[start : start + 7]:
+                shard.add(file, file.name)
+    return open_streamed(str(empty), cache=str(empty / "cache"), cache_gb=0.01, shards_at_once=2)
+
+
 KINDS: dict[str, Callable[[Path, Path], Source]] = {
     "folder": lambda photos, empty: open_source(str(photos)),
     "prepared": prepared,
+    "streamed": streamed,
 }
 """Each opens the photos of a folder as a source, and may use an empty folder for what it makes of them."""
 STARTS = {"from the start": 0, "within an epoch": GLOBAL, "over the end of an epoch": 3 * GLOBAL}

@@ -1,11 +1,11 @@
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swin_mim.data.sampling import BalancedOrder, SampleOrder, epoch_order, positions, sample_generator
+from swin_mim.data.sampling import BalancedOrder, SampleOrder, ShardOrder, epoch_order, positions, sample_generator
 
 seeds = st.integers(0, 2**64 - 1)
 classes = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(np.array)
@@ -133,3 +133,68 @@ def test_balanced_orders_of_other_seeds_classes_and_rounds_differ() -> None:
     assert len({each[:50] for each in within} | {each[50:] for each in within}) == 8
     rounds = {tuple(targets[stream[first : first + 4]]) for stream in streams for first in range(0, 400, 4)}
     assert len(rounds) == 24  # every order of four classes
+
+
+shard_sizes = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any)
+
+
+@settings(deadline=None)
+@given(sizes=shard_sizes, seed=seeds, at_once=st.integers(1, 5), epoch=st.integers(0, 2**30))
+def test_an_epoch_of_shards_visits_every_sample_once_group_by_group(
+    sizes: list[int], seed: int, at_once: int, epoch: int
+) -> None:
+    order, n = ShardOrder(sizes, seed, at_once), sum(sizes)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    visits = [order.index(position) for position in range(epoch * n, (epoch + 1) * n)]
+    assert sorted(visits) == list(range(n))
+    position, seen = epoch * n, []
+    while position < (epoch + 1) * n:
+        group = order.group(position)
+        assert (group.start, group.epoch, group.number) == (position, epoch, len(seen) // at_once)
+        samples = visits[group.start - epoch * n : group.end - epoch * n]
+        assert sorted(set(shard_of[samples])) == sorted(group.shards)  # its shards and no others
+        assert len(group.shards) == min(at_once, sum(map(bool, sizes)) - len(seen))
+        seen += group.shards.tolist()
+        position = group.end
+    assert len(set(seen)) == len(seen)
+
+
+@settings(deadline=None)
+@given(sizes=shard_sizes, seed=seeds, at_once=st.integers(1, 5), jumps=st.lists(st.integers(0, 300), max_size=30))
+def test_shard_order_is_a_function_of_the_position(sizes: list[int], seed: int, at_once: int, jumps: list[int]) -> None:
+    jumping, straight = ShardOrder(sizes, seed, at_once), ShardOrder(sizes, seed, at_once)
+    stream = [straight.index(position) for position in range(301)]
+    assert [jumping.index(position) for position in jumps] == [stream[position] for position in jumps]
+    assert all(
+        (group := jumping.group(position)).start <= position < group.end and jumping.index(position) == stream[position]
+        for position in jumps
+    )
+
+
+def test_shard_order_never_changes_with_a_release() -> None:
+    order = ShardOrder([3, 0, 4, 2, 3], seed=5, at_once=2)
+    assert [order.index(position) for position in range(24)] == [
+        *(7, 8, 11, 9, 10, 0, 5, 1, 6, 2, 4, 3),
+        *(2, 1, 3, 0, 5, 4, 6, 8, 11, 7, 9, 10),
+    ]
+    assert [order.group(position).shards.tolist() for position in (0, 6, 12)] == [[3, 4], [2, 0], [2, 0]]
+
+
+def test_groups_of_shards_are_mixed_and_no_two_alike() -> None:
+    order = ShardOrder([100] * 6, seed=3, at_once=2)
+    visits = [order.index(position) for position in range(1200)]
+    for start in range(0, 1200, 200):
+        shards = [visit // 100 for visit in visits[start : start + 200]]
+        assert 60 < sum(a != b for a, b in pairwise(shards)) < 140
+    within = {tuple(visit % 100 for visit in visits[start : start + 200]) for start in range(0, 1200, 200)}
+    assert len(within) == 6
+    other = ShardOrder([100] * 6, seed=4, at_once=2)
+    assert [other.index(position) for position in range(200)] != visits[:200]
+
+
+def test_groups_do_not_reuse_the_bits_of_epochs_and_samples() -> None:
+    keys = np.random.Philox(key=np.array([5, 9], dtype=np.uint64)).random_raw(1000)
+    counter = np.array([0, 0, 1, 0], dtype=np.uint64)
+    group = np.random.Philox(key=np.array([5, 9], dtype=np.uint64), counter=counter).random_raw(1000)
+    samples = sample_generator(5, 9).bit_generator.random_raw(1000)
+    assert not set(group.tolist()) & (set(keys.tolist()) | set(samples.tolist()))

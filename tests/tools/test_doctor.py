@@ -560,3 +560,10 @@ def test_a_batch_that_does_not_fit_is_a_reason(
 )
 def test_times_as_people_say_them(seconds: float, text: str) -> None:
     assert doctor_page.time_text(seconds) == text
+
+
+def test_a_streamed_source_is_not_looked_at(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    photos(tmp_path / "photos", 2)
+    said = ask("photos", "--data.streaming")
+    assert said.code == 2
+    assert said.report["reasons"][0].startswith("data.streaming: this tool looks at images of all parts of a source")

@@ -401,6 +401,23 @@ def test_configuration_loads_no_torch() -> None:
                 "the names are swin_nano, swin_tiny, swin_small, swin_base, swin_large"
             ),
         ),
+        ("--data.shards-at-once 0", "data.shards_at_once 0 must be positive: the smallest is 1"),
+        ("--data.cache-gb 0", "data.cache_gb 0.0 must be positive: use 20"),
+        (
+            "--data.streaming --data.source blue_marble",
+            "data.streaming True reads shards, and data.source is blue_marble: name parquet or tar files",
+        ),
+        (
+            "--data.streaming --data.source a/b --probe.every 1epoch",
+            (
+                "probe.every '1epoch' would read all of data.source for its labels, which data.streaming is to avoid: "
+                "name labelled images with probe.source"
+            ),
+        ),
+        (
+            "--data.streaming --data.source x --data.channels a b c --data.stack {image}_{channel}.tif",
+            "data.stack '{image}_{channel}.tif' is a folder's: a shard has an image as one file",
+        ),
         ("--model.in-channels 0", "model.in_channels 0 must be positive: 3 for RGB"),
         (
             "--model.in-channels 4 --data.source x",
@@ -574,7 +591,7 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 74
+    assert len(keys) == len(set(keys)) == 78
     assert set(keys) >= FREE
     for key, value in leaves(DEFAULTS):
         lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
@@ -588,6 +605,8 @@ def test_what_decides_the_result_is_frozen() -> None:
     assert {key for key in frozen if key.startswith(("run.", "data.", "train."))} == {
         "run.name",
         "run.seed",
+        "data.streaming",
+        "data.shards_at_once",
         "data.heldout",
         "data.channels",
         "data.nodata",

@@ -1,0 +1,38 @@
+"""The images that a pretraining's settings name: to train on, and held out."""
+
+from typing import Any, NamedTuple
+
+from swin_mim.data.blue_marble import open_blue_marble
+from swin_mim.data.raster import Bands
+from swin_mim.data.raster_source import channels_of
+from swin_mim.data.sources import Source, open_source, split_heldout
+from swin_mim.data.streaming import open_streamed
+from swin_mim.training.config import PretrainConfig, reads_rasters
+
+
+class Images(NamedTuple):
+    training: Source
+    heldout: Source
+    """To measure on; there may be none."""
+    channels: tuple[str, ...] | None
+    """Names of the channels; None: images are RGB."""
+
+
+def to_train_and_hold_out(config: PretrainConfig) -> Images:
+    """Open data.source, or its shards where it is streamed.
+
+    Raises:
+        UserError: it cannot be opened, or has other channels than the settings say.
+    """
+    data = config.data
+    if data.source == "blue_marble":
+        return Images(*open_blue_marble(), None)
+    where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
+    if reads_rasters(data, config.model):
+        where["bands"] = Bands(config.model.in_channels, data.channels, data.nodata, data.mask_channel)
+    if data.streaming:
+        cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
+        source: Source = open_streamed(data.source, shards_at_once=data.shards_at_once, **where, **cache)
+    else:
+        source = open_source(data.source, stack=data.stack, **where)
+    return Images(*split_heldout(source, data.heldout, config.run.seed), channels_of(source))
