@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
-    from swin_mim.models.swin import Swin, SwinConfig
-    from swin_mim.training.finetune_settings import ClassifierConfig, FinetuneConfig
+    from swin_mim.models.swin import Swin
+    from swin_mim.training.finetune_settings import FinetuneConfig
 
 SCRATCH = "scratch"
 """The arm of new weights."""
@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace) -> None:
         launch=shlex.split(options.launch),
         flags=[*flags, *([] if settings.train.threads else ["--train.threads", str(threads)])],
         own_flags={arm: ["--model.pretrained", str(model)] for arm, model in arms.items()}
-        | {SCRATCH: new_weights(encoders[0].config, settings.model)},
+        | {SCRATCH: new_weights(encoders[0], settings)},
         jobs=options.jobs,
         keep=options.keep,
     )
@@ -161,7 +161,9 @@ def compare(options: argparse.Namespace) -> None:
             print(f"[{len(found)}/{len(cells)}] {cell.name}: {accuracy}", flush=True)
     entries = summary(found, options.labels)
     for entry in entries:
-        entry["colours"] = colours(settings, encoders[0], entry["labels"], options.seeds)
+        # what colours tell of RGB images, nobody knows of other channels
+        rgb = settings.data.channels is None
+        entry["colours"] = colours(settings, encoders[0], entry["labels"], options.seeds) if rgb else None
         entry["curves"] = curves(found, entry["labels"], entry)
     report = {
         "models": options.models,
@@ -203,7 +205,7 @@ def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
     write_json(path, plan)
 
 
-def new_weights(config: "SwinConfig", model: "ClassifierConfig") -> list[str]:
+def new_weights(encoder: "Swin", settings: "FinetuneConfig") -> list[str]:
     """Flags of recipes/finetune.py for the same network with new weights.
 
     Raises:
@@ -211,7 +213,8 @@ def new_weights(config: "SwinConfig", model: "ClassifierConfig") -> list[str]:
     """
     from swin_mim.models.swin_config import NAMED, SwinConfig, as_pair
 
-    for key in ("mlp_ratio", "qkv_bias", "in_channels"):
+    config, model, data = encoder.config, settings.model, settings.data
+    for key in ("mlp_ratio", "qkv_bias", *(["in_channels"] if data.channels is None else [])):
         value, usual = getattr(config, key), getattr(SwinConfig(224), key)
         if value != usual:
             raise UserError(f"the models have {key} {value}: recipes/finetune.py draws new weights with {usual} only")
@@ -227,6 +230,9 @@ def new_weights(config: "SwinConfig", model: "ClassifierConfig") -> list[str]:
     flags = ["--model.pretrained", "None", "--optim.layer-decay", "1.0"]
     for key, value in values.items():
         flags += [f"--model.{key}", *map(str, value if isinstance(value, tuple) else (value,))]
+    if data.channels is not None:  # new weights know no statistics of theirs
+        for key in ("mean", "std"):
+            flags += [f"--data.{key}", *map(str, getattr(data, key) or getattr(encoder.preprocessing, key))]
     return flags
 
 

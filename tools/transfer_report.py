@@ -98,7 +98,7 @@ def table(report: Mapping[str, Any]) -> str:
             str(entry["labels"] or "all"),
             *(_cell(entry[kind]) for kind in (SCRATCH, PRETRAINED)),
             f"{100 * entry['gain']['accuracy']:+.1f} ({100 * entry['gain']['balanced_accuracy']:+.1f})",
-            _cell(entry["colours"]),
+            _cell(entry["colours"]) if entry["colours"] else "not measured",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -121,7 +121,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1, 1.1])
     places = np.arange(len(report["summary"]))
     for kind, shift in ((SCRATCH, -0.06), ("colours", 0.0), (PRETRAINED, 0.06)):
-        entries = [entry[kind]["accuracy"] for entry in report["summary"]]
+        entries = [entry[kind]["accuracy"] for entry in report["summary"] if entry[kind]]
+        if not entries:
+            continue
         means, spread = ([entry[key] for entry in entries] for key in ("mean", "deviation"))
         style = "--" if kind == "colours" else "-"
         left.errorbar(

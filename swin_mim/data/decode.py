@@ -244,12 +244,23 @@ def _as_it_lies(data: bytes) -> Decoded | None:
 def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
     """(file, image that is not loaded yet), after all that its header tells was checked."""
     check_metadata(data)
-    with MeteredFile(data) as file, Image.open(file, formats=FORMATS) as image:
+    with MeteredFile(data) as file, _open_image(file, data) as image:
         check_size(image.size)
         pixels = image.width * image.height
         check_scans(data, pixels, _strips_stored(image))
         check_runs(image.info.get("compression"), pixels)
         yield file, image
+
+
+def _open_image(file: MeteredFile, data: bytes) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not data.startswith((b"II", b"MM")):
+            raise
+        raise BrokenImage(
+            "it is no TIFF of a kind that is read as RGB; one of other channels is read if data.channels names them"
+        ) from None
 
 
 def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:

@@ -134,7 +134,7 @@ def _pack(
     spec, column = origin["source"], origin["column"]
     where = {"config": origin["config"], "split": origin["split"], "column": column}
     opened = open_files(spec, **where, bands=bands, stack=settings.get("stack"))
-    _check_apart(Path(spec).expanduser(), folder)
+    _check_apart(Path(os.path.expanduser(spec)), folder)
     source = opened.images(column) if isinstance(opened, Table) else opened
     rasters = None if bands is None else as_rasters(opened, spec, column, bands)
     begun = Packed(

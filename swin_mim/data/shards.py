@@ -3,6 +3,7 @@
 import glob
 import json
 import logging
+import os
 import re
 import tarfile
 import threading
@@ -86,7 +87,7 @@ def count_all(shards: Sequence[Shard], cache: ShardCache) -> list[Shard]:
 
 
 def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
-    folder = Path(spec).expanduser()
+    folder = Path(os.path.expanduser(spec))
     by_pattern = "://" in spec or any(character in spec for character in "*?[{")
     if spec and (folder.is_dir() or not by_pattern):
         if folder.is_file():

@@ -130,7 +130,7 @@ def open_files(
     stack: str | None = None,
 ) -> "FolderSource | StackSource | Table":
     """As `open_source`, but a table comes with all its columns, and `as_rasters` makes rasters of what there is."""
-    folder = Path(spec).expanduser()
+    folder = Path(os.path.expanduser(spec))
     _check_options(spec, folder, bands, stack)
     if spec and folder.is_dir():
         if stack is not None and bands is not None and not (folder / MANIFEST).exists():
@@ -158,7 +158,7 @@ def as_rasters(
     opened: "FolderSource | StackSource | Table", spec: str, column: str | None, bands: Bands
 ) -> RasterSource:
     """What `open_files` opened, as images of any channels. Raises `UserError` as `open_source`."""
-    packed = read_packed(Path(spec).expanduser()) if isinstance(opened, Table) and spec else None
+    packed = read_packed(Path(os.path.expanduser(spec))) if isinstance(opened, Table) and spec else None
     if packed is not None and packed.rasters is not None:
         column = column or IMAGE
     files = opened.images(column) if isinstance(opened, Table) else opened
@@ -184,8 +184,8 @@ def _check_options(spec: str, folder: Path, bands: Bands | None, stack: str | No
     names = packed.rasters["channels"]
     if bands is None:
         raise UserError(
-            f"data.source {spec!r} holds packed images of {len(names)} channels ({listed(names)}): set "
-            f"model.in_channels {len(names)}, or name those to be read in data.channels"
+            f"data.source {spec!r} holds packed images of {len(names)} channels ({listed(names)}): name those to be "
+            "read in data.channels"
         )
     was = packed.settings
     asked = {"nodata": text_if_nan(bands.nodata), "mask_channel": bands.mask, "stack": stack}
@@ -402,9 +402,11 @@ def _open_folder(
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _open_table(str(folder), [folder], lambda: _load_from_disk(folder, config, split))
     if not _find_files(folder, TABLE_SUFFIXES):
+        arrays = suffixes == IMAGE_SUFFIXES and _find_files(folder, RASTER_SUFFIXES)
+        found = f", but {arrays[0][0]}: name the channels of such images in data.channels" if arrays else ""
         raise UserError(
-            f"data.source {str(folder)!r} holds no {' '.join(suffixes + TABLE_SUFFIXES)} files at any depth: "
-            "give a folder of images"
+            f"data.source {str(folder)!r} holds no {' '.join(suffixes + TABLE_SUFFIXES)} files at any depth"
+            f"{found or ': give a folder of images'}"
         )
     return _open_table(str(folder), [folder], lambda: _load_files(folder, config, split))
 

@@ -5,6 +5,7 @@ line in `config_file.py`; none of them needs torch, so that `--help` is quick.
 """
 
 import math
+import os
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -69,7 +70,7 @@ def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
         UserError: their manifest is damaged.
     """
     data, plain = config.data, DataConfig()
-    packed = packed_rasters(Path(data.source).expanduser())
+    packed = packed_rasters(Path(os.path.expanduser(data.source)))
     if packed is None:
         return config
     channels = data.channels

@@ -216,6 +216,9 @@ def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
     if origin is tuple:
         items = list(value) if isinstance(value, list | tuple) else [value]
         kinds = [options[0]] * len(items) if options[-1] is Ellipsis else list(options)
+        # channels may be called by numbers, which are no texts in YAML
+        if set(kinds) == {str}:
+            items = [str(item) if type(item) is int else item for item in items]
         parts = [_convert(item, part) for item, part in zip(items, kinds, strict=False)]
         return len(items) == len(kinds) and all(fits for fits, _ in parts), tuple(part for _, part in parts)
     if kind is float:

@@ -620,7 +620,7 @@ def test_other_settings_of_rasters_are_refused(scenes: Path, packed_scenes: Path
     with pytest.raises(UserError, match=r"data.nodata 7 cannot be used on .*, which was packed with nodata 0"):
         open_source(str(packed_scenes), bands=Bands(5, nodata=7))
     assert len(open_source(str(packed_scenes), bands=Bands(5, nodata=0))) == 12
-    with pytest.raises(UserError, match=r"packed images of 5 channels \(1, 2, 3, 4, 5\): set model.in_channels 5"):
+    with pytest.raises(UserError, match=r"packed images of 5 channels \(1, 2, 3, 4, 5\): name those to be"):
         open_source(str(packed_scenes))
     with pytest.raises(UserError, match=r"model.in_channels is 4"):
         open_source(str(packed_scenes), bands=Bands(4))
