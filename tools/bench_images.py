@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,10 +94,14 @@ def check_disk(folder: Path, images: int, image_size: int, *, made: bool) -> Non
         )
 
 
+FORMATS: tuple[Format, ...] = ("jpeg", "raw")
+"""Of packed RGB images."""
+
+
 def prepare(folder: Path, target: Path, image_size: int) -> dict[Format, Prepared]:
     """Pack the images of a folder in each format, one after the other."""
     done: dict[Format, Prepared] = {}
-    for kind in get_args(Format):
+    for kind in FORMATS:
         start = time.perf_counter()
         packed = pack(
             str(folder), target / kind, size=prepared_side(image_size), format=kind, workers=os.cpu_count() or 1
