@@ -40,6 +40,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.data.decode import decoder_text
     from swin_mim.data.listing import explain_change, save_listing
     from swin_mim.data.loader import Batch, owned, training_batches
+    from swin_mim.data.streaming import Supply
     from swin_mim.data.transforms import PretrainTransform, denormalize
     from swin_mim.evaluation.false_colours import shown_channels
     from swin_mim.evaluation.heldout import HeldOut
@@ -136,6 +137,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         batch = batch._replace(valid=reader.valid(batch))
         return prepared(reader.prepare(batch.images), draw_mask(batch, run.seed), cells, batch.valid).loss
 
+    supply = Supply(stopped=lambda: job.stop.received)
+
     def batches(samples_seen: int) -> Iterator[Batch]:
         loaded = training_batches(
             training,
@@ -146,6 +149,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             micro_batch=train.micro_batch,
             pin_memory=device.type == "cuda",
             pixel_bytes=reader.pixel_bytes,
+            supply=supply,
             **share,
         )
         return broken.watch(loaded)
@@ -251,6 +255,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             skipped=skips.add,
             stop=job.stop,
             log=run_log,
+            supply=supply,
         )
         if finished:
             whole.gather()

@@ -21,13 +21,16 @@ from swin_mim.data.loading_time import LoadingTime, Stopwatch, together
 from swin_mim.data.raster import Raster
 from swin_mim.data.sampling import Place, positions, sample_generator
 from swin_mim.data.sources import Source, smaller_image
-from swin_mim.data.streaming import Fetched, near, order_of
+from swin_mim.data.streaming import Fetched, Supply, near, order_of
 from swin_mim.data.transforms import EvaluationTransform, FinetuneTransform, PretrainTransform
 from swin_mim.data.workers import PREFETCH, load_batches
 from swin_mim.errors import MISTAKE, UserError
 
 ATTEMPTS = 8
 """Images that are tried for one position: the one drawn, and its replacements."""
+AHEAD = 2
+"""Steps for which the images of a streamed source are here before they are loaded: so many it takes, on a GPU, until
+all processes know that one has no more, and have agreed on a checkpoint."""
 
 
 class Broken(NamedTuple):
@@ -78,6 +81,7 @@ def training_batches(
     order: Order | None = None,
     pin_memory: bool = False,
     pixel_bytes: int = 3,
+    supply: Supply | None = None,
 ) -> Iterator[Batch]:
     """The micro batches of one process, endlessly, from the position `samples_seen` on.
 
@@ -86,6 +90,7 @@ def training_batches(
     Args:
         order: of the images; None visits all of them, epoch after epoch, those of a streamed source by its shards.
         pixel_bytes: of a pixel in a batch, such as 3 of RGB.
+        supply: is told why no more images of a streamed source come, some steps before they run out.
 
     Raises:
         UserError: while iterating, when 8 images in a row cannot be read, or a shard cannot, and as `load_batches`.
@@ -106,7 +111,9 @@ def training_batches(
         return transform(image, sample_generator(seed, position))
 
     size = micro_batch * pixel_bytes * math.prod(transform.size)
-    places = Fetched(source, micro_batches(), seed, global_batch + PREFETCH * workers * micro_batch * world)
+    underway = (AHEAD + 1) * global_batch + PREFETCH * workers * micro_batch * world
+    ahead = AHEAD * global_batch // (micro_batch * world)
+    places = Fetched(source, micro_batches(), seed, underway, ahead, supply)
     return _batches(_Samples(source, read, crop, seed), places, workers, size, pin_memory)
 
 

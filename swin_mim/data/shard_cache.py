@@ -11,16 +11,18 @@ import hashlib
 import json
 import logging
 import os
-import tarfile
+import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from swin_mim.data import stores
 from swin_mim.data.image_file import Damaged, read_image, table_bytes, write_images
 from swin_mim.data.shard_content import images_of
 from swin_mim.data.stores import (
@@ -36,7 +38,7 @@ from swin_mim.data.stores import (
     shown,
     store_of,
 )
-from swin_mim.errors import CANNOT_WRITE, UserError
+from swin_mim.errors import CANNOT_WRITE, UNAVAILABLE, UserError
 
 BLOCK = 16 * 2**20
 """Bytes of one request."""
@@ -44,9 +46,17 @@ CONNECTIONS = 4
 """Requests at the same time, of one shard."""
 
 _READY, _BROUGHT, _WRITTEN = ".images", ".part", ".new"
-_LOCK, _COUNTING, _ROWS = "lock", "rows.lock", "rows.jsonl"
+_LOCK, _COUNTING, _ROWS, _AWAY = "lock", "rows.lock", "rows.jsonl", "unreachable"
+_OWN = re.compile(rf"[0-9a-f]{{40}}({_READY}|{_BROUGHT}|{_WRITTEN})".replace(".", r"\."))
+_LOOK = 0.05  # seconds between two looks at a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
+
+
+class Wish(Protocol):
+    """Whether something is no longer wanted, as a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
 
 
 class Shard(NamedTuple):
@@ -66,7 +76,8 @@ class Shard(NamedTuple):
     def key(self) -> str:
         """Of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
         digest = self.file.version if self.file.version.startswith(DIGESTS) else ""
-        parts = (digest or (shown(self.file.url), self.file.version), self.file.size, self.kind, self.column)
+        place = shown(self.file.url) if self.file.version else self.file.url  # a query may name another file
+        parts = (digest or (place, self.file.version), self.file.size, self.kind, self.column)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 
@@ -75,10 +86,16 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self.brought = 0
+        """Shards that this process has brought."""
         self._make_folder()
 
-    def ensure(self, shard: Shard, *, unless: threading.Event | None = None) -> int:
+    def ensure(self, shard: Shard, *, unless: Wish | None = None, patience: float | None = None) -> int:
         """Bring a shard if it is not there, and count it as used now; its rows.
+
+        Args:
+            patience: seconds for which its store may be away; None: as `patiently` has it, or none at all if another
+                process has waited that long in vain just now.
 
         Raises:
             UserError: it cannot be brought, is not what was listed, or has other rows; or the disk does not take it.
@@ -86,11 +103,26 @@ class ShardCache:
         """
         path = self._path(shard)
         if shard.rows < 0 or not self._touch(path):
-            with self._alone():
+            with self._alone(unless=unless):
                 if shard.rows >= 0 and self._touch(path):  # another process has brought it
                     return shard.rows
-                return self._bring(shard, path, unless)
+                return self._bring_or_tell(shard, path, unless, patience)
         return shard.rows
+
+    def _bring_or_tell(self, shard: Shard, path: Path, unless: Wish | None, patience: float | None) -> int:
+        """As `_bring`; that a store is away is told to the processes that wait for their turn."""
+        away = self.folder / _AWAY
+        if patience is None and away.exists() and time.time() - away.stat().st_mtime < stores.PATIENCE:
+            patience = 0
+        try:
+            rows = self._bring(shard, path, unless, patience)
+        except UserError as error:
+            if error.code == UNAVAILABLE and patience != 0:
+                away.touch()
+            raise
+        away.unlink(missing_ok=True)
+        self.brought += 1
+        return rows
 
     def read(self, shard: Shard, row: int) -> bytes:
         """The bytes of an image.
@@ -156,9 +188,10 @@ class ShardCache:
     def _path(self, shard: Shard) -> Path:
         return self.folder / (shard.key + _READY)
 
-    def _bring(self, shard: Shard, path: Path, unless: threading.Event | None) -> int:
-        for leftover in (*self.folder.glob("*" + _BROUGHT), *self.folder.glob("*" + _WRITTEN)):
-            leftover.unlink()  # of a process that was killed: who writes one holds the lock
+    def _bring(self, shard: Shard, path: Path, unless: Wish | None, patience: float | None) -> int:
+        for leftover, *_ in self._files():
+            if leftover.suffix != _READY:
+                leftover.unlink(missing_ok=True)  # of a process that was killed: who writes one holds the lock
         brought, written = path.with_suffix(_BROUGHT), path.with_suffix(_WRITTEN)
         try:
             if is_local(shard.file.url):  # it need not be copied first
@@ -166,7 +199,7 @@ class ShardCache:
                 rows = self._rewrite(shard, local_path(shard.file.url), written, unless)
                 _check_unchanged(shard.file)
             else:
-                self._download(shard.file, brought, unless)
+                self._download(shard.file, brought, unless, patience)
                 rows = self._rewrite(shard, str(brought), written, unless)
             _check_rows(shard, rows)
             os.replace(written, path)
@@ -175,13 +208,13 @@ class ShardCache:
             written.unlink(missing_ok=True)
         return rows
 
-    def _download(self, file: StoredFile, path: Path, unless: threading.Event | None) -> None:
+    def _download(self, file: StoredFile, path: Path, unless: Wish | None, patience: float | None) -> None:
         self._make_room(path, file.size)
         digest, expected = _digest(file)
         with self._writing(), path.open("wb") as target:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(target.fileno(), 0, file.size)  # a full disk is met now
-            for block in _blocks(file, unless):
+            for block in _blocks(file, unless, patience):
                 digest.update(block)
                 target.write(block)
         if not expected:
@@ -189,13 +222,11 @@ class ShardCache:
         elif digest.hexdigest() != expected:
             raise changed(file, f"{file.version.split(':')[0]}:{digest.hexdigest()}")
 
-    def _rewrite(self, shard: Shard, source: str, target: Path, unless: threading.Event | None) -> int:
+    def _rewrite(self, shard: Shard, source: str, target: Path, unless: Wish | None) -> int:
         with self._writing():
             return write_images(target, self._with_room(target, shard.file.size, _images(shard, source), unless))
 
-    def _with_room(
-        self, path: Path, size: int, images: Iterator[bytes], unless: threading.Event | None
-    ) -> Iterator[bytes]:
+    def _with_room(self, path: Path, size: int, images: Iterator[bytes], unless: Wish | None) -> Iterator[bytes]:
         """The images, with room for them in a file: most often not more than the size of the shard they are from."""
         room, needed = 0, 0
         for number, image in enumerate(images, 1):
@@ -216,25 +247,33 @@ class ShardCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+        if total > self.limit:
+            raise UserError(
+                f"data.cache_gb {self.limit / 1e9:g} does not hold a single shard, which has {needed / 1e9:.3g} GB "
+                f"when it is unpacked: use {3 * total / 1e9:.2g} or more",
+                local=True,
+            )
 
     def _files(self) -> list[tuple[Path, int, int]]:
-        """(path, bytes, time of the last use) of all that is in the folder."""
+        """(path, bytes, time of the last use) of all shards in the folder, which may hold somebody's files too."""
         found = []
         for entry in os.scandir(self.folder):
+            if not _OWN.fullmatch(entry.name):
+                continue
             with suppress(FileNotFoundError):  # gone meanwhile
                 status = entry.stat()
                 found.append((Path(entry.path), status.st_size, status.st_mtime_ns))
         return found
 
     @contextmanager
-    def _alone(self, lock: str = _LOCK) -> Iterator[None]:
-        """One process, and one thread of it; the system lets go with the process."""
+    def _alone(self, lock: str = _LOCK, unless: Wish | None = None) -> Iterator[None]:
+        """One process, and one thread of it; the system lets go with the process. Raises `Interrupted`."""
         self._make_folder()  # it may have been removed meanwhile
         with self._writing():
             descriptor = os.open(self.folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _lock(descriptor, unless)
             except OSError as error:
                 raise UserError(
                     f"data.cache {self.folder} is on a file system without locks ({error.strerror}): name a folder "
@@ -262,6 +301,16 @@ class ShardCache:
             ) from error
 
 
+def _lock(descriptor: int, unless: Wish | None) -> None:
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if unless is not None and unless.is_set():
+                raise Interrupted from None
+            time.sleep(_LOOK)  # who waits in the system does not notice that
+
+
 def _images(shard: Shard, path: str) -> Iterator[bytes]:
     """The images of a shard that lies here; whatever is wrong with it becomes a `UserError`."""
     try:
@@ -269,7 +318,7 @@ def _images(shard: Shard, path: str) -> Iterator[bytes]:
             yield from images_of(shard.kind, file, shard.column)
     except UserError as error:
         raise UserError(f"shard {shard.name}: {error}", local=True) from None
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:  # pyarrow's are ValueErrors and OSErrors
+    except Exception as error:  # whatever pyarrow and tarfile raise
         raise UserError(
             f"shard {shard.name} is no whole {shard.kind} file ({type(error).__name__}: {one_line(error)}): replace it "
             "where it comes from, and start a new run (run.name)",
@@ -299,13 +348,13 @@ def _digest(file: StoredFile) -> "tuple[hashlib._Hash, str]":
     return hashlib.sha256(), value if kind == "sha256" else ""
 
 
-def _blocks(file: StoredFile, unless: threading.Event | None) -> Iterator[bytes]:
+def _blocks(file: StoredFile, unless: Wish | None, patience: float | None) -> Iterator[bytes]:
     """The content in order, some blocks of it on their way at the same time. Raises `Interrupted`."""
     store, over, ahead = store_of(file.url), threading.Event(), deque[Future[bytes]]()
 
     def block(start: int) -> bytes:
         end = min(start + BLOCK, file.size)
-        return patiently(lambda: store.read(file, start, end), shown(file.url), over)
+        return patiently(lambda: store.read(file, start, end), shown(file.url), over, patience)
 
     try:
         for start in range(0, file.size, BLOCK):
@@ -332,7 +381,7 @@ def _in_background(act: Callable[[], bytes]) -> Future[bytes]:
     return future
 
 
-def _result(block: Future[bytes], unless: threading.Event | None) -> bytes:
+def _result(block: Future[bytes], unless: Wish | None) -> bytes:
     while not wait([block], timeout=0.5).done:
         if unless is not None and unless.is_set():
             raise Interrupted

@@ -26,6 +26,7 @@ from swin_mim.data.stores import (
     is_local,
     one_line,
     patiently,
+    sampled,
     shown,
     store_of,
 )
@@ -34,7 +35,9 @@ from swin_mim.errors import UNAVAILABLE, UserError
 SIZES = "sizes.json"
 """Beside the tars of a WebDataset: how many samples each has."""
 
-_HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<pattern>.+)")
+_HUB = re.compile(
+    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?/(?P<pattern>.+)"
+)
 _TOLD_EVERY = 30.0  # seconds
 _log = logging.getLogger(__name__)
 
@@ -57,10 +60,11 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
         raise UserError(f"data.source {shown(spec)!r}: {shown(empty[0].url)} is empty: bring it again, or leave it out")
     (kind,) = kinds
     if kind == ".parquet":
-        column = _image_column(spec, _features(files[0]), column)
+        column = _image_column(shown(spec), _features(files[0]), column)
     if silent := [file for file in files if not file.version]:
-        text = "%s and %d others: nothing tells their versions, so that a change of the same size goes unnoticed"
+        text = "%s and %d others: nothing tells their versions: a change of the same size may go unnoticed during a run"
         _log.warning(text, shown(silent[0].url), len(silent) - 1)
+    files = in_threads(sampled, files)
     shards = [Shard(file, kind, column, name) for file, name in zip(files, _names(spec, files), strict=True)]
     return sorted(shards, key=lambda shard: shard.name)
 
@@ -91,6 +95,11 @@ def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
     by_pattern = "://" in spec or any(character in spec for character in "*?[{")
     if spec and (folder.is_dir() or not by_pattern):
         if folder.is_file():
+            if config is not None or split != "train":
+                raise UserError(
+                    f"data.source {spec!r} is a file, which has no data.config {config!r} or data.split {split!r}: "
+                    "leave them out"
+                )
             return _described([str(folder)])
         if folder.is_dir():
             _check_folder(folder)

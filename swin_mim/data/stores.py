@@ -3,6 +3,7 @@
 Whatever is read is checked against what was listed, so that two versions of a file are never mixed.
 """
 
+import hashlib
 import http.client
 import io
 import logging
@@ -13,6 +14,7 @@ import ssl
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,7 @@ DIGESTS = ("sha256:", "git:")
 
 _TRANSIENT = {"TransportError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"}
 """Names of what httpx, botocore and aiohttp raise for a connection, and which is no OSError."""
+_PART = 2**14  # bytes
 _BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 _log = logging.getLogger(__name__)
 _S = TypeVar("_S")
@@ -53,11 +56,13 @@ class StoredFile(NamedTuple):
     size: int
     version: str
     """What changes with its content, as "kind:value"; "" if the store tells nothing."""
+    sample: str = ""
+    """sha256 in hex of some of its bytes, where the version is no matter of the content alone: see `sampled`."""
 
     @property
     def content(self) -> str:
         """The version, where it is one of the content and not of the copy that lies here: no time, no weak ETag."""
-        return self.version if self.version.startswith((*DIGESTS, "etag:", 'tag:"')) else ""
+        return self.version if self.version.startswith((*DIGESTS, "etag:", 'tag:"')) else self.sample
 
 
 class Store(Protocol):
@@ -93,6 +98,17 @@ def find_files(pattern: str) -> list[StoredFile]:
     return [file for files in found for file in files]
 
 
+def sampled(file: StoredFile, over: threading.Event) -> StoredFile:
+    """The file with a digest of three of its parts, unless its version tells its content: enough to notice a change."""
+    if file.content or not file.size:
+        return file
+    store, digest = store_of(file.url), hashlib.sha256()
+    for start in sorted({0, max(0, file.size // 2 - _PART // 2), max(0, file.size - _PART)}):
+        end = min(start + _PART, file.size)
+        digest.update(patiently(lambda start=start, end=end: store.read(file, start, end), shown(file.url), over))  # type: ignore[misc]
+    return file._replace(sample=digest.hexdigest())
+
+
 def in_threads(act: Callable[[_S, threading.Event], _T], items: Iterable[_S]) -> list[_T]:
     """`act(item, over)` of each, some at the same time. The first that fails ends the others, by setting `over`."""
     pool, over = ThreadPoolExecutor(THREADS), threading.Event()
@@ -118,7 +134,10 @@ def _choices(braces: str) -> list[str]:
 
 def shown(url: str) -> str:
     """A URL as a message may show it: without a user's name, and without a query, which may be a signature."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url.split("?")[0]) if "://" in url else url
+    if "://" not in url:
+        return url
+    url = url.split("?")[0] if url.startswith("http") else url  # elsewhere ? is part of a pattern
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def is_local(url: str) -> bool:
@@ -167,32 +186,37 @@ class HttpStore:
     def describe(self, url: str) -> StoredFile:
         # the first byte, as servers of signed addresses refuse HEAD
         with self._open(url, 0, 1) as reply:
-            return self._described(url, reply)
+            return self._described(url, reply, 0, 1)
 
     def read(self, file: StoredFile, start: int, end: int) -> bytes:
         with self._open(file.url, start, end) as reply:
-            check_same(file, self._described(file.url, reply))
+            check_same(file, self._described(file.url, reply, start, end))
             return _whole(reply.read(end - start), end - start)
 
     def _open(self, url: str, start: int, end: int) -> Any:
         # gzip on the way would change the numbers of the bytes
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "swin_mim"}
+        url = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~-._")  # spaces, and what is not ASCII
         try:
             return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()  # it holds the connection
             raise
 
-    def _described(self, url: str, reply: Any) -> StoredFile:
-        total = re.fullmatch(r"bytes \d+-\d+/(\d+)", reply.headers.get("Content-Range") or "")
-        if reply.status != 206 or total is None:
+    def _described(self, url: str, reply: Any, start: int, end: int) -> StoredFile:
+        sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers.get("Content-Range") or "")
+        if reply.status != 206 or sent is None:
             raise UserError(
                 f"{shown(url)} cannot be read in parts: its server ignores requests for ranges: "
                 "download the shards, and give their folder as data.source"
             )
+        if int(sent[1]) != start or int(sent[2]) >= end:
+            raise ConnectionError(f"bytes {sent[1]} to {sent[2]} came instead of {start} to {end - 1}")
+        if reply.headers.get("Content-Encoding", "identity") != "identity":
+            raise UserError(f"{shown(url)} is sent in another encoding than it has: store it uncompressed")
         tag, modified = reply.headers.get("ETag"), reply.headers.get("Last-Modified")
         version = f"tag:{tag}" if tag else f"modified:{modified}" if modified else ""
-        return StoredFile(url, int(total[1]), version)
+        return StoredFile(url, int(sent[3]), version)
 
 
 class FsspecStore:
@@ -322,17 +346,21 @@ class RangeFile(io.RawIOBase):
         return len(content)
 
 
-def patiently(act: Callable[[], _T], what: str, over: threading.Event | None = None) -> _T:
+def patiently(
+    act: Callable[[], _T], what: str, over: threading.Event | None = None, patience: float | None = None
+) -> _T:
     """`act()`, again and again while what stops it may pass: a server that is away, a connection that breaks.
 
     Args:
         what: its name in messages.
         over: set by another thread, ends it with `Interrupted`.
+        patience: seconds; None: `PATIENCE`.
 
     Raises:
-        UserError: it does not pass, or has not for `PATIENCE` seconds; then with the code `UNAVAILABLE`.
+        UserError: it does not pass, or has not for so long; then with the code `UNAVAILABLE`.
     """
     since, wait, over = time.monotonic(), FIRST_WAIT, over or threading.Event()
+    patience = PATIENCE if patience is None else patience
     while not over.is_set():
         try:
             return act()
@@ -340,11 +368,11 @@ def patiently(act: Callable[[], _T], what: str, over: threading.Event | None = N
             if not _is_outside(error):
                 raise  # said already, or a bug, whose traceback is needed
             waited = time.monotonic() - since
-            if not may_pass(error) or waited >= PATIENCE:
+            if not may_pass(error) or waited >= patience:
                 raise _cannot_read(what, error, waited) from error
             if wait == FIRST_WAIT:
                 text = "%s cannot be read for now (%s): trying again for %.0f s"
-                _log.warning(text, what, _reason(error), PATIENCE)
+                _log.warning(text, what, _reason(error), patience)
         over.wait(wait)
         wait = min(2 * wait, LONGEST_WAIT)
     raise Interrupted
@@ -378,7 +406,9 @@ def may_pass(error: Exception) -> bool:
     if isinstance(cause, socket.gaierror):
         return cause.errno != socket.EAI_NONAME
     lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLCertVerificationError)
-    return not isinstance(cause, lasting) and type(cause).__name__ != "OfflineModeIsEnabled"
+    if isinstance(cause, (*lasting, http.client.InvalidURL)):
+        return False
+    return type(cause).__name__ != "OfflineModeIsEnabled"
 
 
 def _status(error: Exception) -> int | None:
@@ -390,7 +420,7 @@ def _status(error: Exception) -> int | None:
 
 def _way_out(error: Exception) -> str:
     if isinstance(error, PermissionError) or _status(error) in (401, 403):
-        return "log in with an account that may read it"
+        return "log in with an account that may read it, or bring an address that has not expired"
     return "check data.source, and that it is still there"
 
 

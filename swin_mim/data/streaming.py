@@ -9,7 +9,9 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,12 @@ from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
 from swin_mim.data.loading_time import reading
 from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.raster_source import RasterSource, check_bands
-from swin_mim.data.sampling import Place, SampleOrder, ShardOrder, epoch_order
-from swin_mim.data.shard_cache import Shard, ShardCache
+from swin_mim.data.sampling import Place, SampleOrder, ShardGroup, ShardOrder, epoch_order
+from swin_mim.data.shard_cache import Shard, ShardCache, Wish
 from swin_mim.data.shards import count_all, list_shards
 from swin_mim.data.sources import _HELDOUT_EPOCH, Source, sha256
 from swin_mim.data.stores import Interrupted, shown
-from swin_mim.errors import UserError
+from swin_mim.errors import STOPPED, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def open_streamed(
     if bands is None:
         return source
     rasters = RasterSource(source, bands)
-    check_bands(rasters, spec)
+    check_bands(rasters, shown(spec))
     return StreamedSource(shards, kept, shards_at_once, [range(shard.rows) for shard in shards], rasters)
 
 
@@ -178,21 +180,33 @@ class StreamedSource:
     def _of(self, rows: Sequence[np.ndarray | range]) -> "StreamedSource":
         return StreamedSource(self._shards, self.cache, self.at_once, rows, self._rasters)
 
-    def ensure(self, indices: Iterable[int]) -> None:
-        """Bring the shards of images that are about to be read. Raises a `UserError`, as the cache does."""
+    def ensure(self, indices: Iterable[int], unless: Wish) -> None:
+        """Bring the shards of images that are about to be read. Raises as the cache's `ensure`."""
         for shard in sorted({self._shard(index) for index in indices}):
-            self.cache.ensure(self._shards[shard])
-
-    def ensure_shards(self, shards: Iterable[int], unless: threading.Event) -> None:
-        """Bring shards by their numbers, or stop with `Interrupted`."""
-        for shard in shards:
             self.cache.ensure(self._shards[shard], unless=unless)
+
+    def ensure_shards(self, shards: Iterable[int], unless: Wish) -> None:
+        """Bring shards by their numbers, if their store is not away now. Raises as the cache's `ensure`."""
+        for shard in shards:
+            self.cache.ensure(self._shards[shard], unless=unless, patience=0)
 
     @property
     def roomy(self) -> bool:
         """Whether the cache holds three groups of any shards: those before, of now and to come."""
         sizes = [shard.file.size for shard in self._shards]
         return 3 * _largest(sizes, self.at_once) + max(sizes) <= self.cache.limit
+
+    def tell_of_room(self, underway: int) -> None:
+        """Warn where the cache does not hold the images that are under way, besides two groups."""
+        sizes = [shard.file.size for shard in self._shards]
+        images = underway * sum(sizes) / max(1, sum(shard.rows for shard in self._shards))
+        needed = min(images + 2 * _largest(sizes, self.at_once) + max(sizes), sum(sizes) + max(sizes))
+        if needed > self.cache.limit:
+            _log.warning(
+                "data.cache_gb %g does not hold the %d images that are loaded ahead besides two groups of shards, so "
+                "that some may be brought again: use %s or more, or fewer data.workers",
+                *(self.cache.limit / 1e9, underway, _up(needed / 1e9)),
+            )
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._starts, int(index), side="right")) - 1
@@ -212,6 +226,20 @@ def near(source: Source, index: int) -> range:
     return source.near(index) if isinstance(source, StreamedSource) else range(len(source))
 
 
+@dataclass
+class Supply:
+    """What a training and the images that are brought for it tell each other."""
+
+    stopped: Callable[[], bool] = lambda: False
+    """Whether the training was asked to stop: nothing is waited for any more."""
+    failure: UserError | None = None
+    """Why there will be no more images; known some steps before they run out."""
+
+    def is_set(self) -> bool:
+        """As a `Wish` of the cache."""
+        return self.stopped()
+
+
 class Fetched:
     """Lists of places, each once the shards of its images are here; those to come are brought in the background.
 
@@ -220,33 +248,56 @@ class Fetched:
     """
 
     def __init__(
-        self, source: Source, lists: Iterable[list[Place]], seed: int | None = None, underway: int = 0
+        self,
+        source: Source,
+        lists: Iterable[list[Place]],
+        seed: int | None = None,
+        underway: int = 0,
+        ahead: int = 0,
+        supply: Supply | None = None,
     ) -> None:
-        """`seed` of the order they follow, None: of none. At most `underway` positions are given out and not loaded."""
-        self._source, self._lists = source, lists
+        """
+        Args:
+            seed: of the order that the lists follow; None: of none.
+            underway: positions that are given out and not loaded, at most.
+            ahead: lists of a streamed source of which all is here before the one in front of them is given out.
+            supply: is told of a failure.
+        """
+        self._source, self._lists, self._supply = source, lists, supply or Supply()
+        self._ahead, self._group, self._brought, self._told = ahead, ShardGroup(0, 0, np.empty(0), 0, 0), 0, False
         self._order, self._lag = None, 0
         if isinstance(source, StreamedSource):
             self._order = source.order(seed) if seed is not None else None
             self._lag = 0 if source.roomy else underway
-        self._failure: UserError | None = None
+            source.tell_of_room(underway)
         self._over, self._thread = threading.Event(), threading.Thread()
         self._asked = 0
 
     def __iter__(self) -> Iterator[list[Place]]:
+        if not isinstance(self._source, StreamedSource):
+            yield from self._lists
+            return
+        ready = deque[list[Place]]()
         for places in self._lists:
-            if isinstance(self._source, StreamedSource):
-                try:
-                    self._source.ensure(place.image for place in places)
-                except UserError as failure:
-                    self._failure = failure
-                    return
-                self._bring_next(self._source, max(places[0].position - self._lag, 0))
-            yield places
+            try:
+                self._source.ensure((place.image for place in places), self._supply)
+            except Interrupted:
+                stopped = "stopped while images were still being brought: the same command goes on"
+                self._supply.failure = UserError(stopped, local=True, code=STOPPED)
+            except UserError as failure:
+                self._supply.failure = failure
+            if self._supply.failure is not None:
+                break
+            self._bring_next(self._source, places[0].position)
+            ready.append(places)
+            if len(ready) > self._ahead:
+                yield ready.popleft()
+        yield from ready
 
     def check(self) -> None:
         """Raise what ended the lists early, if anything did."""
-        if self._failure is not None:
-            raise self._failure
+        if self._supply.failure is not None:
+            raise self._supply.failure
 
     def close(self) -> None:
         """End what runs in the background."""
@@ -255,13 +306,30 @@ class Fetched:
             self._thread.join(timeout=10)  # it may wait for another process, and ends with this one
 
     def _bring_next(self, source: StreamedSource, position: int) -> None:
-        """Bring the group after that of a position, before which all is loaded."""
-        if self._order is None or position < self._asked or self._thread.is_alive():
+        """Bring the group after that of a position, once all before this one is loaded or the cache holds three."""
+        if self._order is None:
             return
-        self._asked = self._order.group(position).end
+        if not self._group.start <= position < self._group.end:
+            self._look_back(source)
+            self._group, self._brought = self._order.group(position), source.cache.brought
+        late = self._lag and position - self._lag < self._group.start and self._group.start
+        if late or self._group.end <= self._asked or self._thread.is_alive():
+            return
+        self._asked = self._group.end
         shards = self._order.group(self._asked).shards
         self._thread = threading.Thread(target=self._bring, args=(source, shards), daemon=True)
         self._thread.start()
+
+    def _look_back(self, source: StreamedSource) -> None:
+        """Warn once where a group has cost far more than its shards and those of the next one."""
+        brought, shards = source.cache.brought - self._brought, len(self._group.shards)
+        if brought > 3 * shards + 3 and shards and not self._told:
+            self._told = True
+            _log.warning(
+                "%d shards were brought while %d were read: the cache does not hold what is needed at a time, as "
+                "when shards are larger unpacked; raise data.cache_gb %g",
+                *(brought, shards, source.cache.limit / 1e9),
+            )
 
     def _bring(self, source: StreamedSource, shards: np.ndarray) -> None:
         try:

@@ -159,9 +159,8 @@ def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
 
 
 def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
-    text = to_yaml(replace(config, hub=replace(config.hub, repo=None)))
-    source = config.data.source
-    return yaml_without_paths(text.replace(source, _public(source)) if "://" in source else text)
+    data: Any = replace(config.data, source=_public(config.data.source))
+    return yaml_without_paths(to_yaml(replace(config, data=data, hub=replace(config.hub, repo=None))))
 
 
 def check(folder: Path, config: PretrainConfig | FinetuneConfig, description: Description) -> None:
@@ -266,8 +265,11 @@ def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
 
 
 def _public(address: str) -> str:
-    """Without a user's name and password, and without a query, which may be a signature."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address.split("?")[0])
+    """An address without a user's name and password, and without a query, which may be a signature."""
+    if "://" not in address:
+        return address
+    address = address.split("?")[0] if address.startswith("http") else address  # elsewhere ? is part of a pattern
+    return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
 def _labelled_data(
@@ -286,7 +288,7 @@ def _labelled_data(
 
 def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
     judged = config.data.validation or config.data.source
-    source = "Blue Marble" if judged == "blue_marble" else name_of(judged)
+    source = "Blue Marble" if judged == "blue_marble" else name_of(_public(judged))
     split = config.data.validation_split or ("validation" if config.data.validation else "held out")
     kinds = {
         "accuracy": "accuracy",
@@ -350,7 +352,7 @@ def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result
     losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
     if not losses:
         return ()
-    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(config.data.source)
+    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(_public(config.data.source))
     return (
         Result(
             source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"

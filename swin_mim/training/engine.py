@@ -15,7 +15,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from swin_mim.data.loader import Batch
-from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
+from swin_mim.data.streaming import Supply
+from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training.data_wait import DataWait
 from swin_mim.training.loss_spikes import LossSpikes
 from swin_mim.training.plan import Plan
@@ -96,6 +97,7 @@ def fit(
     stop: StopSignal,
     log: RunLog,
     average: WeightAverage | None = None,
+    supply: Supply | None = None,
 ) -> bool:
     """Train from `state` to the end of the plan, or until a stop is asked for.
 
@@ -111,14 +113,20 @@ def fit(
         skipped: told of every step that was left out.
         stop: whether this process was asked to stop.
         average: follows the weights.
+        supply: of images; where it fails the run ends with a checkpoint, as long as there are images for the steps in
+            between.
 
     Returns:
         whether the run reached its end. The last checkpoint is on the disk.
 
     Raises:
-        UserError: it diverged for good, too many images are broken, replicas differ, checkpoints cannot be written.
+        UserError: it diverged for good, too many images are broken, replicas differ, checkpoints cannot be written, or
+            no more images can be brought.
     """
-    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of, average, saving, skipped, log)
+    supply = supply or Supply()
+    trainer = _Trainer(
+        accelerator, model, optimizer, plan, state, batches, loss_of, average, saving, skipped, log, supply
+    )
     done = state.step  # evaluated and saved when it was reached
     while True:
         new = state.step > done
@@ -130,6 +138,9 @@ def fit(
         if stopping or state.step >= plan.total_steps:
             saving.finish()
             log.close()
+            starved = trainer.starved if state.step < plan.total_steps else None
+            if starved is not None and starved.code != STOPPED:
+                raise starved
             return state.step >= plan.total_steps
         trainer.step(partial(learning_rate, state.step), stop)
         if trainer.diverged:
@@ -157,7 +168,11 @@ class _Trainer:
         saving: Saving,
         skipped: Callable[[SkippedStep], None],
         log: RunLog,
+        supply: Supply,
     ) -> None:
+        self._supply = supply
+        self.starved: UserError | None = None
+        """Why there are no more images."""
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.plan, self.state = plan, state
         self.stop_agreed = False
@@ -187,6 +202,7 @@ class _Trainer:
             parts.append((batch.start, batch.indices))
         mean = torch.stack(losses).mean() / self.accelerator.num_processes
         flags = [float(stop.received), float(broken), float(bool(self._saving.trouble()))]
+        flags.append(float(self._supply.failure is not None))
         shared = self.accelerator.reduce(torch.stack([mean, *(torch.full_like(mean, flag) for flag in flags)]), "sum")
         norm, finite = self._update(shared[0])
         if self._average is not None:
@@ -201,10 +217,13 @@ class _Trainer:
         """Act on what all processes reported, up to the step `behind` the last one."""
         while len(self._reports) > behind:
             report = self._reports.popleft()
-            loss, stop, broken, trouble, finite, norm, *losses = report.read()
+            loss, stop, broken, trouble, starved, finite, norm, *losses = report.read()
             state = self.state
             step = state.step - len(self._reports)  # reports of later steps may be on their way
-            self.stop_agreed |= stop > 0
+            self.stop_agreed |= stop > 0 or starved > 0
+            if starved:
+                elsewhere = UserError("another process has no more images to read", code=UNAVAILABLE)
+                self.starved = self._supply.failure or elsewhere
             state.broken += int(broken)
             if finite:
                 state.skipped_in_a_row = 0

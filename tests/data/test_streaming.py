@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,18 @@ import torch
 from loopback_hub import LoopbackHub
 from PIL import Image
 
-from swin_mim.data import stores
+from swin_mim.data import loader, stores
 from swin_mim.data.decode import BrokenImage, decode_image
 from swin_mim.data.listing import explain_change, save_listing
 from swin_mim.data.loader import Batch, heldout_batches, training_batches
 from swin_mim.data.raster import Bands
 from swin_mim.data.raster_source import channels_of
 from swin_mim.data.sampling import sample_generator
+from swin_mim.data.shard_cache import ShardCache
 from swin_mim.data.sources import split_heldout
-from swin_mim.data.streaming import StreamedSource, open_streamed
+from swin_mim.data.streaming import StreamedSource, Supply, open_streamed
 from swin_mim.data.transforms import EvaluationTransform, PretrainTransform
-from swin_mim.errors import CANNOT_WRITE, MISTAKE, UNAVAILABLE, UserError
+from swin_mim.errors import CANNOT_WRITE, MISTAKE, STOPPED, UNAVAILABLE, UserError
 
 # torch advises against more workers than cores, which a small machine has not
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -105,6 +108,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(stores, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(stores, "PATIENCE", 20.0)
+    monkeypatch.setattr(loader, "AHEAD", 0)  # a step is more than a shard here
 
 
 @pytest.fixture
@@ -155,7 +159,7 @@ def test_a_folder_of_shards(tmp_path: Path, kind: str) -> None:
     assert [source.content(index) for index in range(53)] == PICTURES
     assert source.image(3).size == (14, 12)
     assert (source.name(0), source.name(8)) == (f"train-00.{kind} row 0", f"train-01.{kind} row 1")
-    assert [name for name, _ in source.listing()][1] == f"train-01.{kind} (12 rows)"
+    assert re.fullmatch(rf"train-01.{kind} \(12 rows, [0-9a-f]{{23}}\)", [name for name, _ in source.listing()][1])
     assert_as_defined(source, take(source, 10))
 
 
@@ -521,9 +525,16 @@ def test_a_fingerprint_follows_content_and_not_the_place(tmp_path: Path, hub: Lo
     one_less = PARQUET | {"train-03.parquet": parquet(PICTURES[28:36])}
     other = opened(write(tmp_path / "a", one_less), tmp_path / "cache")
     assert other.fingerprint != elsewhere[0]
-    assert explain_change(tmp_path / "images.gz", other) == (
+    change = re.sub(r", [0-9a-f]{23}", "", explain_change(tmp_path / "images.gz", other))
+    assert change == (
         "of 7 shards then and 7 now, 1 are new (train-03.parquet (8 rows)), 1 are gone (train-03.parquet (9 rows))"
     )
+    turned = TARS["train-06.tar"].replace(PICTURES[-1], bytes(len(PICTURES[-1])))  # the size stays
+    tars = [
+        opened(write(tmp_path / name, TARS | {"train-06.tar": last}), tmp_path / "cache")
+        for name, last in (("c", TARS["train-06.tar"]), ("d", turned))
+    ]
+    assert tars[0].fingerprint != tars[1].fingerprint
 
 
 # the disk
@@ -548,8 +559,8 @@ def test_what_a_disk_did_to_a_cached_shard_is_brought_again(tmp_path: Path, capl
 
 def _begin_and_die(source: StreamedSource) -> None:
     with source.cache._alone():
-        (source.cache.folder / "0.part").write_bytes(bytes(5000))
-        (source.cache.folder / "0.new").write_bytes(bytes(5000))
+        (source.cache.folder / f"{0:040x}.part").write_bytes(bytes(5000))
+        (source.cache.folder / f"{0:040x}.new").write_bytes(bytes(5000))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -558,9 +569,9 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
     killed = multiprocessing.get_context("fork").Process(target=_begin_and_die, args=(source,))
     killed.start()
     killed.join()
-    assert len(list((tmp_path / "cache").glob("0.*"))) == 2
+    assert len(list((tmp_path / "cache").glob(f"{0:040x}.*"))) == 2
     assert source.content(0) == PICTURES[0]
-    assert not list((tmp_path / "cache").glob("0.*"))
+    assert not list((tmp_path / "cache").glob(f"{0:040x}.*"))
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -728,3 +739,92 @@ def test_shards_of_images_of_any_channels(tmp_path: Path) -> None:
     assert not batch.valid.all()
     with pytest.raises(UserError, match="it has no channel '5'"):
         opened(str(tmp_path / "shards"), tmp_path / "cache", bands=Bands(1, ("5",)))
+
+
+def test_files_of_others_stay_in_a_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    theirs = ["movie.mkv.part", "thesis.new", "holiday.images", "notes.txt"]
+    write(cache, dict.fromkeys(theirs, bytes(100_000)))
+    source = opened(write(tmp_path / "shards", PARQUET), cache, cache_gb=5 * LARGEST / 1e9)
+    take(source, 5)
+    assert all((cache / name).stat().st_size == 100_000 for name in theirs)
+
+
+def test_shards_that_are_too_large_unpacked_are_one_line(tmp_path: Path) -> None:
+    flat = [bytes(20_000)] * 100
+    write(tmp_path / "shards", {f"{n}.parquet": parquet(flat, compression="zstd") for n in range(3)})
+    with pytest.raises(UserError, match=r"does not hold a single shard, which has \S+ GB when it is unpacked: use"):
+        take(opened(str(tmp_path / "shards"), tmp_path / "cache", cache_gb=0.0005, shards_at_once=1), 1)
+
+
+def test_a_failure_is_known_while_there_are_images_for_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "AHEAD", 2)
+    folder = write(tmp_path / "shards", PARQUET)
+    source, supply = opened(folder, tmp_path / "cache"), Supply()
+    last = source.order(3).group(40).shards[0]
+    batches = training_batches(
+        source, CROP, seed=3, samples_seen=0, global_batch=12, micro_batch=4, rank=0, world=1, workers=0, supply=supply
+    )
+    (Path(folder) / f"train-{last:02}.parquet").unlink()
+    known = []
+    with pytest.raises(UserError, match="cannot be read"):
+        known.extend(supply.failure is not None for _ in batches)
+    assert sum(known) == 6, "two steps of three micro batches"
+
+
+def _keep_lock(cache: Path, ready: Any) -> None:
+    with ShardCache(cache, 1)._alone():
+        ready.set()
+        time.sleep(60)
+
+
+def test_nobody_waits_for_a_shard_once_a_stop_was_asked_for(tmp_path: Path) -> None:
+    source = opened(write(tmp_path / "shards", PARQUET), tmp_path / "cache")
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=_keep_lock, args=(tmp_path / "cache", ready), daemon=True)
+    other.start()
+    ready.wait()
+    began = time.monotonic()
+    share: dict[str, Any] = {"rank": 0, "world": 1, "workers": 0, "global_batch": 4, "micro_batch": 4}
+    supply = Supply(stopped=lambda: time.monotonic() > began + 0.3)
+    batches = training_batches(source, CROP, seed=3, samples_seen=0, supply=supply, **share)
+    try:
+        with pytest.raises(UserError, match="stopped while images were still being brought") as error:
+            next(batches)
+    finally:
+        other.kill()
+        other.join()
+    assert error.value.code == STOPPED
+    assert time.monotonic() - began < 20
+
+
+class WrongRange(BaseHTTPRequestHandler):
+    """Says truly which bytes it sends, and sends other ones than it was asked for, once."""
+
+    content, lied = PARQUET["train-00.parquet"], False
+
+    def do_GET(self) -> None:
+        start, end = map(int, re.findall(r"\d+", self.headers["Range"]))
+        if end > 0 and not type(self).lied:
+            type(self).lied = True
+            start += 1
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end}/{len(self.content)}")
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(self.content[start : end + 1])
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_bytes_of_another_range_are_not_taken(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WrongRange)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    source = opened(f"http://127.0.0.1:{server.server_port}/train-00.parquet", tmp_path / "cache")
+    server.shutdown()
+    server.server_close()
+    assert WrongRange.lied
+    assert len(source) == SIZES[0]

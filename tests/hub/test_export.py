@@ -401,6 +401,17 @@ def test_folders_with_spaces_in_their_names_stay_on_the_machine(folder: Path, tm
     assert not {"doherty", "secret"} & set(re.findall(r"\w+", repr(replace(about, pictures=()))))
 
 
+@pytest.mark.parametrize("name", ["train", "é", "a b"])
+def test_no_signature_and_no_password_of_an_address_gets_into_a_card(folder: Path, name: str) -> None:
+    source = f"https://me:PASSWORD@host/{name}-{{0..1}}.tar?X-Signature=SECRET"
+    config = with_(PretrainConfig(RunConfig("x")), "data", source=source, streaming=True)
+    about = about_run(folder, config, STATE, origin=NOWHERE, images=9, heldout=1, **RUN)
+    text = repr(replace(about, pictures=()))
+    assert "SECRET" not in text
+    assert "PASSWORD" not in text
+    assert "host/" in text
+
+
 def test_an_accuracy_is_of_the_images_it_was_measured_on(folder: Path) -> None:
     config = tuning("user/photos", validation="/data/atlas")
     about = told(folder, config, report=judged(folder, 60))

@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from swin_mim.data.loader import Batch
 from swin_mim.data.loading_time import LoadingTime
-from swin_mim.errors import CANNOT_WRITE, UserError
+from swin_mim.data.streaming import Supply
+from swin_mim.errors import CANNOT_WRITE, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training import engine, tracking
 from swin_mim.training.engine import Plan, fit
 from swin_mim.training.run_folder import BrokenImages
@@ -83,6 +84,7 @@ class Run:
         spoil=None,
         full=(),
         stopped=False,
+        supply=None,
     ):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
         self.model = torch.nn.Linear(3, 1, bias=False)
@@ -106,7 +108,7 @@ class Run:
             self.accelerator, prepared, self.optimizer, plan=plan, state=self.state, batches=stream,
             loss_of=loss_of, learning_rate=rate, log=log,
             evaluations=[(2, lambda step: self.events.append(f"evaluate {step}") or {"score": step})],
-            saving=self.saving, saved=lambda: None, skipped=self.skipped.append, stop=stop,
+            saving=self.saving, saved=lambda: None, skipped=self.skipped.append, stop=stop, supply=supply,
         )  # fmt: skip
 
 
@@ -242,6 +244,31 @@ def test_checkpoints_that_cannot_be_written_end_the_run(tmp_path):
         Run(tmp_path, plan(save_every=1), batches(12), full={2, 4})
     assert caught.value.code == CANNOT_WRITE
     assert Run(tmp_path, plan(save_every=1), batches(12), full={2}).finished
+
+
+@pytest.mark.parametrize("code", [UNAVAILABLE, STOPPED])
+def test_images_that_run_out_end_the_run_with_a_checkpoint(code, tmp_path):
+    supply = Supply()
+
+    def some(seen):
+        for number, batch in enumerate(stream()(seen)):
+            if number == 2:  # the second step has its images, and it is known that there are no more
+                supply.failure = UserError("the server is away", code=code)
+            if number == 4:
+                raise supply.failure
+            yield batch
+
+    saved = []
+    memory = Memory.save
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Memory, "save", lambda self, state: (saved.append(state.step), memory(self, state)))
+        if code == STOPPED:
+            assert not Run(tmp_path, plan(), some, supply=supply).finished
+        else:
+            with pytest.raises(UserError, match="the server is away") as error:
+                Run(tmp_path, plan(), some, supply=supply)
+            assert error.value.code == UNAVAILABLE
+    assert saved == [2]
 
 
 def test_a_stop_that_came_before_the_first_step_ends_the_run_after_it(tmp_path):
