@@ -381,9 +381,9 @@ def patiently(
 def _cannot_read(what: str, error: Exception, waited: float) -> UserError:
     if not may_pass(error):
         return UserError(f"{what} cannot be read: {_reason(error)}: {_way_out(error)}", local=True)
+    since = f"could not be read for {waited:.0f} s" if waited >= 1 else "cannot be read now"
     return UserError(
-        f"{what} could not be read for {waited:.0f} s: {_reason(error)}: the same command goes on when it can be "
-        "reached again",
+        f"{what} {since}: {_reason(error)}: the same command goes on when it can be reached again",
         local=True,
         code=UNAVAILABLE,
     )
