@@ -369,7 +369,7 @@ def patiently(
                 raise  # said already, or a bug, whose traceback is needed
             waited = time.monotonic() - since
             if not may_pass(error) or waited >= patience:
-                raise _cannot_read(what, error, waited) from error
+                raise _cannot_read(what, error, waited if patience else None) from error
             if wait == FIRST_WAIT:
                 text = "%s cannot be read for now (%s): trying again for %.0f s"
                 _log.warning(text, what, _reason(error), patience)
@@ -378,10 +378,11 @@ def patiently(
     raise Interrupted
 
 
-def _cannot_read(what: str, error: Exception, waited: float) -> UserError:
+def _cannot_read(what: str, error: Exception, waited: float | None) -> UserError:
+    """`waited` None: it was not waited for."""
     if not may_pass(error):
         return UserError(f"{what} cannot be read: {_reason(error)}: {_way_out(error)}", local=True)
-    since = f"could not be read for {waited:.0f} s" if waited >= 1 else "cannot be read now"
+    since = "cannot be read now" if waited is None else f"could not be read for {waited:.0f} s"
     return UserError(
         f"{what} {since}: {_reason(error)}: the same command goes on when it can be reached again",
         local=True,
