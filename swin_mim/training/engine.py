@@ -111,22 +111,17 @@ def fit(
         evaluations: one that finds the best step so far says so in `state.best`, and it is saved.
         saving, saved: checkpoints; called when one was taken.
         skipped: told of every step that was left out.
-        stop: whether this process was asked to stop.
+        stop, supply: whether this process was asked to stop, or has no more images; both end the run with a checkpoint.
         average: follows the weights.
-        supply: of images; where it fails the run ends with a checkpoint, as long as there are images for the steps in
-            between.
 
     Returns:
         whether the run reached its end. The last checkpoint is on the disk.
 
     Raises:
-        UserError: it diverged for good, too many images are broken, replicas differ, checkpoints cannot be written, or
-            no more images can be brought.
+        UserError: it diverged for good, images are broken or run out, replicas differ, checkpoints cannot be written.
     """
-    supply = supply or Supply()
-    trainer = _Trainer(
-        accelerator, model, optimizer, plan, state, batches, loss_of, average, saving, skipped, log, supply
-    )
+    control = (saving, skipped, log, supply or Supply())
+    trainer = _Trainer(accelerator, model, optimizer, plan, state, batches, loss_of, average, *control)
     done = state.step  # evaluated and saved when it was reached
     while True:
         new = state.step > done
@@ -136,12 +131,7 @@ def fit(
         if new and (stopping or trainer.save_is_due()):
             trainer.save(saved)
         if stopping or state.step >= plan.total_steps:
-            saving.finish()
-            log.close()
-            starved = trainer.starved if state.step < plan.total_steps else None
-            if starved is not None and starved.code != STOPPED:
-                raise starved
-            return state.step >= plan.total_steps
+            return trainer.finish()
         trainer.step(partial(learning_rate, state.step), stop)
         if trainer.diverged:
             trainer.roll_back()
@@ -247,6 +237,15 @@ class _Trainer:
         scaled = self.accelerator.mixed_precision == "fp16"
         limit = SKIPS_IN_A_ROW_SCALED if scaled else SKIPS_IN_A_ROW
         return self.state.skipped_in_a_row >= limit
+
+    def finish(self) -> bool:
+        """After the last step, for now: whether it was the last one of the plan. Raises why images ran out before."""
+        self._saving.finish()
+        self._log.close()
+        done = self.state.step >= self.plan.total_steps
+        if self.starved is not None and self.starved.code != STOPPED and not done:
+            raise self.starved
+        return done
 
     def roll_back(self) -> None:
         """Return to the newest checkpoint, and go on behind the images that led here."""

@@ -320,6 +320,7 @@ def assert_fits(kernel: dict) -> None:
     assert kernel["spilled"] <= (512 if kernel["kernel"] == "backward_rows" else 128), kernel
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu(tmp_path):
     kernels = compiled_for(90, ["7,7,3,3,4,32,bfloat16,1", "12,12,6,6,4,32,bfloat16,0"], tmp_path)
     names = ["forward", "backward_whole", "backward_rows", "backward_columns", "table_to_pairs", "pairs_to_table"]

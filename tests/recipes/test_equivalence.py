@@ -14,7 +14,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOW = ("machines_2", "zero_2_accumulation")
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS])
 def test_losses_are_those_of_one_process(way, recipe, whole_run):
     WAYS[way](recipe, way)
     expected, found = recipe.metrics(whole_run), recipe.metrics(way)

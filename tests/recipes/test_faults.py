@@ -52,6 +52,7 @@ def limited(size: int) -> Callable[[], None]:
     return limit
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_deepspeed_in_one_line(recipe):
     """DeepSpeed writes itself, in all processes, and one that fails leaves the others waiting for it."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]

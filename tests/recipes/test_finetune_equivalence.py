@@ -25,7 +25,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.slow] if way == "fsdp_interrupted" else []) for way in WAYS]
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if "interrupted" in way else []) for way in WAYS]
 )
 def test_metrics_are_those_of_one_process(way, finetune, whole_finetune):
     """Losses, gradients, accuracies of the averaged weights: 10 steps and 2 evaluations on 23 images."""

@@ -29,6 +29,7 @@ def test_one_process_continues_as_two(recipe, whole_run):
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_zero_3_continues(recipe, whole_run):
     split = ["--train.micro_batch", "8"]
     recipe.launch("zero_stopped", *split, "--train.stop_after", "4 steps", zero=3)

@@ -50,6 +50,7 @@ def test_work_is_counted_by_hand(bench):
     assert whole.flops == alone.flops + 3 * 2 * 4 * tokens * dim * dim
 
 
+@pytest.mark.slow
 def test_attention_that_differs_or_fails_is_not_timed(bench, report_of, monkeypatch):
     def refuse(model, stage, block):
         def call(x):

@@ -50,6 +50,7 @@ def in_this_process(bench, monkeypatch):
     return called
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_dry_and_goes_on_where_it_stopped(bench, in_this_process, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         bench.gpu.main([str(tmp_path), "--dry", "--minutes", "0"])
