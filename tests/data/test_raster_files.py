@@ -20,7 +20,7 @@ from swin_mim.data import limits, raster_files, tiff_files
 from swin_mim.data.channels import channels_last
 from swin_mim.data.limits import MAX_MEMORY, MAX_RASTER_BYTES, BrokenImage
 from swin_mim.data.raster import LARGEST, Bands, Raster
-from swin_mim.data.raster_files import channel_names, decode_raster
+from swin_mim.data.raster_files import channel_names, choose, decode_raster
 from swin_mim.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -460,3 +460,22 @@ def test_numbers_that_are_not_read() -> None:
             read(npy(array), 1)
     assert raster_files.listed([str(n) for n in range(30)]).endswith("19, ...")
     assert tiff_files.EXTRA in "pip install 'swin-mim[raster]'"
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_numbers_are_gaps(kind: str, sign: int) -> None:
+    """What GDAL and others write where there is nothing, if nobody says anything else."""
+    values = noise(kind)
+    values[2, 3, 1] = sign * np.finfo(kind).max
+    values[4, 5, 0] = sign * np.float64(np.finfo("f4").max)
+    image = read(npy(values), 5)
+    assert (~image.valid).sum() == 2
+    assert not image.valid[2, 3]
+    assert not image.valid[4, 5]
+
+
+@pytest.mark.parametrize("bands", [Bands(2, ("nir", "2")), Bands(1, ("nir",), mask="2"), Bands(2, ("1", "01"))])
+def test_one_channel_is_not_chosen_twice_by_name_and_number(bands: Bands) -> None:
+    with pytest.raises(BrokenImage, match="name a channel twice: its channels are red, nir"):
+        choose(["red", "nir"], bands)

@@ -77,6 +77,19 @@ def test_the_way_images_are_resized_comes_back(interpolation: str, share: float,
     assert describe(json.loads(json.dumps(document(of))), "config.json") == of
 
 
+@pytest.mark.parametrize(("nodata", "mask_channel"), [(None, None), (-9999.0, None), (0.0, "SCL")])
+def test_units_and_gaps_come_back(nodata: float | None, mask_channel: str | None) -> None:
+    seen = Preprocessing(
+        (1.0, 2.0, 3.0), (4.0,) * 3, ("a", "b", "c"), scale=1, nodata=nodata, mask_channel=mask_channel
+    )
+    of = Description("Swin", description().config, preprocessing=seen)
+    written = json.loads(json.dumps(document(of)))
+    assert describe(written, "config.json") == of
+    written["swin_mim"]["scale"] = 10_000
+    with pytest.raises(UserError, match=r"^x\.json: preprocessing\.scale 10000 must be 255 for 8-bit images, else 1"):
+        describe(written, "x.json")
+
+
 FIRST_VERSION = """{
  "architecture": "swin_tiny_patch4_window7_224", "num_classes": 0, "num_features": 32, "global_pool": "avg",
  "model_args": {"img_size": [224, 224], "patch_size": 4, "in_chans": 3, "embed_dim": 16, "depths": [1, 1],

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from swin_mim.training.config import (
     load_config,
     swin_config,
     to_yaml,
+    with_packed_channels,
 )
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -347,6 +349,22 @@ def test_configuration_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_packed_images_say_their_channels_where_the_settings_say_nothing(tmp_path: Path) -> None:
+    names, mean, std = ["red", "nir", "swir"], [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]
+    manifest = {"source": {}, "settings": {}, "made_with": {}, "shards": [], "mean": mean, "std": std}
+    (tmp_path / "packed.json").write_text(json.dumps(manifest | {"fingerprint": "f", "rasters": {"channels": names}}))
+    whole = with_packed_channels(load("--data.source", str(tmp_path)))
+    assert (whole.data.channels, whole.data.mean, whole.data.std) == (tuple(names), tuple(mean), tuple(std))
+    assert whole.model.in_channels == 3
+    some = with_packed_channels(load("--data.source", str(tmp_path), "--data.channels", "swir", "1"))
+    assert (some.data.channels, some.data.mean, some.model.in_channels) == (("swir", "1"), (3.0, 1.0), 2)
+    own = with_packed_channels(load("--data.source", str(tmp_path), "--data.mean", "7", "8", "9"))
+    assert (own.data.mean, own.data.std) == ((7.0, 8.0, 9.0), tuple(std))
+    wrong = load("--data.source", str(tmp_path), "--data.channels", "blue")
+    assert with_packed_channels(wrong) == wrong
+    assert with_packed_channels(load()) == load()
 
 
 # ---- what goes together ---------------------------------------------------------------------------------------
