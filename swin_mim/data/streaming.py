@@ -180,7 +180,7 @@ class StreamedSource:
     def _of(self, rows: Sequence[np.ndarray | range]) -> "StreamedSource":
         return StreamedSource(self._shards, self.cache, self.at_once, rows, self._rasters)
 
-    def ensure(self, indices: Iterable[int], unless: Wish) -> None:
+    def ensure(self, indices: Iterable[int], unless: Wish | None = None) -> None:
         """Bring the shards of images that are about to be read. Raises as the cache's `ensure`."""
         for shard in sorted({self._shard(index) for index in indices}):
             self.cache.ensure(self._shards[shard], unless=unless)
