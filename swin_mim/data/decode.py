@@ -42,7 +42,7 @@ Shrink = Callable[[tuple[int, int]], float]
 _FACTORS = (8, 4, 2)  # by which libjpeg divides the sides of an image while it decodes it
 _STRIP = 2**20  # pixels that are converted at a time
 _EXIF_BYTES = 2**16  # of which each of thousands of tags may count all
-_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324  # TIFF tags
+_STRIP_OFFSETS, _TILE_OFFSETS, _SAMPLES = 273, 324, 277  # TIFF tags
 # of a BMP: its mark and length, where the pixels begin, the length of the second header, width, height, planes, bits a
 # pixel, compression, length of the pixels, two resolutions, how many colours a palette has
 _BITMAP = struct.Struct("<2sI4xIIiiHHII8xI4x")
@@ -246,10 +246,20 @@ def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
     check_metadata(data)
     with MeteredFile(data) as file, _open_image(file, data) as image:
         check_size(image.size)
+        _check_samples(image)
         pixels = image.width * image.height
         check_scans(data, pixels, _strips_stored(image))
         check_runs(image.info.get("compression"), pixels)
         yield file, image
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuse a TIFF of many channels of which Pillow would read the first ones without a word; one more is usual."""
+    samples, read = getattr(image, "tag_v2", {}).get(_SAMPLES, 1), len(image.getbands())
+    if samples > read + 1:
+        raise BrokenImage(
+            f"it has {samples} channels, of which RGB would show {read}: name those to be read in data.channels"
+        )
 
 
 def _open_image(file: MeteredFile, data: bytes) -> Image.Image:

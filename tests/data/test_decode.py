@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -254,3 +255,14 @@ def test_what_is_no_image_is_broken() -> None:
     for data in (b"", b"<!doctype html><html></html>", b"PK\3\4" + bytes(40), b"P6 1 1 255 abc", eps, bytes(1000)):
         with pytest.raises(BrokenImage, match=r"empty|not a readable"):
             decode_image(data)
+
+
+def test_a_tiff_of_many_channels_is_not_read_as_its_first_one() -> None:
+    """Pillow opens some of them as grey."""
+    file = io.BytesIO()
+    planes = np.zeros((13, 16, 16), dtype=np.uint16)
+    tifffile.imwrite(file, planes, photometric="minisblack", planarconfig="separate", compression="deflate")
+    with pytest.raises(
+        BrokenImage, match=r"it has 13 channels, of which RGB would show 1: name those .* data\.channels"
+    ):
+        decode_image(file.getvalue())
