@@ -46,6 +46,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from swin_mim.evaluation.heldout import HeldOut
     from swin_mim.evaluation.probes import Prober, by_name
     from swin_mim.evaluation.reader import Reader
+    from swin_mim.evaluation.validation import valid_of
     from swin_mim.hub import config_json, export, repository
     from swin_mim.masking import block_mask, masked_cells
     from swin_mim.models.simmim import SimMIM
@@ -130,12 +131,13 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     cells = masked_cells(grid, unit, config.mask.ratio, swin.stride // swin.patch_size)
 
     def draw_mask(batch: Batch, seed: int) -> Tensor:
-        there: dict[str, Any] = {"device": device, "valid": reader.valid(batch)}  # it may be there already
-        return block_mask(len(batch.images), grid, unit, config.mask.ratio, seed=seed, start=batch.start, **there)
+        place: dict[str, Any] = {"seed": seed, "start": batch.start, "device": device, **valid_of(batch, device)}
+        return block_mask(len(batch.images), grid, unit, config.mask.ratio, **place)
 
     def loss_of(batch: Batch) -> Tensor:
-        batch = batch._replace(valid=reader.valid(batch))
-        return prepared(reader.prepare(batch.images), draw_mask(batch, run.seed), cells, batch.valid).loss
+        valid: dict[str, Any] = valid_of(batch, device)  # moved once, for both
+        mask = draw_mask(batch._replace(**valid), run.seed)
+        return prepared(reader.prepare(batch.images), mask, cells, **valid).loss
 
     supply = Supply(stopped=lambda: job.stop.received)
 
@@ -163,7 +165,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         restore=partial(denormalize, mean=data.mean, std=data.std, scale=seen.scale),
         draw_mask=partial(draw_mask, seed=EVALUATION_SEED),
         reduce=job.reduce,
-        shown=shown_channels(log.picture_channels, channels, mim.in_channels) if channels else None,
+        shown=shown_channels(log.picture_channels, channels) if channels else None,
     )
     probe_every = plan.steps(config.probe.every)
     prober = None

@@ -30,7 +30,7 @@ INSIDE: dict[str, set[str]] = {
     "evaluation": {"errors", "data", "masking", "models", "evaluation"},
     "training": {"errors", "data", "masking", "kernels", "models", "training"},
     "hub": {"errors", "models.swin_config", *PUBLISHED},
-    "hub.export": {"errors", "training", *PUBLISHED},
+    "hub.export": {"errors", "data.stores", "training", *PUBLISHED},
 }
 """Part of the package -> parts that it may import."""
 

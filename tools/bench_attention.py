@@ -14,9 +14,10 @@ import torch
 from bench_breakdown import Part, bytes_of, flops_of, without_norm, without_projections
 from bench_ceilings import Ceilings, measure_ceilings
 from bench_peers import ATTENTION, Attention, System, build, ours_attention, random_weights
-from bench_report import describe, number, output, print_ceilings, print_machine, print_table, write_json
+from bench_report import describe, number, output, print_ceilings, print_machine, print_table
 from bench_settings import PeerSettings, check, check_microsoft, check_model
 from bench_timing import Failed, attempt, autocast, seconds_per_call, take_turns, times
+from json_report import write_json
 from torch import Tensor
 
 from swin_mim.errors import UserError

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_peers import System
-from bench_report import describe, output, print_machine, print_table, write_json
+from bench_report import describe, output, print_machine, print_table
 from bench_settings import CurveSettings, check, check_model
 from bench_training import enter, random_mask, train_step
+from json_report import write_json
 from torch import Tensor
 
 from swin_mim.models.simmim import SimMIM

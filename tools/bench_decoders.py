@@ -17,10 +17,11 @@ import torch
 from bench_images import make_images, sizes_text
 from bench_loader import MEAN, STD
 from bench_peers import System
-from bench_report import describe, output, print_machine, print_table, write_json
+from bench_report import describe, output, print_machine, print_table
 from bench_settings import MASK_RATIO, DecoderSettings, check, check_model
 from bench_timing import autocast
 from bench_training import enter, train_step
+from json_report import write_json
 from PIL import Image
 from torch import Tensor
 

@@ -31,9 +31,10 @@ from bench_images import (
     sizes_text,
     some_of,
 )
-from bench_report import describe, number, output, print_machine, print_table, write_json
+from bench_report import describe, number, output, print_machine, print_table
 from bench_settings import LoaderSettings, check
 from bench_timing import Failed, take_turns, times
+from json_report import write_json
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 

@@ -1,6 +1,5 @@
 """What `bench.py` prints and writes: the machine, the versions, tables, JSON."""
 
-import json
 import os
 import platform
 import re
@@ -15,8 +14,6 @@ from typing import Any, TextIO
 import torch
 from bench_ceilings import Ceilings
 from bench_settings import Settings
-
-from swin_mim.errors import UserError
 
 PACKAGES = ("torch", "triton", "timm", "transformers", "torchvision", "datasets")
 Row = Sequence[str]
@@ -84,14 +81,3 @@ def print_table(header: Row, rows: Sequence[Row], out: TextIO) -> None:
 
 def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def write_json(report: dict[str, Any], file: str | None) -> None:
-    text = json.dumps(report, indent=2)
-    if file == "-":
-        print(text)
-    elif file is not None:
-        try:
-            Path(file).write_text(text + "\n")
-        except OSError as error:
-            raise UserError(f"--json {file} cannot be written: {error.strerror}") from error

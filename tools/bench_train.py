@@ -17,10 +17,11 @@ from typing import Any, TextIO
 
 import torch
 from bench_peers import System
-from bench_report import describe, number, output, print_machine, print_table, write_json
+from bench_report import describe, number, output, print_machine, print_table
 from bench_settings import TrainSettings, check
 from bench_timing import free, seconds_per_call, take_turns, times
 from bench_training import enter, random_batch, train_step
+from json_report import write_json
 
 from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM

@@ -9,15 +9,14 @@ The last line is the two options to copy. What tools/prepare.py packs needs none
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from json_report import write_json
 from raster_options import add_raster_options, bands_of
 
 from swin_mim.errors import Parser, UserError, one_line_errors
@@ -68,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"none of the {found.looked_at} images of {options.source!r} that were looked at can be used, the "
                 f"first: {name}: {reason}"
             )
-        if options.json:
-            _write(options.json, as_json(found, found.statistics, names, len(source)))
+        write_json(as_json(found, found.statistics, names, len(source)), options.json)
         text = as_text(found, found.statistics, names, len(source))
         print(text, file=sys.stderr if options.json == "-" else sys.stdout)
 
@@ -106,17 +104,6 @@ def as_text(found: "Survey", statistics: "Statistics", names: Sequence[str], tot
         lines.append(f"{len(found.broken):,} broken ones left out, the first:")
         lines += [f"  {name}: {reason}" for name, reason in found.broken[:_LISTED]]
     return "\n".join([*lines, options_text(statistics.mean, statistics.std)])
-
-
-def _write(file: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(file).write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write --json {file}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

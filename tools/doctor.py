@@ -10,7 +10,6 @@ does a few steps on random images. Exit code: 0 if a run can start, 2 if not.
 """
 
 import argparse
-import json
 import math
 import os
 import shlex
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from json_report import write_json
 
 from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
 from swin_mim.training.config import PretrainConfig, accumulation, check, load_config, with_packed_channels
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from doctor_page import as_text
 
         if job.json:
-            _write(job.json, {"can_start": report.can_start, **asdict(report)})
+            write_json({"can_start": report.can_start, **asdict(report)}, job.json)
         print(as_text(report), file=sys.stderr if job.json == "-" else sys.stdout)
         if job.json != "-" and not sys.stdout.isatty():  # whoever keeps the page in a file wants to see these
             for reason in report.reasons:
@@ -227,10 +228,10 @@ def _fits_this_machine(config: PretrainConfig) -> None:
 
 def _open(config: PretrainConfig) -> _Opened:
     from doctor_images import other_files
-    from doctor_rasters import bands_of
 
     from swin_mim.data.blue_marble import open_blue_marble
     from swin_mim.data.sources import open_source, split_heldout
+    from swin_mim.training.images import bands_of
 
     data = config.data
     if data.source == "blue_marble":
@@ -416,17 +417,6 @@ def _short(path: Path) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _write(file: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(file).write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write --json {file}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from swin_mim.data.decode import decode_image
 from swin_mim.data.limits import BrokenImage
 from swin_mim.data.raster import Bands
 from swin_mim.data.raster_files import channel_names
-from swin_mim.data.sources import Table, open_files
+from swin_mim.data.sources import open_files
 from swin_mim.data.stacks import StackSource
 from swin_mim.data.statistics import Statistics, rounded
 from swin_mim.data.survey import spread
+from swin_mim.data.tables import Table
 from swin_mim.errors import UserError
 from swin_mim.training.config import PretrainConfig, reads_rasters
 from swin_mim.training.settings import DataConfig, ModelConfig
@@ -58,12 +59,6 @@ class Change:
     key: str
     words: tuple[str, ...]
     reason: str
-
-
-def bands_of(config: PretrainConfig) -> Bands | None:
-    """What the config reads of each image; None: 8-bit RGB."""
-    data, count = config.data, config.model.in_channels
-    return Bands(count, data.channels, data.nodata, data.mask_channel) if reads_rasters(data, config.model) else None
 
 
 def with_channels(config: PretrainConfig) -> tuple[PretrainConfig, tuple[Change, ...]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from swin_mim.data.loader import Batch, training_batches
 from swin_mim.data.loading_time import LoadingTime, together
+from swin_mim.data.raster import pixel_bytes
 from swin_mim.data.sources import Source
 from swin_mim.data.transforms import PretrainTransform
 from swin_mim.masking import block_mask, masked_cells
@@ -153,7 +154,7 @@ def _loaded(
         rank=0,
         world=1,
         workers=workers,
-        pixel_bytes=4 * config.model.in_channels if reads_rasters(data, config.model) else 3,
+        pixel_bytes=pixel_bytes(config.model.in_channels) if reads_rasters(data, config.model) else 3,
     )
     with closing(batches):  # type: ignore[type-var]  # it is a generator
         for _ in range(max(workers, 1)):

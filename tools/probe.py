@@ -12,10 +12,11 @@ and how far it is above random weights. What counts is fine-tuning with few labe
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from json_report import write_json
 
 from swin_mim.errors import Parser, UserError, one_line_errors
 
@@ -46,11 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options = parse(arguments)
         report = measure(options)
-        if options.json:
-            try:
-                options.json.write_text(json.dumps(report, indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"cannot write {options.json}: {error.strerror}") from None
+        write_json(report, options.json)
         print(text(report))
 
 

@@ -12,18 +12,11 @@ from typing import Any
 import numpy as np
 
 from swin_mim.data.blue_marble_labels import open_tiles_with_labels
+from swin_mim.data.files import sha256
 from swin_mim.data.raster import Bands
-from swin_mim.data.sampling import epoch_order
-from swin_mim.data.sources import (
-    FolderSource,
-    Source,
-    Subset,
-    Table,
-    columns_text,
-    open_files,
-    opened_images,
-    sha256,
-)
+from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
+from swin_mim.data.sources import FolderSource, Source, Subset, open_files, opened_images
+from swin_mim.data.tables import Table, columns_text
 from swin_mim.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
@@ -31,7 +24,6 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}
 
 _LABEL_TYPES = ("string", "large_string", "int", "uint", "bool")  # beginnings of pyarrow's names
-_HELDOUT_EPOCH = 2**64 - 1  # an epoch that no training reaches
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +124,7 @@ def split_labelled(labelled: Labelled, count: int, seed: int) -> tuple[Labelled,
     members = _members(labelled)
     held = []
     for number, wanted in enumerate(_shares([len(each) for each in members], count or len(labelled))):
-        order = epoch_order(len(members[number]), seed, _HELDOUT_EPOCH - 1 - number)
+        order = epoch_order(len(members[number]), seed, HELDOUT_EPOCH - 1 - number)
         held.append(members[number][order[:wanted]])
     out = np.zeros(len(labelled), dtype=bool)
     out[np.concatenate(held)] = True

@@ -39,8 +39,9 @@ from swin_mim.data.raster import Bands
 from swin_mim.data.raster_source import RasterSource
 from swin_mim.data.sampling import Place
 from swin_mim.data.shard_file import STAGING, ShardFile, locked, replace_file, writing
-from swin_mim.data.sources import FolderSource, Table, TableSource, as_rasters, open_files
+from swin_mim.data.sources import FolderSource, as_rasters, open_files
 from swin_mim.data.stacks import StackSource
+from swin_mim.data.tables import Table, TableSource
 from swin_mim.data.workers import load_batches
 from swin_mim.errors import UserError
 

@@ -46,6 +46,11 @@ class Bands:
     """Name or number of the channel that is 0 where a pixel is not there; not one of those that the model takes."""
 
 
+def pixel_bytes(channels: int) -> int:
+    """Of a pixel in a batch: values of 4 bytes, and whether it is there."""
+    return 4 * channels + 1
+
+
 def cut_raster(
     raster: Raster,
     size: tuple[int, int],
@@ -63,7 +68,8 @@ def cut_raster(
     Raises:
         BrokenImage: no pixel of the result is there: of none of them half is.
     """
-    left, top = (min(round(edge), side - 1) for edge, side in zip(box, raster.values.shape[1::-1], strict=False))
+    height, width, _ = raster.values.shape
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
     part = raster.values[top:bottom, left:right].transpose(2, 0, 1)
     with np.errstate(over="ignore"):  # of pixels that are not there: see `LARGEST`

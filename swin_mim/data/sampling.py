@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+HELDOUT_EPOCH = 2**64 - 1
+"""An epoch that no training reaches: its order chooses what is held out."""
+
 _WORD = (1 << 64) - 1
 _CLASS = 1 << 40  # far from the seeds that people choose
 

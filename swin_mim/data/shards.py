@@ -14,9 +14,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from swin_mim.data.files import files_below
 from swin_mim.data.shard_cache import Shard, ShardCache
 from swin_mim.data.shard_content import KINDS, count_rows, features_of, kind_of
-from swin_mim.data.sources import _find_files, _image_column
 from swin_mim.data.stores import (
     RangeFile,
     StoredFile,
@@ -30,6 +30,7 @@ from swin_mim.data.stores import (
     shown,
     store_of,
 )
+from swin_mim.data.tables import image_column
 from swin_mim.errors import UNAVAILABLE, UserError
 
 SIZES = "sizes.json"
@@ -60,7 +61,7 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
         raise UserError(f"data.source {shown(spec)!r}: {shown(empty[0].url)} is empty: bring it again, or leave it out")
     (kind,) = kinds
     if kind == ".parquet":
-        column = _image_column(shown(spec), _features(files[0]), column)
+        column = image_column(shown(spec), _features(files[0]), column)
     if silent := [file for file in files if not file.version]:
         text = "%s and %d others: nothing tells their versions: a change of the same size may go unnoticed during a run"
         _log.warning(text, shown(silent[0].url), len(silent) - 1)
@@ -125,7 +126,7 @@ def _check_folder(folder: Path) -> None:
     where = str(folder.resolve())
     if where != glob.escape(where):
         raise UserError(f"data.source {where!r} has characters of a pattern, * ? or [, in its name: rename it")
-    kinds = Counter(kind_of(path) for path, _ in _find_files(folder, KINDS))
+    kinds = Counter(kind_of(path) for path, _ in files_below(folder, KINDS))
     if len(kinds) > 1:
         found = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         raise UserError(

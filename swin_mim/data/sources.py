@@ -5,11 +5,9 @@ workers share it.
 """
 
 import glob
-import hashlib
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,23 +16,21 @@ import numpy as np
 from PIL import Image
 
 from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
-from swin_mim.data.limits import BrokenImage, check_length
+from swin_mim.data.files import files_below, read_file, sha256
 from swin_mim.data.loading_time import reading
 from swin_mim.data.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
 from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.raster_files import listed
 from swin_mim.data.raster_source import RasterSource, check_bands
-from swin_mim.data.sampling import epoch_order
+from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
 from swin_mim.data.stacks import StackSource, check_pattern, group
+from swin_mim.data.tables import Table
 from swin_mim.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 RASTER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
 TABLE_SUFFIXES = (".parquet", ".arrow")
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
-"""Names that mark the image column of a table where its type does not."""
 
-_HELDOUT_EPOCH = 2**64 - 1  # an epoch that no training reaches
 _log = logging.getLogger(__name__)
 
 
@@ -226,7 +222,7 @@ class FolderSource:
     def content(self, index: int) -> bytes:
         """The bytes of an image file. Raises `BrokenImage`."""
         with reading():
-            return _read(os.path.join(self._root, self.paths[index]))
+            return read_file(os.path.join(self._root, self.paths[index]))
 
     def path(self, index: int) -> str | None:
         """Its relative path, as text."""
@@ -234,98 +230,6 @@ class FolderSource:
 
     def listing(self) -> Iterator[tuple[str, int]]:
         return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
-
-
-class Table:
-    """Rows of the `datasets` library. Opened by `open_rows`."""
-
-    def __init__(self, name: str, dataset: Any, roots: Sequence[Path]) -> None:
-        """`name` is for messages; `roots` are the folders in which the rows may name files."""
-        self.name, self.dataset, self._roots = name, dataset, roots
-
-    def images(self, column: str | None) -> "TableSource":
-        """Its column of images: the given one, or the only one.
-
-        Raises:
-            UserError: there is no such column, or none that is evident.
-        """
-        import datasets
-
-        column = _image_column(self.name, self.dataset.features, column)
-        rows = self.dataset.with_format(None).select_columns([column])
-        try:
-            undecoded = rows.cast_column(column, datasets.Image(decode=False))
-        except (TypeError, ValueError, NotImplementedError) as error:  # also what pyarrow raises
-            raise UserError(
-                f"data.column {column!r} of data.source {self.name!r} holds no bytes of images ({error}): its columns "
-                f"are {columns_text(self.dataset.features)}"
-            ) from error
-        return TableSource(undecoded, column, self._roots)
-
-
-class TableSource:
-    """A column of images in a `datasets.Dataset`. Opened by `open_source`.
-
-    A row holds the bytes of a file, or the path of one, which is opened only below one of `roots`: a table from a
-    stranger may name any file of this machine, or an address in its network.
-    """
-
-    def __init__(self, dataset: Any, column: str, roots: Sequence[Path]) -> None:
-        """`dataset` has the undecoded image column, of type struct<bytes, path>."""
-        self._dataset, self.column, self._roots = dataset, column, roots
-        self.fingerprint = sha256(self._contents())
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def name(self, index: int) -> str:
-        return f"row {index}"
-
-    def image(self, index: int) -> Image.Image:
-        return decode_image(self.content(index))
-
-    def smaller(self, index: int, shrink: Shrink) -> Decoded:
-        return decode_smaller(self.content(index), shrink)
-
-    def content(self, index: int) -> bytes:
-        """The bytes of an image file. Raises `BrokenImage`."""
-        with reading():
-            content, path = self._cell(index)
-            if content is not None:
-                return content
-            if path is None:
-                raise BrokenImage("the cell is empty")
-            return _read_below(self._roots, path)
-
-    def _cell(self, index: int) -> tuple[bytes | None, str | None]:
-        cell = self._dataset[int(index)][self.column] or {}
-        return cell.get("bytes"), cell.get("path")
-
-    def path(self, index: int) -> str | None:
-        """What the row calls the image: a relative path, or the name of a file; None: nothing."""
-        path = self._cell(index)[1]
-        # whole paths lead into folders of this machine, which concern nobody
-        return os.path.basename(path) if path and (os.path.isabs(path) or "://" in path) else path
-
-    def listing(self) -> Iterator[tuple[str, int]]:
-        sizes = (int(size) for lengths in self._lengths() for size in lengths)
-        return ((self.name(index), size) for index, size in enumerate(sizes))
-
-    def _lengths(self) -> Iterator[np.ndarray]:
-        """int64: of the bytes in the cells of each chunk of the table."""
-        import pyarrow.compute as pc
-
-        for chunk in self._dataset.data.column(self.column).chunks:
-            lengths = pc.fill_null(pc.binary_length(pc.struct_field(chunk, "bytes")), 0)
-            yield lengths.to_numpy(zero_copy_only=False).astype("<i8")
-
-    def _contents(self) -> Iterable[bytes]:
-        """The length of every image and the content of 64: enough to notice a change without reading all."""
-        yield from (lengths.tobytes() for lengths in self._lengths())
-        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int):
-            content, path = self._cell(index)
-            # paths lead into a cache, which lies elsewhere on another machine
-            yield content if content is not None else os.path.basename(path or "").encode()
 
 
 class Subset:
@@ -355,7 +259,7 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
     """(training, held out): `count` images, at most a tenth of all, chosen by (seed, number of images) alone."""
     if isinstance(source, Splitting):
         return source.split(count, seed)
-    order = epoch_order(len(source), seed, _HELDOUT_EPOCH)
+    order = epoch_order(len(source), seed, HELDOUT_EPOCH)
     held = min(count, len(source) // 10)
     return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
 
@@ -365,7 +269,7 @@ def _open_stack(
 ) -> StackSource:
     check_pattern(stack)
     _check_no_table(folder, config, split, column)
-    files = _find_files(folder, RASTER_SUFFIXES)
+    files = files_below(folder, RASTER_SUFFIXES)
     if not files:
         raise UserError(f"data.source {str(folder)!r} holds no {' '.join(RASTER_SUFFIXES)} files at any depth")
     found, names = group([path for path, _ in files], stack, bands, str(folder))
@@ -390,9 +294,9 @@ def _open_folder(
 ) -> FolderSource | Table:
     if (folder / MANIFEST).exists():
         return _open_table(str(folder), [], lambda: _load_packed(folder, config, split))
-    if files := _find_files(folder, suffixes):
+    if files := files_below(folder, suffixes):
         _check_no_table(folder, config, split, column)
-        tables = [path for path, _ in _find_files(folder, TABLE_SUFFIXES) if not path.endswith("metadata.parquet")]
+        tables = [path for path, _ in files_below(folder, TABLE_SUFFIXES) if not path.endswith("metadata.parquet")]
         if tables:
             raise UserError(
                 f"data.source {str(folder)!r} holds {len(files)} images and {len(tables)} tables such as {tables[0]}: "
@@ -401,8 +305,8 @@ def _open_folder(
         return FolderSource(folder, files)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _open_table(str(folder), [folder], lambda: _load_from_disk(folder, config, split))
-    if not _find_files(folder, TABLE_SUFFIXES):
-        arrays = suffixes == IMAGE_SUFFIXES and _find_files(folder, RASTER_SUFFIXES)
+    if not files_below(folder, TABLE_SUFFIXES):
+        arrays = suffixes == IMAGE_SUFFIXES and files_below(folder, RASTER_SUFFIXES)
         found = f", but {arrays[0][0]}: name the channels of such images in data.channels" if arrays else ""
         raise UserError(
             f"data.source {str(folder)!r} holds no {' '.join(suffixes + TABLE_SUFFIXES)} files at any depth"
@@ -457,114 +361,3 @@ def _open_table(spec: str, roots: Sequence[Path], load: Callable[[], Any]) -> Ta
     if not len(dataset):
         raise UserError(f"data.source {spec!r} has no rows: choose another data.split")
     return Table(spec, dataset, roots)
-
-
-def _image_column(spec: str, features: Mapping[str, Any], column: str | None) -> str:
-    """The column that holds images: the given one, else the only one by type, else the only one by name."""
-    import datasets
-
-    columns = f"its columns are {columns_text(features)}"
-    if column is not None:
-        if column not in features:
-            raise UserError(f"data.column {column!r} is not in data.source {spec!r}: {columns}")
-        if not _can_hold_images(features[column]):
-            raise UserError(f"data.column {column!r} of data.source {spec!r} holds no images: {columns}")
-        return column
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    named = [name for name in typed or features if name.lower() in IMAGE_COLUMNS]
-    for choice in (typed, [name for name in named if _can_hold_images(features[name])]):
-        if len(choice) == 1:
-            return choice[0]
-    raise UserError(f"data.source {spec!r} has no evident image column: set data.column, {columns}")
-
-
-def columns_text(features: Mapping[str, Any]) -> str:
-    """ "image (Image), label (ClassLabel)"."""
-    return ", ".join(f"{name} ({_type(kind)})" for name, kind in features.items())
-
-
-def _can_hold_images(kind: Any) -> bool:
-    import datasets
-
-    if isinstance(kind, datasets.Value):
-        return kind.dtype in ("binary", "large_binary", "string", "large_string")
-    return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
-
-
-def _type(kind: Any) -> str:
-    return kind.dtype if hasattr(kind, "_type") and kind._type == "Value" else type(kind).__name__
-
-
-def _find_files(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """(relative path, size) of the regular files below a folder with one of the suffixes, sorted by path.
-
-    Links are followed; every real file and folder counts once, hidden ones not at all.
-    """
-    found: list[tuple[str, int]] = []
-    unreadable: list[str] = []
-    folders = [("", os.path.realpath(root))]  # (relative path, real path)
-    seen = {folders[0][1]}
-    while folders:
-        relative, folder = folders.pop()
-        for name, real, status in _entries(folder, unreadable):
-            is_folder = stat.S_ISDIR(status.st_mode)
-            if real in seen or not (is_folder or name.lower().endswith(suffixes)):
-                continue
-            seen.add(real)
-            path = os.path.join(relative, name)
-            if is_folder:
-                folders.append((path, real))
-            elif stat.S_ISREG(status.st_mode):
-                found.append((path, status.st_size))
-            else:
-                unreadable.append(f"{path!r} is a pipe, a socket or a device")
-    if unreadable:
-        _log.warning("%s: %d entries cannot be read, the first: %s", root, len(unreadable), unreadable[0])
-    return sorted(found)
-
-
-def _entries(folder: str, unreadable: list[str]) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(name, real path, status) of what a folder holds, by name; what cannot be read is noted in `unreadable`."""
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as error:
-        unreadable.append(str(error))
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        try:
-            real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-            yield entry.name, real, entry.stat()
-        except OSError as error:  # a link to nothing, or to itself
-            unreadable.append(str(error))
-
-
-def _read(path: str) -> bytes:
-    try:
-        # what was a file when the folder was listed may be a pipe by now, which would block, or a device without end
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BrokenImage("cannot be read: it is no regular file")
-            check_length(status.st_size)
-            return file.read(status.st_size)
-    except OSError as error:
-        raise BrokenImage(f"cannot be read: {error.strerror}") from error
-
-
-def _read_below(roots: Sequence[Path], path: str) -> bytes:
-    """Read a file that a table names, if it lies below one of `roots`."""
-    for root in map(os.path.realpath, roots if "\0" not in path else ()):
-        real = os.path.realpath(os.path.join(root, path))
-        if real.startswith(os.path.join(root, "")) and os.path.isfile(real):
-            return _read(real)
-    raise BrokenImage(f"the table names a file outside the data set, which is not opened: {path!r}")
-
-
-def sha256(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

@@ -18,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 from swin_mim.data.decode import Decoded, Shrink, decode_image, decode_smaller
+from swin_mim.data.files import sha256
 from swin_mim.data.loading_time import reading
 from swin_mim.data.raster import Bands, Raster
 from swin_mim.data.raster_source import RasterSource, check_bands
-from swin_mim.data.sampling import Place, SampleOrder, ShardGroup, ShardOrder, epoch_order
+from swin_mim.data.sampling import HELDOUT_EPOCH, Place, SampleOrder, ShardGroup, ShardOrder, epoch_order
 from swin_mim.data.shard_cache import Shard, ShardCache, Wish
 from swin_mim.data.shards import count_all, list_shards
-from swin_mim.data.sources import _HELDOUT_EPOCH, Source, sha256
+from swin_mim.data.sources import Source
 from swin_mim.data.stores import Interrupted, shown
 from swin_mim.errors import STOPPED, UserError
 
@@ -163,11 +164,11 @@ class StreamedSource:
         They come from as many shards as are mixed in training, or as it takes: one alone may hold nothing but one kind.
         """
         count = min(count, len(self) // 10)
-        shards = epoch_order(len(self.sizes), seed, _HELDOUT_EPOCH)
+        shards = epoch_order(len(self.sizes), seed, HELDOUT_EPOCH)
         enough = int(np.searchsorted(np.cumsum(np.array(self.sizes)[shards]), count)) + 1
         chosen = np.sort(shards[: max(enough, self.at_once)])
         candidates = np.concatenate([np.arange(*self._starts[shard : shard + 2]) for shard in chosen])
-        held = np.sort(candidates[epoch_order(len(candidates), seed, _HELDOUT_EPOCH)[:count]])
+        held = np.sort(candidates[epoch_order(len(candidates), seed, HELDOUT_EPOCH)[:count]])
         bounds = zip(self._starts[:-1], self._starts[1:], strict=True)
         # of each shard the held out rows, as numbers among those of this part
         parts = [held[np.searchsorted(held, start) : np.searchsorted(held, end)] - start for start, end in bounds]
@@ -312,8 +313,8 @@ class Fetched:
         if not self._group.start <= position < self._group.end:
             self._look_back(source)
             self._group, self._brought = self._order.group(position), source.cache.brought
-        late = self._lag and position - self._lag < self._group.start and self._group.start
-        if late or self._group.end <= self._asked or self._thread.is_alive():
+        loaded = max(position - self._lag, 0)
+        if loaded < self._group.start or self._group.end <= self._asked or self._thread.is_alive():
             return
         self._asked = self._group.end
         shards = self._order.group(self._asked).shards

@@ -16,26 +16,27 @@ NOTHING = 255
 _PART = 0.02  # of the pixels that become quite dark, and quite bright
 
 
-def shown_channels(chosen: Sequence[str] | None, names: Sequence[str] | None, count: int) -> tuple[int, ...]:
-    """Which of `count` channels a picture shows: three, or one.
+def shown_channels(chosen: Sequence[str] | None, names: Sequence[str]) -> tuple[int, ...]:
+    """Which of the channels a picture shows: three, or one.
 
     Args:
         chosen: their names, or numbers from 1. None: the visible ones by their names, else the first three, or the
             first where there are two.
-        names: of the channels; None: they have none.
+        names: of the channels.
 
     Raises:
         UserError: no such channel, or neither one nor three.
     """
-    known = {name.lower(): index for index, name in reversed(list(enumerate(names or ())))}
+    known = {name.lower(): index for index, name in reversed(list(enumerate(names)))}
     if chosen is None:
         visible = next((triple for triple in COMMON if all(name in known for name in triple)), None)
-        return tuple(known[name] for name in visible) if visible else tuple(range(3 if count >= 3 else 1))
-    numbered = {str(index + 1): index for index in range(count)} | known
+        return tuple(known[name] for name in visible) if visible else tuple(range(3 if len(names) >= 3 else 1))
+    numbered = {str(index + 1): index for index in range(len(names))} | known
     unknown = [name for name in chosen if name.lower() not in numbered]
     if unknown or len(chosen) not in (1, 3):
-        there = ", ".join(names) if names else f"1 to {count}"
-        raise UserError(f"log.picture_channels {tuple(chosen)} must be one or three of the channels: {there}")
+        raise UserError(
+            f"log.picture_channels {tuple(chosen)} must be one or three of the channels: {', '.join(names)}"
+        )
     return tuple(numbered[name.lower()] for name in chosen)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.data.loader import Batch, heldout_batches
+from swin_mim.data.raster import pixel_bytes
 from swin_mim.data.sources import Source
 from swin_mim.data.transforms import EvaluationTransform, normalize
 from swin_mim.models.saving import Preprocessing
@@ -47,17 +48,13 @@ class Reader:
     @property
     def pixel_bytes(self) -> int:
         """Of a pixel in a batch."""
-        # values of 4 bytes, and whether there is one
-        return len(self.seen.mean) if self.seen.scale == 255 else 4 * len(self.seen.mean) + 1
+        channels = len(self.seen.mean)
+        return channels if self.seen.scale == 255 else pixel_bytes(channels)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images of a batch (B, C, H, W) -> normalised float on the model's device; 0, the mean, where nothing is."""
         pixels = normalize(images.to(self.device, non_blocking=True), *self._statistics, self.seen.scale)
         return pixels.masked_fill_(pixels.isnan(), 0) if images.is_floating_point() else pixels
-
-    def valid(self, batch: Batch) -> Tensor | None:
-        """bool (B, H, W) on that device, or None."""
-        return None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from swin_mim.data.stores import shown
 from swin_mim.errors import UserError
 from swin_mim.hub import repository
 from swin_mim.hub.about import About, Picture, Result, Training, card_facts
@@ -159,7 +160,7 @@ def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
 
 
 def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
-    data: Any = replace(config.data, source=_public(config.data.source))
+    data: Any = replace(config.data, source=shown(config.data.source))
     return yaml_without_paths(to_yaml(replace(config, data=data, hub=replace(config.hub, repo=None))))
 
 
@@ -260,16 +261,8 @@ def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
         )
     where = f"the data set {source}" if origin.data_on_hub else f'a folder "{name_of(source)}"'
     if "://" in source:
-        where = f"shards at {_public(source)}"
+        where = f"shards at {shown(source)}"
     return f"{images} unlabelled images of {where}{kept}."
-
-
-def _public(address: str) -> str:
-    """An address without a user's name and password, and without a query, which may be a signature."""
-    if "://" not in address:
-        return address
-    address = address.split("?")[0] if address.startswith("http") else address  # elsewhere ? is part of a pattern
-    return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
 def _labelled_data(
@@ -288,7 +281,7 @@ def _labelled_data(
 
 def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
     judged = config.data.validation or config.data.source
-    source = "Blue Marble" if judged == "blue_marble" else name_of(_public(judged))
+    source = "Blue Marble" if judged == "blue_marble" else name_of(shown(judged))
     split = config.data.validation_split or ("validation" if config.data.validation else "held out")
     kinds = {
         "accuracy": "accuracy",
@@ -352,7 +345,7 @@ def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result
     losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
     if not losses:
         return ()
-    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(_public(config.data.source))
+    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(shown(config.data.source))
     return (
         Result(
             source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"

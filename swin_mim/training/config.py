@@ -178,7 +178,7 @@ def check(config: PretrainConfig) -> None:
         _streaming_rules(data),
         rules_of.crop_rules(data.crop_scale, data.crop_ratio),
         _model_rules(config.model, config.mask, data),
-        _channel_rules(data, config.model, log, config.probe),
+        _channel_rules(data, config.model, log),
         _log_rules(data, log, config.probe),
         rules_of.hub_rules(config.hub),
         rules_of.training_rules(config.optim, config.train, config.save),
@@ -191,13 +191,21 @@ def check(config: PretrainConfig) -> None:
         "probe.every": config.probe.every,
     }
     rules_of.check_durations(config.optim, config.train, config.save, periods)
-    if data.streaming and not config.probe.source and to_steps(config.probe.every, dataset_size=1, global_batch=1):
-        raise UserError(
-            f"probe.every {config.probe.every!r} would read all of data.source for its labels, which data.streaming "
-            "is to avoid: name labelled images with probe.source"
-        )
+    if to_steps(config.probe.every, dataset_size=1, global_batch=1):
+        _check_probes(config)
     _check_geometry(config.model, config.mask)
     accumulation(config.train, world=1)
+
+
+def _check_probes(config: PretrainConfig) -> None:
+    every, data = config.probe.every, config.data
+    if reads_rasters(data, config.model):
+        raise UserError(f'probe.every {every!r} must be "0 steps": probes read images as RGB')
+    if data.streaming and not config.probe.source:
+        raise UserError(
+            f"probe.every {every!r} would read all of data.source for its labels, which data.streaming is to avoid: "
+            "name labelled images with probe.source"
+        )
 
 
 def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> rules_of.Rules:
@@ -239,7 +247,7 @@ def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
     return data.channels is not None or model.in_channels != 3
 
 
-def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig, probe: ProbeConfig) -> rules_of.Rules:
+def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig) -> rules_of.Rules:
     rasters, way_out = reads_rasters(data, model), "set model.in_channels, or data.channels"
     count = f"has {len(data.channels or ())} entries and model.in_channels is {model.in_channels}: name as many"
     yield "data.channels", data.channels is None or len(data.channels) == model.in_channels, count
@@ -247,8 +255,6 @@ def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig, probe: 
     rule = f"is for images that are not read as RGB: {way_out}"
     yield "log.picture_channels", log.picture_channels is None or rasters, rule
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
-    probed = probe.every.lstrip("0. ")[:1].isdigit()  # the rest of a duration is checked by itself
-    yield "probe.every", not rasters or not probed, 'must be "0 steps": probes read images as RGB'
     measured = "is ImageNet's, and images keep the values of their files: give it as tools/channels.py measures it"
     for key in ("mean", "std"):
         yield f"data.{key}", not rasters or getattr(data, key) != getattr(DataConfig(), key), measured

@@ -35,7 +35,7 @@ class LabelledDataConfig(ImagesConfig):
     """Against skewed classes: draw each class as often, or weigh its loss by the inverse of its share."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel: of RGB of values from 0 to 1, else in the units of the files. None takes that of
-    model.pretrained; ImageNet's for new weights."""
+    model.pretrained; ImageNet's for new weights, of RGB."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
     crop_scale: tuple[float, float] = (0.08, 1.0)

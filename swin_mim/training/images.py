@@ -18,6 +18,12 @@ class Images(NamedTuple):
     """Names of the channels; None: images are RGB."""
 
 
+def bands_of(config: PretrainConfig) -> Bands | None:
+    """What is read of each image; None: 8-bit RGB."""
+    data, count = config.data, config.model.in_channels
+    return Bands(count, data.channels, data.nodata, data.mask_channel) if reads_rasters(data, config.model) else None
+
+
 def to_train_and_hold_out(config: PretrainConfig) -> Images:
     """Open data.source, or its shards where it is streamed.
 
@@ -28,8 +34,7 @@ def to_train_and_hold_out(config: PretrainConfig) -> Images:
     if data.source == "blue_marble":
         return Images(*open_blue_marble(), None)
     where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
-    if reads_rasters(data, config.model):
-        where["bands"] = Bands(config.model.in_channels, data.channels, data.nodata, data.mask_channel)
+    where["bands"] = bands_of(config)
     if data.streaming:
         cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
         source: Source = open_streamed(data.source, shards_at_once=data.shards_at_once, **where, **cache)

@@ -275,7 +275,7 @@ def test_an_error_in_the_training_loop_ends_the_process() -> None:
 def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(12):
         Noise(12).image(number).save(tmp_path / f"{number}.png")
-    read, decode = sources._read, sources.decode_smaller
+    read, decode = sources.read_file, sources.decode_smaller
     clock = [0.0]
 
     def later(seconds: float, what: Callable[..., Any]) -> Callable[..., Any]:
@@ -285,7 +285,7 @@ def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeyp
 
         return act
 
-    monkeypatch.setattr(sources, "_read", later(0.25, read))
+    monkeypatch.setattr(sources, "read_file", later(0.25, read))
     monkeypatch.setattr(sources, "decode_smaller", later(0.5, decode))
     monkeypatch.setattr(loading_time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(loader, "perf_counter", lambda: clock[0])

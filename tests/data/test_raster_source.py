@@ -151,13 +151,13 @@ def test_any_source_with_content() -> None:
 
 
 def test_reading_is_told_from_decoding(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = sources._read
+    read = sources.read_file
 
     def slow(path: str) -> bytes:
         time.sleep(0.05)
         return read(path)
 
-    monkeypatch.setattr(sources, "_read", slow)
+    monkeypatch.setattr(sources, "read_file", slow)
     source = open_source(str(scenes), bands=Bands(4))
     watch = Stopwatch()
     source.image(0)

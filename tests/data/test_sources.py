@@ -21,7 +21,8 @@ from PIL import Image
 
 from swin_mim.data.decode import BrokenImage
 from swin_mim.data.loader import training_batches
-from swin_mim.data.sources import FolderSource, Source, Subset, TableSource, open_source, split_heldout
+from swin_mim.data.sources import FolderSource, Source, Subset, open_source, split_heldout
+from swin_mim.data.tables import TableSource
 from swin_mim.data.transforms import PretrainTransform
 from swin_mim.errors import UserError
 

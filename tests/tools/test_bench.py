@@ -123,8 +123,13 @@ def test_a_table_stands_below_each_other(bench, capsys):
     assert lines[2].startswith("a long name  not measured")
 
 
-def test_json_that_cannot_be_written_is_said(bench, tmp_path):
-    bench.report.write_json({"a": 1}, str(tmp_path / "a.json"))
+def test_json_that_cannot_be_written_is_said(bench, tmp_path, capsys):
+    from json_report import write_json
+
+    write_json({"a": 1}, None)
+    write_json({"a": 1}, "-")
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+    write_json({"a": 1}, str(tmp_path / "a.json"))
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
-    with pytest.raises(ValueError, match=r"missing.*cannot be written"):
-        bench.report.write_json({}, str(tmp_path / "missing" / "a.json"))
+    with pytest.raises(ValueError, match=r"^cannot write --json .*missing"):
+        write_json({}, str(tmp_path / "missing" / "a.json"))

@@ -66,7 +66,7 @@ def test_the_same_command_says_the_same(folder: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(("flags", "text"), [
     (["--images", "0"], "--images 0 must be at least 1"),
     (["--workers", "-1"], "--workers -1 must be at least 0"),
-    (["--json", "no/such/folder.json"], "cannot write no/such/folder.json"),
+    (["--json", "no/such/folder.json"], "cannot write --json no/such/folder.json"),
     (["--label-column", "kind"], "belongs to tables"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_line(
