@@ -37,6 +37,7 @@ from bench_settings import (
 )
 from bench_step import step
 from bench_train import train
+from json_report import add_json_option
 
 from swin_mim.errors import Parser, one_line_errors
 from swin_mim.models.window_attention import Backend
@@ -165,7 +166,7 @@ def add_common(parser: argparse.ArgumentParser, *, repeats: int) -> None:
     add("--repeats", type=int, default=repeats, help="turns of each system")
     add("--threads", type=int, help="threads of torch on a CPU; default: torch's choice")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    add("--json", metavar="FILE", help="also write everything there; - is stdout, and the tables go to stderr")
+    add_json_option(parser)
 
 
 def numbers(text: str) -> tuple[int, ...]:

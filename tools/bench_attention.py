@@ -14,10 +14,10 @@ import torch
 from bench_breakdown import Part, bytes_of, flops_of, without_norm, without_projections
 from bench_ceilings import Ceilings, measure_ceilings
 from bench_peers import ATTENTION, Attention, System, build, ours_attention, random_weights
-from bench_report import describe, number, output, print_ceilings, print_machine, print_table
+from bench_report import describe, number, print_ceilings, print_machine, print_table
 from bench_settings import PeerSettings, check, check_microsoft, check_model
 from bench_timing import Failed, attempt, autocast, seconds_per_call, take_turns, times
-from json_report import write_json
+from json_report import text_stream, write_json
 from torch import Tensor
 
 from swin_mim.errors import UserError
@@ -51,7 +51,7 @@ class Work:
 
 def attention(settings: PeerSettings) -> None:
     """Measure, print the tables and write the JSON."""
-    out = output(settings)
+    out = text_stream(settings.json)
     device, config = check(settings), check_model(settings)
     check_microsoft(settings.microsoft)
     if "ours" not in settings.systems:
@@ -300,7 +300,7 @@ def judged(
 
 COLUMNS = (*("attention", "ms", "images/s", "vs reference", "TFLOP/s", "of matmul", "GB/s", "of copy", "spread"),)
 LEGEND = (
-    "\nms: median of the repeats, forward and backward. GB/s: of the bytes that must be moved at least (input, output, "
+    "\nms: median of the repeats, forward and backward. GB/s: of the bytes that must be moved at least (input, "
     "weights and their gradients). alone: without the two projections."
 )
 

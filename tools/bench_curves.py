@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_peers import System
-from bench_report import describe, output, print_machine, print_table
+from bench_report import describe, print_machine, print_table
 from bench_settings import CurveSettings, check, check_model
 from bench_training import enter, random_mask, train_step
-from json_report import write_json
+from json_report import text_stream, write_json
 from torch import Tensor
 
 from swin_mim.models.simmim import SimMIM
@@ -27,7 +27,7 @@ COARSE = 16
 
 def curves(settings: CurveSettings) -> None:
     """Train with each backend, print how far the losses differ, and write the JSON."""
-    out = output(settings)
+    out = text_stream(settings.json)
     device, config = check(settings), check_model(settings)
     report = describe(settings, device)
     print_machine(report, out)

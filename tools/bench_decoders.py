@@ -17,11 +17,11 @@ import torch
 from bench_images import make_images, sizes_text
 from bench_loader import MEAN, STD
 from bench_peers import System
-from bench_report import describe, output, print_machine, print_table
+from bench_report import describe, print_machine, print_table
 from bench_settings import MASK_RATIO, DecoderSettings, check, check_model
 from bench_timing import autocast
 from bench_training import enter, train_step
-from json_report import write_json
+from json_report import text_stream, write_json
 from PIL import Image
 from torch import Tensor
 
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 def decoders(settings: DecoderSettings) -> None:
     """Train with each decoder and seed, print how far the losses differ, and write the JSON."""
-    out = output(settings)
+    out = text_stream(settings.json)
     device, config = check(settings), check_model(settings)
     if settings.steps < SMOOTH:
         raise UserError(f"--steps {settings.steps} must be at least {SMOOTH}, over which losses are averaged")

@@ -31,10 +31,10 @@ from bench_images import (
     sizes_text,
     some_of,
 )
-from bench_report import describe, number, output, print_machine, print_table
+from bench_report import describe, number, print_machine, print_table
 from bench_settings import LoaderSettings, check
 from bench_timing import Failed, take_turns, times
-from json_report import write_json
+from json_report import text_stream, write_json
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -53,7 +53,7 @@ Batches = Callable[[], Iterator[Tensor]]
 
 def loader(settings: LoaderSettings) -> None:
     """Measure, print the tables and write the JSON."""
-    out = output(settings)
+    out = text_stream(settings.json)
     device = check(settings)
     least = (untimed_batches(max(settings.workers)) + 1) * settings.batch
     if settings.images < least:

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,11 +17,6 @@ from bench_settings import Settings
 PACKAGES = ("torch", "triton", "timm", "transformers", "torchvision", "datasets")
 Row = Sequence[str]
 """Cells of a table; a row of two is a name and a text that runs over the other columns."""
-
-
-def output(settings: Settings) -> TextIO:
-    """Where the tables go: stdout holds the JSON alone where that was asked for."""
-    return sys.stderr if settings.json == "-" else sys.stdout
 
 
 def describe(settings: Settings, device: torch.device) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from bench_breakdown import breakdown, print_breakdown
 from bench_ceilings import Ceilings, measure_ceilings
 from bench_memory import alone, in_children, kept_gb, own_bytes, peaks_of_children, resident_peak_gb
 from bench_peers import System, build, random_weights
-from bench_report import describe, number, output, print_ceilings, print_machine, print_table
+from bench_report import describe, number, print_ceilings, print_machine, print_table
 from bench_settings import StepSettings, check, check_microsoft, check_model, row_name
 from bench_timing import Failed, attempt, exact, free, seconds_per_call, take_turns, times
 from bench_training import Contestant, enter, flops_per_step, random_batch, train_step
-from json_report import write_json
+from json_report import text_stream, write_json
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 def step(settings: StepSettings, arguments: Sequence[str]) -> None:
     """Measure, print the tables and write the JSON. `arguments` is the command line, for the children."""
-    out = output(settings)
+    out = text_stream(settings.json)
     config, device = check_step(settings)
     # first, while this process is small: a child's high-water mark may start at its parent's
     peaks, lost = peaks_of_children(settings, arguments) if in_children(settings) else ({}, {})

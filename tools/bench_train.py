@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 import torch
 from bench_peers import System
-from bench_report import describe, number, output, print_machine, print_table
+from bench_report import describe, number, print_machine, print_table
 from bench_settings import TrainSettings, check
 from bench_timing import free, seconds_per_call, take_turns, times
 from bench_training import enter, random_batch, train_step
-from json_report import write_json
+from json_report import text_stream, write_json
 
 from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM
@@ -34,7 +34,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain.py"
 
 def train(settings: TrainSettings) -> None:
     """Measure, print the table and write the JSON."""
-    out = output(settings)
+    out = text_stream(settings.json)
     device = check(settings)
     if not settings.warmup:
         raise UserError("--warmup 0 would time the start of the workers: give at least --warmup 1")

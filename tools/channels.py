@@ -11,12 +11,11 @@ The last line is the two options to copy. What tools/prepare.py packs needs none
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from json_report import write_json
+from json_report import add_json_option, text_stream, write_json
 from raster_options import add_raster_options, bands_of
 
 from swin_mim.errors import Parser, UserError, one_line_errors
@@ -40,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> "tuple[argparse.Namespace, Bands |
     add("--images", type=int, default=2000, metavar="N", help="to look at, at most, evenly spread (default: 2000)")
     cores = len(os.sched_getaffinity(0))
     add("--workers", type=int, default=cores, metavar="N", help="processes; 0 works in this one (default: each core)")
-    add("--json", metavar="FILE", help="write everything there too; - is stdout, and the table goes to stderr")
+    add_json_option(parser)
     add_raster_options(parser)
     options = parser.parse_args(arguments)
     for name, least in (("images", 1), ("workers", 0)):
@@ -67,9 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"none of the {found.looked_at} images of {options.source!r} that were looked at can be used, the "
                 f"first: {name}: {reason}"
             )
+        print(as_text(found, found.statistics, names, len(source)), file=text_stream(options.json))
         write_json(as_json(found, found.statistics, names, len(source)), options.json)
-        text = as_text(found, found.statistics, names, len(source))
-        print(text, file=sys.stderr if options.json == "-" else sys.stdout)
 
 
 def as_json(found: "Survey", statistics: "Statistics", names: Sequence[str], total: int) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from json_report import add_json_option, text_stream, write_json
+
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 PARTS = ("saves", "damage", "stops", "strategies", "numbers", "overhead")
@@ -30,7 +32,7 @@ PARTS = ("saves", "damage", "stops", "strategies", "numbers", "overhead")
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="chaos.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - set(PARTS)
     if unknown:
@@ -46,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start = time.monotonic()
             with TemporaryDirectory(prefix="chaos_") as folder:
                 figures[part] = run(part, Path(folder)) | {"seconds": round(time.monotonic() - start, 1)}
-            print(json.dumps({part: figures[part]}, indent=1), flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            print(json.dumps({part: figures[part]}, indent=1), file=text_stream(options.json), flush=True)
+        write_json(figures, options.json)
         lost = [f"{part}.{name}" for part, values in figures.items() for name in BAD if values.get(name)]
         if lost:
             raise UserError(f"not as promised: {', '.join(lost)}")

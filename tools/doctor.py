@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from json_report import write_json
+from json_report import add_json_option, text_stream, write_json
 
 from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
 from swin_mim.training.config import PretrainConfig, accumulation, check, load_config, with_packed_channels
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> Job:
     add("source", metavar="SOURCE", help="a folder of images, a data set of the Hub (user/name), or blue_marble")
     add("--config", type=Path, default=CONFIG, metavar="FILE", help=f"of a pretraining (default: {_short(CONFIG)})")
     add("--images", type=int, default=2000, metavar="N", help="to look at, at most (default: 2000)")
-    add("--json", metavar="FILE", help="write everything there too; - is stdout, and the page goes to stderr")
+    add_json_option(parser)
     own, flags = parser.parse_known_args(arguments)
     if own.images < 1:
         parser.error(f"--images {own.images} must be at least 1")
@@ -96,9 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = examine(job)
         from doctor_page import as_text
 
-        if job.json:
-            write_json({"can_start": report.can_start, **asdict(report)}, job.json)
-        print(as_text(report), file=sys.stderr if job.json == "-" else sys.stdout)
+        print(as_text(report), file=text_stream(job.json))
+        write_json({"can_start": report.can_start, **asdict(report)}, job.json)
         if job.json != "-" and not sys.stdout.isatty():  # whoever keeps the page in a file wants to see these
             for reason in report.reasons:
                 _say(f"error: {reason}")

@@ -13,10 +13,9 @@ and how far it is above random weights. What counts is fine-tuning with few labe
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from json_report import write_json
+from json_report import add_json_option, text_stream, write_json
 
 from swin_mim.errors import Parser, UserError, one_line_errors
 
@@ -35,7 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the choice of images and of the random weights")
     add("--batch", type=int, default=64, metavar="N", help="images of one forward (default: 64)")
     add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: 4)")
-    add("--json", type=Path, metavar="FILE", help="write the scores there too")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
     for name, least in (("images", 1), ("seed", 0), ("batch", 1), ("workers", 0)):
         if getattr(options, name) < least:
@@ -47,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options = parse(arguments)
         report = measure(options)
+        print(text(report), file=text_stream(options.json))
         write_json(report, options.json)
-        print(text(report))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def decode_image(data: bytes) -> Image.Image:
 
     Raises:
         BrokenImage: not such a file, damaged, truncated, or larger than 512 MiB, 64 Mpx or 30000 px a side, which the
-            header tells before any pixel is decoded; or built to take more time or memory than its pixels do.
+            header tells before any pixel is decoded; or built to take more time or memory than its pixels do; or a
+            TIFF of which RGB would leave channels out (pages after the first are other images, and none of these).
     """
     image = _decode_or_refuse(data, None).image
     assert isinstance(image, Image.Image)
@@ -254,9 +255,12 @@ def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
 
 
 def _check_samples(image: Image.Image) -> None:
-    """Refuse a TIFF of many channels of which Pillow would read the first ones without a word; one more is usual."""
+    """Refuse a TIFF of many channels of which Pillow would read the first ones without a word.
+
+    One beside three is usual: alpha, or a filler. One beside one is as likely a second channel.
+    """
     samples, read = getattr(image, "tag_v2", {}).get(_SAMPLES, 1), len(image.getbands())
-    if samples > read + 1:
+    if samples > (read + 1 if read >= 3 else read):
         raise BrokenImage(
             f"it has {samples} channels, of which RGB would show {read}: name those to be read in data.channels"
         )

@@ -5,7 +5,6 @@ workers share it.
 """
 
 import glob
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,8 +29,6 @@ from swin_mim.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 RASTER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
 TABLE_SUFFIXES = (".parquet", ".arrow")
-
-_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):

@@ -257,12 +257,35 @@ def test_what_is_no_image_is_broken() -> None:
             decode_image(data)
 
 
-def test_a_tiff_of_many_channels_is_not_read_as_its_first_one() -> None:
-    """Pillow opens some of them as grey."""
+def tiff(shape: tuple[int, ...], dtype: type[np.generic] = np.uint8, **layout: object) -> bytes:
     file = io.BytesIO()
-    planes = np.zeros((13, 16, 16), dtype=np.uint16)
-    tifffile.imwrite(file, planes, photometric="minisblack", planarconfig="separate", compression="deflate")
+    tifffile.imwrite(file, np.full(shape, 100, dtype=dtype), **layout)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "channels", "shown"),
+    [
+        (tiff((13, 16, 16), np.uint16, photometric="minisblack", planarconfig="separate", compression="zlib"), 13, 1),
+        (tiff((2, 16, 16), np.uint16, photometric="minisblack", planarconfig="separate", compression="zlib"), 2, 1),
+        (tiff((16, 16, 2), photometric="minisblack", planarconfig="contig", extrasamples=(0,)), 2, 1),
+        (tiff((16, 16, 5), photometric="rgb", extrasamples=(0, 0)), 5, 3),
+    ],
+)
+def test_a_tiff_of_many_channels_is_not_read_as_its_first_ones(data: bytes, channels: int, shown: int) -> None:
     with pytest.raises(
-        BrokenImage, match=r"it has 13 channels, of which RGB would show 1: name those .* data\.channels"
+        BrokenImage, match=rf"it has {channels} channels, of which RGB would show {shown}: name those .* data\.channels"
     ):
-        decode_image(file.getvalue())
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(tiff((16, 16, 4), photometric="rgb", extrasamples=(0,)), id="a filler beside RGB"),
+        pytest.param(tiff((16, 16, 5), photometric="separated", extrasamples=(0,)), id="one beside CMYK"),
+        pytest.param(tiff((13, 16, 16), photometric="minisblack"), id="13 pages: the first is the image"),
+    ],
+)
+def test_a_tiff_of_one_channel_more_or_of_pages_is_rgb(data: bytes) -> None:
+    assert decode_image(data).size == (16, 16)

@@ -1,6 +1,8 @@
 """tools/bench.py: its command line, its clock and its ceilings. No figure of this machine is checked."""
 
+import argparse
 import json
+import sys
 
 import pytest
 import torch
@@ -117,10 +119,31 @@ def test_only_a_lack_of_memory_is_survived_unless_told_otherwise(bench):
 
 def test_a_table_stands_below_each_other(bench, capsys):
     rows = [["a", "1.0", "22"], ["a long name", "not measured: because"], ["b", "100.0", "2"]]
-    bench.report.print_table(["what", "x", "y"], rows, bench.report.sys.stdout)
+    bench.report.print_table(["what", "x", "y"], rows, sys.stdout)
     lines = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in lines if "because" not in line}) == 1
     assert lines[2].startswith("a long name  not measured")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("missing/a.json", "a.json: there is no folder"),
+        ("", "is a folder: name a file"),
+        ("a_file/b.json", "there is no folder"),
+    ],
+)
+def test_json_that_could_not_be_written_is_a_mistake_of_the_command(bench, tmp_path, capsys, place, message):
+    from json_report import add_json_option
+
+    (tmp_path / "a_file").touch()
+    parser = argparse.ArgumentParser()
+    add_json_option(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--json", str(tmp_path / place)])
+    assert message in capsys.readouterr().err
+    assert parser.parse_args(["--json", str(tmp_path / "new.json")]).json == str(tmp_path / "new.json")
+    assert (parser.parse_args(["--json", "-"]).json, parser.parse_args([]).json) == ("-", None)
 
 
 def test_json_that_cannot_be_written_is_said(bench, tmp_path, capsys):

@@ -98,7 +98,10 @@ def test_a_sample_is_spread(scenes: Path, capsys: pytest.CaptureFixture[str]) ->
         (("{scenes}", "--images", "0"), "--images 0 must be at least 1"),
         (("nowhere/at/all",), "does not exist"),
         (("{scenes}", "--in_channels", "4", "--nodata", "0", "--stack", "x"), "data.stack 'x' must be the path"),
-        (("{scenes}", "--in_channels", "4", "--workers", "0", "--json", "no/where"), "cannot write --json no/where"),
+        (
+            ("{scenes}", "--in_channels", "4", "--workers", "0", "--json", "no/where"),
+            "argument --json: no/where: there is no folder",
+        ),
     ],
 )
 def test_mistakes(scenes: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:

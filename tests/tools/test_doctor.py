@@ -450,7 +450,7 @@ def test_a_busy_machine_is_met(tmp_path: Path, ask: Callable[..., Said], monkeyp
     (["--images", "0"], "--images 0 must be at least 1"),
     (["--model.windw_size", "7"], "did you mean --model.window-size?"),
     (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
-    (["--json", "no/such/folder.json"], "cannot write --json no/such/folder.json"),
+    (["--json", "no/such/folder.json"], "argument --json: no/such/folder.json: there is no folder"),
 ])  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_line(
     flags: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

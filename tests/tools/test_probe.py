@@ -58,15 +58,17 @@ def test_the_same_command_says_the_same(folder: Path, capsys: pytest.CaptureFixt
     command = [str(folder / "mim"), "--source", str(folder / "photos"), "--images", "20", "--workers", "0"]
     said = []
     for seed in ("1", "1", "2"):
-        probe.main([*command, "--seed", seed])
-        said.append(capsys.readouterr().out)
+        probe.main([*command, "--seed", seed, "--json", "-"])
+        said.append(capsys.readouterr())
     assert said[0] == said[1] != said[2]
+    assert len(json.loads(said[0].out)["stages"]) == 2  # and the table is not in it
+    assert "stage 2" in said[0].err
 
 
 @pytest.mark.parametrize(("flags", "text"), [
     (["--images", "0"], "--images 0 must be at least 1"),
     (["--workers", "-1"], "--workers -1 must be at least 0"),
-    (["--json", "no/such/folder.json"], "cannot write --json no/such/folder.json"),
+    (["--json", "no/such/folder.json"], "argument --json: no/such/folder.json: there is no folder"),
     (["--label-column", "kind"], "belongs to tables"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_line(
