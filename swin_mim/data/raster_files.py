@@ -86,6 +86,11 @@ def choose(names: Sequence[str], bands: Bands) -> tuple[list[int], int | None]:
     return chosen, mask
 
 
+def can_hold(dtype: np.dtype, nodata: float) -> bool:
+    """Whether pixels of this type can be `nodata`, or are gaps without it (NaN)."""
+    return nodata != nodata or _marker(dtype, nodata) is not None
+
+
 def listed(names: Sequence[str]) -> str:
     """ "B02, B03, B04"."""
     return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

@@ -1,13 +1,16 @@
 """Any source of files as a source of rasters."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from swin_mim.data.channels import numbers
 from swin_mim.data.limits import BrokenImage
 from swin_mim.data.raster import Bands, Raster
-from swin_mim.data.raster_files import NamedFile, channel_names, choose, decode_raster
+from swin_mim.data.raster_files import NamedFile, can_hold, channel_names, choose, decode_raster
 from swin_mim.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _TRIED = 8  # images that are looked at for one that can be read
 
@@ -102,7 +105,7 @@ class RasterSource:
 def check_bands(source: RasterSource, spec: str) -> None:
     """Look at the first image that can be read, so that a wrong choice of channels is known before all are broken.
 
-    The source learns the names of its channels.
+    The source learns the names of its channels. A data.nodata that these pixels cannot have is told in the log.
 
     Raises:
         UserError: its channels are not those that are chosen, or the choice contradicts itself.
@@ -126,4 +129,16 @@ def check_bands(source: RasterSource, spec: str) -> None:
             source.channels = tuple(names[channel] for channel in choose(names, bands)[0])
         except BrokenImage as error:
             raise UserError(f"data.source {spec!r}: {source.name(index)}: {error}") from error
+        if bands.nodata is not None:
+            _tell_if_nothing_is_marked(source, index, bands.nodata)
         return
+
+
+def _tell_if_nothing_is_marked(source: RasterSource, index: int, nodata: float) -> None:
+    try:
+        dtype = source.image(index).values.dtype
+    except BrokenImage:
+        return  # a matter of the loader
+    if not can_hold(dtype, nodata):
+        text = "data.nodata %g is no %s, which the pixels of %s are: it marks no gap there"
+        _log.warning(text, nodata, dtype.name, source.name(index))

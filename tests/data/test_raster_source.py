@@ -150,6 +150,16 @@ def test_any_source_with_content() -> None:
     assert not isinstance(Streamed(), SeveralFiles)
 
 
+@pytest.mark.parametrize(("nodata", "told"), [(0, False), (-9999, False), (np.nan, False), (65535, True), (0.5, True)])
+def test_a_value_that_no_pixel_can_have_is_told(
+    scenes: Path, caplog: pytest.LogCaptureFixture, nodata: float, told: bool
+) -> None:
+    open_source(str(scenes), bands=Bands(4, nodata=nodata))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"data.nodata {nodata:g} is no int16, which the pixels of part0/00.npy are: it marks no gap there"
+    ] * told
+
+
 def test_reading_is_told_from_decoding(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = sources.read_file
 
