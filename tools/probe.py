@@ -4,7 +4,7 @@
     python tools/probe.py user/name --source photos/train --validation photos/val --images 5000 --json probe.json
 
 MODEL is whatever `from_pretrained` loads. Beside it stand the same encoder with random weights, and the colours of the
-images alone: what these reach too is no merit of the pretraining.
+images alone (or the values of their channels): what these reach too is no merit of the pretraining.
 
 How to read it: the k-NN of the last stage under-rates masked image models, which do not arrange their features by
 similarity (a ViT-B of MAE has 11 % there, and 81 % when it is fine-tuned). Look at the linear probe of the best stage,
@@ -13,11 +13,15 @@ and how far it is above random weights. What counts is fine-tuning with few labe
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from json_report import add_json_option, text_stream, write_json
+from raster_options import add_raster_options_beside_a_model
 
 from swin_mim.errors import Parser, UserError, one_line_errors
+
+if TYPE_CHECKING:
+    from swin_mim.models.saving import Preprocessing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -35,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=64, metavar="N", help="images of one forward (default: 64)")
     add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: 4)")
     add_json_option(parser)
+    add_raster_options_beside_a_model(parser)
     options = parser.parse_args(arguments)
     for name, least in (("images", 1), ("seed", 0), ("batch", 1), ("workers", 0)):
         if getattr(options, name) < least:
@@ -62,9 +67,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from swin_mim.training.labelled_images import to_probe
 
     encoder = Swin.from_pretrained(options.model, pickles=True)
-    if len(encoder.preprocessing.mean) != 3 or encoder.preprocessing.scale != 255:
-        raise UserError(f"{options.model} does not take RGB images, and probes read every image as RGB")
     data = LabelledDataConfig(
+        **channels_to_read(encoder.preprocessing, options),
         source=options.source,
         split=options.split,
         column=options.column,
@@ -92,10 +96,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "learnt_from": len(training),
         "tested_on": len(judged),
         "classes": list(training.names),
+        "beside": "colours alone" if encoder.preprocessing.scale == 255 else "values alone",
         "colours": prober.colours()._asdict(),
         "stages": [score._asdict() for score in prober.stages(encoder.to(device))],
         "random_weights": [score._asdict() for score in prober.stages(Swin(encoder.config).to(device))],
     }
+
+
+def channels_to_read(seen: "Preprocessing", options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that say which channels are read. Raises `UserError` for others than the model takes."""
+    from swin_mim.data.channels import numbers
+    from swin_mim.training.channels import check_channels, tell_other_gaps
+
+    channels = None if options.channels is None else tuple(options.channels)
+    if channels is None and seen.scale != 255:
+        channels = seen.channels or numbers(len(seen.mean))
+    check_channels(seen, channels, options.model)
+    gaps = {"nodata": options.nodata, "mask_channel": options.mask_channel}
+    if channels is None and (given := [name for name, value in gaps.items() if value is not None]):
+        raise UserError(
+            f"--{given[0]} is of images of any channels, and {options.model} takes RGB images: leave it out"
+        )
+    tell_other_gaps(seen, **gaps, name=options.model)
+    return {"channels": channels, "stack": options.stack} | gaps
 
 
 def text(report: dict[str, Any]) -> str:
@@ -106,7 +129,7 @@ def text(report: dict[str, Any]) -> str:
         f"{'':<18}{'linear probe':^34}{'k-NN':^34}",
         f"{'features':<18}" + f"{'this model':<17}{'random weights':<17}" * 2,
     ]
-    rows = [("colours alone", report["colours"], None)]
+    rows = [(report["beside"], report["colours"], None)]
     for stage, pair in enumerate(zip(report["stages"], report["random_weights"], strict=True), start=1):
         rows.append((f"stage {stage}", *pair))
     for name, own, other in rows:

@@ -16,8 +16,19 @@ def add_raster_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "images of any channels", "as data.* and model.in_channels of a training; without them images are 8-bit RGB"
     )
+    text = "how many channels; 3 of no names are 8-bit RGB"
+    group.add_argument("--in_channels", "--in-channels", type=int, metavar="N", help=text)
+    _add(group)
+
+
+def add_raster_options_beside_a_model(parser: argparse.ArgumentParser) -> None:
+    """As the settings of a fine-tuning of the same names say it; how many channels there are is the model's matter."""
+    text = "as data.* of a fine-tuning; without --channels those that the model was trained on"
+    _add(parser.add_argument_group("models of images of any channels", text))
+
+
+def _add(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--in_channels", "--in-channels", type=int, metavar="N", help="how many channels; 3 of no names are 8-bit RGB")
     add("--channels", nargs="+", metavar="NAME", help="their names, or numbers from 1, in the order of the model")
     add("--nodata", type=float, metavar="V", help="value of pixels that are not there, where files do not say it")
     add(

@@ -32,6 +32,8 @@ HELD_BACK = 5
 
 CHANNEL_BINS, JOINT_BINS = 32, 8
 """Of a colour histogram: bins of each channel by itself, and of each when they are taken together."""
+SPAN = 3.0
+"""Of a histogram of other channels: the deviations from the mean, up and down, that its bins cover."""
 
 
 class Score(NamedTuple):
@@ -81,7 +83,10 @@ class Prober:
         return [score(known, labels, other, truth, len(self.training.names)) for known, other in parts]
 
     def colours(self) -> Score:
-        """The score of the images' colours alone: a task that these solve says nothing about an encoder."""
+        """The score of the images' colours alone, or of the values of their channels where they are not RGB.
+
+        A task that these solve says nothing about an encoder.
+        """
         (train, labels), (test, truth) = (colours_of(images, self.reader) for images in (self.training, self.judged))
         return score(train, labels, test, truth, len(self.training.names))
 
@@ -108,8 +113,11 @@ def features(images: Labelled, reader: Reader, of: Callable[[Tensor], Tensor], w
 
 
 def colours_of(images: Labelled, reader: Reader) -> tuple[Tensor, np.ndarray]:
-    """`features` of the colours alone: a histogram."""
-    return features(images, reader, colour_histogram, 3 * CHANNEL_BINS + JOINT_BINS**3)
+    """`features` of the colours or values alone: a histogram."""
+    if reader.seen.scale == 255:
+        return features(images, reader, colour_histogram, 3 * CHANNEL_BINS + JOINT_BINS**3)
+    width = len(reader.seen.mean) * CHANNEL_BINS
+    return features(images, reader, lambda values: value_histogram(reader.normalized(values)), width)
 
 
 def score(known: Tensor, labels: np.ndarray, others: Tensor, truth: np.ndarray, classes: int) -> Score:
@@ -192,3 +200,17 @@ def colour_histogram(images: Tensor) -> Tensor:
     counts = torch.zeros(len(images), 3 * CHANNEL_BINS + JOINT_BINS**3, dtype=torch.float64)
     counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
     return (counts / pixels.shape[2]).sqrt()
+
+
+def value_histogram(values: Tensor) -> Tensor:
+    """Float (B, C, H, W) of mean 0 and deviation 1 -> float64 (B, 32 C): the square roots of the shares of 32 bins.
+
+    Of each channel by itself, from 3 deviations below its mean to 3 above; what is beyond is in the last ones. Pixels
+    that are NaN do not count, and of an image without others all is 0.
+    """
+    values = values.flatten(2)  # (B, C, H W)
+    there = ~values.isnan()
+    bins = ((values + SPAN) / (2 * SPAN) * CHANNEL_BINS).nan_to_num(0).clamp(0, CHANNEL_BINS - 1).long()
+    counts = torch.zeros(*values.shape[:2], CHANNEL_BINS, dtype=torch.float64, device=values.device)
+    counts.scatter_add_(2, bins, there.double())
+    return (counts / there.sum(dim=2, keepdim=True).clamp_min(1)).sqrt().flatten(1)

@@ -53,8 +53,12 @@ class Reader:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images of a batch (B, C, H, W) -> normalised float on the model's device; 0, the mean, where nothing is."""
-        pixels = normalize(images.to(self.device, non_blocking=True), *self._statistics, self.seen.scale)
+        pixels = self.normalized(images)
         return pixels.masked_fill_(pixels.isnan(), 0) if images.is_floating_point() else pixels
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """As `prepare`, with NaN where nothing is."""
+        return normalize(images.to(self.device, non_blocking=True), *self._statistics, self.seen.scale)
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:

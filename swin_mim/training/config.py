@@ -199,8 +199,6 @@ def check(config: PretrainConfig) -> None:
 
 def _check_probes(config: PretrainConfig) -> None:
     every, data = config.probe.every, config.data
-    if reads_rasters(data, config.model):
-        raise UserError(f'probe.every {every!r} must be "0 steps": probes read images as RGB')
     if data.streaming and not config.probe.source:
         raise UserError(
             f"probe.every {every!r} would read all of data.source for its labels, which data.streaming is to avoid: "

@@ -45,8 +45,8 @@ def to_probe(data: LabelledDataConfig, images: int, seed: int) -> tuple[Labelled
     return labels_per_class(training, each, seed), judged
 
 
-def named_by(config: PretrainConfig) -> LabelledDataConfig:
-    """The labelled images that a pretraining is probed on."""
+def named_by(config: PretrainConfig, channels: tuple[str, ...] | None) -> LabelledDataConfig:
+    """The labelled images that a pretraining is probed on; `channels` are those it takes, None: RGB."""
     probe, own = config.probe, config.data
     return LabelledDataConfig(
         source=probe.source or own.source,
@@ -56,6 +56,10 @@ def named_by(config: PretrainConfig) -> LabelledDataConfig:
         label_column=probe.label_column,
         validation=probe.validation,
         validation_split=probe.validation_split,
+        channels=channels,
+        nodata=own.nodata,
+        mask_channel=own.mask_channel,
+        stack=own.stack,
     )
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from scipy.optimize import minimize
 from swin_mim import Swin
 from swin_mim.data.decode import BrokenImage
 from swin_mim.data.labels import Labelled
+from swin_mim.data.raster import Raster
 from swin_mim.data.transforms import EvaluationTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation import probes
@@ -22,6 +25,7 @@ from swin_mim.evaluation.probes import (
     linear_probe,
     nearest_neighbours,
     score,
+    value_histogram,
 )
 from swin_mim.evaluation.reader import Reader
 from swin_mim.models.saving import Preprocessing
@@ -470,3 +474,35 @@ def test_colours_alone_solve_what_colours_tell():
     crops = torch.stack([EvaluationTransform((64, 64))(training.images.image(index)) for index in range(18)])
     assert torch.equal(found, colour_histogram(crops)), "of the pixels as they are, not normalised"
     assert np.array_equal(labels, training.targets)
+
+
+def test_a_histogram_of_values_is_numpys_and_leaves_gaps_out():
+    values = torch.randn(3, 4, 9, 7) * 2
+    values[0, :, :3] = float("nan")
+    values[1, 2] = float("nan")
+    values[2, 1, 0, 0] = float("inf")
+    found = value_histogram(values)
+    assert (found.dtype, found.shape) == (torch.float64, (3, 4 * 32))
+    for image, row in zip(values.numpy(), found.view(3, 4, 32).numpy(), strict=True):
+        for channel, shares in zip(image, row, strict=True):
+            there = channel[~np.isnan(channel)]
+            inside = np.histogram(there.clip(-3, 3 - 1e-6), bins=32, range=(-3, 3))[0]
+            np.testing.assert_allclose(shares**2, inside / max(len(there), 1), atol=1e-12)
+
+
+class Bands(Noise):
+    """Two channels of the same numbers, in an order that tells the class nowhere but in the values of the second."""
+
+    def image(self, index):
+        values = np.random.default_rng(index).normal(100, 10, (70, 66, 2)).astype(np.float32)
+        values[..., 1] += index % 3 * 15
+        return Raster(values, np.random.default_rng(index).random((70, 66)) > 0.2)
+
+
+def test_values_alone_solve_what_values_tell():
+    seen = replace(reader(), seen=Preprocessing((100.0, 115.0), (10.0, 15.0), ("a", "b"), scale=1))
+    training, judged = (Labelled(Bands(n), NAMES, np.arange(n) % 3) for n in (18, 9))
+    assert Prober(training, judged, seen).colours() == Score(1, 1, 1, 1)
+    found, _ = colours_of(training, seen)
+    assert found.shape == (18, 64)
+    np.testing.assert_allclose(found.view(18, 2, 32).square().sum(dim=2), 1)

@@ -172,3 +172,12 @@ def test_a_classifier_of_them_learns_from_what_was_pretrained(
     assert "no .jpg" in output  # numpy's files are no pictures
     output = recipe.run("mixed", "--data.channels", *CHANNELS[1:], CHANNELS[0], expect=2)
     assert f"takes 6 channels ({', '.join(CHANNELS)}) as they stand in the files, and images are read as 6" in output
+
+
+def test_probes_of_them_while_it_learns(rasters: Recipe, classes: Path) -> None:
+    """On its own images, of which a folder is a class, in a file for each channel."""
+    flags = ["--data.source", str(classes), "--data.stack", "{image}_{channel}.npy", "--data.nodata", "-1"]
+    rasters.run("probed", *flags, "--probe.every", "10 steps", "--log.pictures", "0")
+    probed = {row["step"]: row for row in rasters.metrics("probed") if any("stage" in key for key in row)}
+    assert list(probed) == [0, 10]
+    assert probed[10]["linear_stage1"] > 0.9

@@ -1,8 +1,10 @@
 """The probe of an encoder as a command: its table, its JSON, and what it says of mistakes."""
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,21 @@ import torch
 from PIL import Image
 
 from swin_mim import SimMIM, SwinConfig
+from swin_mim.models.saving import Preprocessing
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import probe  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads would wait for each other at every one of many small operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +98,68 @@ def test_the_help_says_how_to_read_it() -> None:
     done = subprocess.run([sys.executable, str(TOOLS / "probe.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "under-rates masked image models" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder of two channels in mim/, and scenes/ of two classes that differ in their second channel."""
+    root = tmp_path_factory.mktemp("scenes")
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        values = rng.normal(1000, 100, (16, 16, 2))
+        values[..., 1] += number % 2 * 150
+        values[rng.random((16, 16)) < rng.random() / 2] = -9999
+        path = root / "scenes" / ("low", "high")[number % 2] / f"{number}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, vv=values[..., 0].astype(np.int16), vh=values[..., 1].astype(np.int16))
+    torch.manual_seed(5)
+    model = SimMIM(SwinConfig(16, in_channels=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4))
+    model.preprocessing = Preprocessing((1000.0, 1075.0), (100.0, 125.0), ("vv", "vh"), scale=1, nodata=-9999.0)
+    model.save_pretrained(root / "mim")
+    return root
+
+
+def test_images_of_other_channels(scenes: Path, capsys: pytest.CaptureFixture[str], told: list[str]) -> None:
+    """They are read as the model says."""
+    command = [str(scenes / "mim"), "--source", str(scenes / "scenes"), "--workers", "0", "--json", "-"]
+    probe.main([*command, "--nodata", "-9999"])
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["colours"]["linear"] == report["stages"][0]["linear"] == 1
+    assert "values alone" in said.err
+    assert not told
+    probe.main([*command, "--channels", "vv", "vh"])
+    assert json.loads(capsys.readouterr().out)["stages"] != report["stages"]  # gaps were read as values, as it says:
+    assert "was trained with data.nodata -9999.0" in told[0]
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """Warnings of the package."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("swin_mim").addHandler(handler)
+    yield lines
+    logging.getLogger("swin_mim").removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("which", "flags", "text"),
+    [
+        ("scenes", ["--channels", "vh", "vv"], "takes 2 channels (vv, vh) as they stand in the files, and images are"),
+        ("scenes", ["--stack", "{image}.npy"], "data.stack '{image}.npy' must be the path"),
+        ("folder", ["--channels", "1", "2", "3"], "takes 3 channels (red, green, blue) of values from 0 to 1"),
+        ("folder", ["--nodata", "0"], "--nodata is of images of any channels, and"),
+        ("folder", ["--stack", "{image}_{channel}.png"], "makes images of one file for each channel"),
+    ],
+)
+def test_channels_that_the_model_does_not_take(
+    which: str, flags: list[str], text: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = request.getfixturevalue(which)
+    images = root / ("scenes" if which == "scenes" else "photos")
+    with pytest.raises(SystemExit) as caught:
+        probe.main([str(root / "mim"), "--source", str(images), "--workers", "0", *flags])
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err

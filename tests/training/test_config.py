@@ -465,10 +465,6 @@ def test_packed_images_say_their_channels_where_the_settings_say_nothing(tmp_pat
             "--data.channels a b c --data.source blue_marble",
             "data.source 'blue_marble' is RGB: name a folder or a data set of yours",
         ),
-        (
-            "--data.channels a b c --data.mean 1 1 1 --data.std 1 1 1 --data.source x --probe.every 10steps",
-            "probe.every '10steps' must be \"0 steps\": probes read images as RGB",
-        ),
         ("--data.mean 0.5", "data.mean (0.5,) has 1 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 1", "data.std (1.0, 1.0) has 2 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 0 1", "data.std (1.0, 0.0, 1.0) must be positive"),

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,12 +296,18 @@ def test_the_seed_of_a_probe_chooses_others(folder: str) -> None:
 
 def test_a_pretraining_is_probed_on_its_own_images_unless_others_are_named(splits: str) -> None:
     own = DataConfig(source=splits, config="en", column="picture", split="test", heldout=9)
-    found = named_by(PretrainConfig(RunConfig("x"), data=own))
+    found = named_by(PretrainConfig(RunConfig("x"), data=own), None)
     assert found == LabelledDataConfig(source=splits, config="en", column="picture", split="train")
     probe = ProbeConfig(source="photos", split="all", label_column="kind", validation="val", validation_split="test")
-    found = named_by(PretrainConfig(RunConfig("x"), data=own, probe=probe))
-    assert found == LabelledDataConfig(
+    found = named_by(PretrainConfig(RunConfig("x"), data=own, probe=probe), None)
+    others = LabelledDataConfig(
         source="photos", split="all", label_column="kind", validation="val", validation_split="test"
+    )
+    assert found == others
+    rasters = replace(own, nodata=0.0, mask_channel="there", stack="{image}_{channel}.tif")
+    found = named_by(PretrainConfig(RunConfig("x"), data=rasters, probe=probe), ("red", "nir"))
+    assert found == replace(
+        others, channels=("red", "nir"), nodata=0.0, mask_channel="there", stack="{image}_{channel}.tif"
     )
 
 
