@@ -4,8 +4,6 @@ VENV ?= .venv
 BASE ?= python3
 PYTHON ?= $(VENV)/bin/python
 EXTRAS = demo,deepspeed,test,dev
-# tests of one file share what they set up
-SIDE_BY_SIDE = -n 2 --dist loadfile
 READY = $(if $(VENV),$(VENV)/.ready-$(1))
 
 .PHONY: demo test test-slow check format clean
@@ -14,10 +12,10 @@ demo: $(call READY,demo)
 	$(PYTHON) recipes/pretrain.py
 
 test: $(call READY,$(EXTRAS))
-	$(PYTHON) -m pytest $(SIDE_BY_SIDE)
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-slow: $(call READY,$(EXTRAS))
-	$(PYTHON) -m pytest $(SIDE_BY_SIDE) -m slow
+	$(PYTHON) -m pytest -m slow
 
 check: $(call READY,$(EXTRAS))
 	$(PYTHON) -m ruff format --check .

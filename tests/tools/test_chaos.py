@@ -23,7 +23,7 @@ def figures(tmp_path: Path, *parts: str) -> dict[str, dict[str, float]]:
     """In a process of its own: it forks, and sets up an accelerator."""
     file = tmp_path / "chaos.json"
     command = [sys.executable, "-c", SHORT.format(tools=str(TOOLS)), *parts, "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)  # of strategies, 270 s
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(file.read_text()))
 
