@@ -170,8 +170,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     probe_every = plan.steps(config.probe.every)
     prober = None
     if probe_every:
-        with_labels = labelled_images.named_by(config, channels)
-        prober = Prober(*labelled_images.to_probe(with_labels, config.probe.images, EVALUATION_SEED), reader)
+        prober = Prober(*labelled_images.to_probe_in(config, channels, EVALUATION_SEED), reader)
     run_log = RunLog(folder, total_steps=plan.total_steps, step=state.step, accelerator=accelerator)
 
     def evaluate(step: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from loopback_hub import LoopbackHub
 
 from swin_mim import SwinConfig
 
-# Tests side by side (pytest -n) share the cores: threads that are more than these wait for each other at every operation.
+# Tests side by side (pytest -n) share the cores: more threads than these wait for each other all the time.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 # A slow machine is no failure; what CI says of one commit must not change from run to run.

@@ -300,7 +300,7 @@ def judged(
 
 COLUMNS = (*("attention", "ms", "images/s", "vs reference", "TFLOP/s", "of matmul", "GB/s", "of copy", "spread"),)
 LEGEND = (
-    "\nms: median of the repeats, forward and backward. GB/s: of the bytes that must be moved at least (input, "
+    "\nms: median of the repeats, forward and backward. GB/s: of the bytes that must be moved at least (input, output, "
     "weights and their gradients). alone: without the two projections."
 )
 

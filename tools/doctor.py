@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -110,8 +109,6 @@ def examine(job: Job) -> "Report":
     from doctor_geometry import geometry_of, near_sizes
     from doctor_page import Report
 
-    # torch advises against more workers than cores; the page says it too
-    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
     reasons, load = _Reasons(), os.getloadavg()[0]
     config, opened, images, changes = _found(job, reasons)
     valid = reasons.of(lambda: _is_valid(config)) or False

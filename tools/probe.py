@@ -12,7 +12,9 @@ and how far it is above random weights. What counts is fine-tuning with few labe
 """
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from json_report import add_json_option, text_stream, write_json
@@ -21,12 +23,15 @@ from raster_options import add_raster_options_beside_a_model
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from swin_mim.data.loader import Batch
     from swin_mim.models.saving import Preprocessing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="probe.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, cores = parser.add_argument, len(os.sched_getaffinity(0))
     add("model", metavar="MODEL", help="a run, an export, a checkpoint, a weight file, or user/name on the Hub")
     add("--source", required=True, metavar="DIR", help="images with labels: class folders, a data set, blue_marble")
     add("--split", default="train", help="of a data set (default: train)")
@@ -37,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=2000, metavar="N", help="to learn from, at most (default: 2000)")
     add("--seed", type=int, default=0, help="of the choice of images and of the random weights")
     add("--batch", type=int, default=64, metavar="N", help="images of one forward (default: 64)")
-    add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: 4)")
+    add("--workers", type=int, default=cores, metavar="N", help="processes that decode images (default: each core)")
     add_json_option(parser)
     add_raster_options_beside_a_model(parser)
     options = parser.parse_args(arguments)
@@ -60,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from swin_mim import Swin
-    from swin_mim.evaluation.probes import Prober
+    from swin_mim.evaluation.probes import Prober, colours_of, score
     from swin_mim.evaluation.reader import Reader
     from swin_mim.models.swin_config import as_pair
     from swin_mim.training.finetune_settings import LabelledDataConfig
@@ -77,30 +82,54 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         validation_split=options.validation_split,
     )
     training, judged = to_probe(data, options.images, options.seed)
+    broken: dict[str, str] = {}
+
+    def watch(batches: Iterator["Batch"]) -> Iterator["Batch"]:
+        for batch in batches:
+            broken.update(batch.broken)
+            yield batch
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reader = Reader(
         encoder.preprocessing,
         as_pair(encoder.config.image_size),
         device,
         reduce=lambda values: values,
-        watch=lambda batches: batches,
+        watch=watch,
         batch=options.batch,
         rank=0,
         world=1,
         workers=options.workers,
     )
+    (colours, labels), (other_colours, truth) = (colours_of(images, reader) for images in (training, judged))
+    tell_what_cannot_be_read(broken, len(training) + len(judged), training.names, labels)
     prober = Prober(training, judged, reader)
     torch.manual_seed(options.seed)
     return {
         "model": options.model,
-        "learnt_from": len(training),
-        "tested_on": len(judged),
+        "learnt_from": len(labels),
+        "tested_on": len(truth),
         "classes": list(training.names),
         "beside": "colours alone" if encoder.preprocessing.scale == 255 else "values alone",
-        "colours": prober.colours()._asdict(),
+        "colours": score(colours, labels, other_colours, truth, len(training.names))._asdict(),
         "stages": [score._asdict() for score in prober.stages(encoder.to(device))],
         "random_weights": [score._asdict() for score in prober.stages(Swin(encoder.config).to(device))],
     }
+
+
+def tell_what_cannot_be_read(broken: dict[str, str], count: int, names: Sequence[str], labels: "np.ndarray") -> None:
+    """`broken` are the reasons by image, of `count` images; `labels` of those to learn from that could be read.
+
+    Raises:
+        UserError: there are none of a class.
+    """
+    if not broken:
+        return
+    image, reason = next(iter(broken.items()))
+    text = f"{len(broken)} of {count} images cannot be read, the first: {image}: {reason}"
+    if missing := sorted(set(range(len(names))) - set(labels.tolist())):
+        raise UserError(f"{text}: there are none of {names[missing[0]]!r} to learn from")
+    print(text, file=sys.stderr)
 
 
 def channels_to_read(seen: "Preprocessing", options: argparse.Namespace) -> dict[str, Any]:
@@ -112,13 +141,13 @@ def channels_to_read(seen: "Preprocessing", options: argparse.Namespace) -> dict
     if channels is None and seen.scale != 255:
         channels = seen.channels or numbers(len(seen.mean))
     check_channels(seen, channels, options.model)
-    gaps = {"nodata": options.nodata, "mask_channel": options.mask_channel}
-    if channels is None and (given := [name for name, value in gaps.items() if value is not None]):
+    how = {"nodata": options.nodata, "mask_channel": options.mask_channel, "stack": options.stack}
+    if channels is None and (given := [name for name, value in how.items() if value is not None]):
         raise UserError(
             f"--{given[0]} is of images of any channels, and {options.model} takes RGB images: leave it out"
         )
-    tell_other_gaps(seen, **gaps, name=options.model)
-    return {"channels": channels, "stack": options.stack} | gaps
+    tell_other_gaps(seen, options.nodata, options.mask_channel, options.model)
+    return {"channels": channels} | how
 
 
 def text(report: dict[str, Any]) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from swin_mim.data.blue_marble_labels import open_tiles_with_labels
+from swin_mim.data.channels import numbers
 from swin_mim.data.files import sha256
 from swin_mim.data.raster import Bands
+from swin_mim.data.raster_files import listed
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
 from swin_mim.data.sources import FolderSource, Source, Subset, open_files, opened_images
 from swin_mim.data.tables import Table, columns_text
@@ -89,7 +91,10 @@ def open_labelled(
                 "data.multi_label, data.config and data.column belong to tables: blue_marble has none of them"
             )
         if bands is not None:
-            raise UserError("data.channels are of other images than RGB, and blue_marble is RGB: leave them out")
+            wanted = listed(bands.channels or numbers(bands.count))
+            raise UserError(
+                f"blue_marble is RGB, and images of other channels are wanted ({wanted}): name another source"
+            )
         return Labelled(*open_tiles_with_labels(split, label_column or "coast"))
     opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
     images = opened_images(opened, spec, column, bands)

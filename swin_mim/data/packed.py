@@ -144,10 +144,13 @@ class PackedRasters(NamedTuple):
     mean: tuple[float, ...]
     """Of each channel over its valid pixels, in the units of the files."""
     std: tuple[float, ...]
+    nodata: float | None
+    """What marked the gaps in the files, beside what these said; what is packed says itself which pixels are valid."""
+    mask_channel: str | None
 
 
 def packed_rasters(folder: Path) -> PackedRasters | None:
-    """Names, means and deviations of the channels; None: these are no packed rasters, or their packing has not ended.
+    """What `folder` says of its channels; None: these are no packed rasters, or their packing has not ended.
 
     Raises:
         UserError: the manifest is damaged.
@@ -155,7 +158,9 @@ def packed_rasters(folder: Path) -> PackedRasters | None:
     packed = read_packed(folder)
     if packed is None or packed.rasters is None or packed.mean is None or packed.std is None:
         return None
-    return PackedRasters(tuple(packed.rasters["channels"]), packed.mean, packed.std)
+    nodata, mask = packed.settings.get("nodata"), packed.settings.get("mask_channel")
+    nodata = None if nodata is None else float(nodata)
+    return PackedRasters(tuple(packed.rasters["channels"]), packed.mean, packed.std, nodata, mask)
 
 
 def text_if_nan(value: float | None) -> float | str | None:

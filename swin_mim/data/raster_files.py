@@ -253,7 +253,8 @@ def _marker(dtype: np.dtype, nodata: float | None) -> np.generic | None:
     if nodata is None or nodata != nodata:
         return None  # not finite: none is
     if dtype.kind == "f":
-        return dtype.type(nodata)
+        with np.errstate(over="ignore"):  # inf, which is a gap by itself
+            return dtype.type(nodata)
     limits = np.iinfo(dtype)
     if nodata in (np.inf, -np.inf) or nodata != int(nodata) or not limits.min <= nodata <= limits.max:
         return None

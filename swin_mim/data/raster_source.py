@@ -129,16 +129,19 @@ def check_bands(source: RasterSource, spec: str) -> None:
             source.channels = tuple(names[channel] for channel in choose(names, bands)[0])
         except BrokenImage as error:
             raise UserError(f"data.source {spec!r}: {source.name(index)}: {error}") from error
-        if bands.nodata is not None:
-            _tell_if_nothing_is_marked(source, index, bands.nodata)
+        break
+    if bands.nodata is not None:
+        _tell_if_nothing_is_marked(source, bands.nodata)
+
+
+def _tell_if_nothing_is_marked(source: RasterSource, nodata: float) -> None:
+    """Warn of a value that the first image which can be read cannot have."""
+    for index in range(min(_TRIED, len(source))):
+        try:
+            dtype = source.image(index).values.dtype
+        except BrokenImage:
+            continue
+        if not can_hold(dtype, nodata):
+            text = "data.nodata %s is no %s, which the pixels of %s are: it marks no gap there"
+            _log.warning(text, nodata, dtype.name, source.name(index))
         return
-
-
-def _tell_if_nothing_is_marked(source: RasterSource, index: int, nodata: float) -> None:
-    try:
-        dtype = source.image(index).values.dtype
-    except BrokenImage:
-        return  # a matter of the loader
-    if not can_hold(dtype, nodata):
-        text = "data.nodata %g is no %s, which the pixels of %s are: it marks no gap there"
-        _log.warning(text, nodata, dtype.name, source.name(index))

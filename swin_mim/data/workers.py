@@ -72,6 +72,28 @@ def load_batches(
     return batches
 
 
+class _Loader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """Nothing: torch would say twice in three lines, with a path, what `tell_if_more_than_cores` says."""
+
+
+def share_of_cores(processes: int | None = None) -> int:
+    """Cores for this process: its part of those that it may use, at least 1.
+
+    Args:
+        processes: that share them; None: those of its launch on this machine.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def tell_if_more_than_cores(workers: int) -> None:
+    """Warn of more workers than this process has cores."""
+    cores = share_of_cores()
+    if workers > cores:
+        text = "data.workers %d share %d core%s: more than cores help only while they wait for a disk or a network"
+        _log.warning(text, workers, cores, "" if cores == 1 else "s")
+
+
 def _load(
     dataset: Dataset[Any],
     places: Iterable[list[Place]],
@@ -84,7 +106,7 @@ def _load(
     again, owed = deque[list[Place]](), deque[list[Place]]()
     to_come, losses = iter(places), 0
     while True:
-        loader = DataLoader(
+        loader = _Loader(
             dataset,
             batch_sampler=_handed_out(again, to_come, owed),
             collate_fn=collate,

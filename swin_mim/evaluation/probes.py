@@ -82,20 +82,12 @@ class Prober:
         parts = zip(train.split(widths, dim=1), test.split(widths, dim=1), strict=True)
         return [score(known, labels, other, truth, len(self.training.names)) for known, other in parts]
 
-    def colours(self) -> Score:
-        """The score of the images' colours alone, or of the values of their channels where they are not RGB.
-
-        A task that these solve says nothing about an encoder.
-        """
-        (train, labels), (test, truth) = (colours_of(images, self.reader) for images in (self.training, self.judged))
-        return score(train, labels, test, truth, len(self.training.names))
-
 
 def features(images: Labelled, reader: Reader, of: Callable[[Tensor], Tensor], width: int) -> tuple[Tensor, np.ndarray]:
     """float64 (n, width) features of the images that can be read, and int64 (n,) their classes, on every process.
 
     Args:
-        of: uint8 (B, C, H, W) -> (B, width).
+        of: images as a batch has them (B, C, H, W) -> (B, width).
 
     Raises:
         UserError: none can be read.
@@ -103,7 +95,7 @@ def features(images: Labelled, reader: Reader, of: Callable[[Tensor], Tensor], w
     rows = torch.zeros(len(images), 1 + width, dtype=torch.float64)
     for batch in reader.batches(images.images):
         read = read_of(batch)
-        values = of(batch.images).double().cpu()[read]
+        values = of(batch.images).cpu().double()[read]
         rows[batch.indices[read]] = torch.cat([torch.ones(len(values), 1, dtype=torch.float64), values], dim=1)
     rows = reader.reduce(rows)
     done = rows[:, 0] > 0
@@ -113,7 +105,10 @@ def features(images: Labelled, reader: Reader, of: Callable[[Tensor], Tensor], w
 
 
 def colours_of(images: Labelled, reader: Reader) -> tuple[Tensor, np.ndarray]:
-    """`features` of the colours or values alone: a histogram."""
+    """`features` of the images' colours alone, or of the values of their channels where they are not RGB: a histogram.
+
+    A task that these solve says nothing about an encoder.
+    """
     if reader.seen.scale == 255:
         return features(images, reader, colour_histogram, 3 * CHANNEL_BINS + JOINT_BINS**3)
     width = len(reader.seen.mean) * CHANNEL_BINS

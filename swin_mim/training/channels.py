@@ -1,6 +1,7 @@
 """The channels of the images of a run, beside those that weights were made for."""
 
 import logging
+from collections.abc import Sequence
 
 from swin_mim.errors import UserError
 from swin_mim.models.saving import Preprocessing
@@ -31,6 +32,8 @@ def tell_other_channels(weights: Preprocessing, images: Preprocessing, name: str
 def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: str) -> None:
     """Refuse images of other channels than the classifier or encoder `name` takes; `channels` None: RGB.
 
+    Where one side has names and the other numbers only the count can be checked, and a warning says so.
+
     Raises:
         UserError: names both.
     """
@@ -42,11 +45,24 @@ def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: 
             "SimMIM.from_pretrained(..., channels=[names]), its preprocessing = Preprocessing(means, deviations, "
             "names, scale=1) and save_pretrained, and start from that"
         )
-    if seen.scale != 255 and (len(channels or ()) != count or channels != (seen.channels or channels)):
+    theirs = seen.channels or channels
+    if (
+        seen.scale != 255
+        and channels is not None
+        and len(channels) == count
+        and _numbered(channels) != _numbered(theirs)
+    ):
+        text = "%s takes %s, and of these images channels %s are read: whether they are the same nothing tells"
+        _LOG.warning(text, name, _text(seen), ", ".join(channels))
+    elif seen.scale != 255 and (len(channels or ()) != count or channels != theirs):
         raise UserError(
             f"{name} takes {_text(seen)}, and images are read as {read}: name the same channels in data.channels, in "
             "the same order"
         )
+
+
+def _numbered(channels: Sequence[str] | None) -> bool:
+    return channels is not None and all(name.isdecimal() for name in channels)
 
 
 def tell_other_gaps(seen: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:

@@ -199,6 +199,16 @@ def check(config: PretrainConfig) -> None:
 
 def _check_probes(config: PretrainConfig) -> None:
     every, data = config.probe.every, config.data
+    for key in ("source", "validation"):
+        if getattr(config.probe, key) == "blue_marble" and reads_rasters(data, config.model):
+            raise UserError(
+                f"probe.{key} 'blue_marble' is RGB, and data.channels or model.in_channels say that images are not: "
+                "name labelled images with these channels"
+            )
+    if config.probe.stack is not None and not (config.probe.source and reads_rasters(data, config.model)):
+        raise UserError(
+            f"probe.stack {config.probe.stack!r} is for a probe.source of files that are one channel each: leave it out"
+        )
     if data.streaming and not config.probe.source:
         raise UserError(
             f"probe.every {every!r} would read all of data.source for its labels, which data.streaming is to avoid: "

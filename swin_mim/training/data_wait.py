@@ -1,11 +1,11 @@
 """A warning when a run waits for its images: which stage of loading is slow, and the option that helps."""
 
 import logging
-import os
 
 import torch
 
 from swin_mim.data.loading_time import LoadingTime
+from swin_mim.data.workers import share_of_cores
 
 MOST = 0.2
 """Share of the time between two lines of the log that may go into waiting."""
@@ -66,8 +66,7 @@ def room_for_workers(device: torch.device, processes: int | None = None) -> int:
     Args:
         processes: of this machine that train; None: as the launcher says.
     """
-    together = processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // together - (device.type == "cuda"))
+    return max(1, share_of_cores(processes) - (device.type == "cuda"))
 
 
 def advice(stage: str, workers: int, room: int) -> str:

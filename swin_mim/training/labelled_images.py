@@ -1,12 +1,16 @@
 """The labelled images that a run's settings name: to train on, and to evaluate on."""
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from swin_mim.data.labels import Labelled, labels_per_class, open_labelled, split_labelled, with_classes
+from swin_mim.data.packed import packed_rasters
 from swin_mim.data.raster import Bands
 from swin_mim.errors import UserError
 from swin_mim.training.finetune_settings import LabelledDataConfig
-from swin_mim.training.settings import PretrainConfig
+from swin_mim.training.settings import DataConfig, PretrainConfig
 
 HELDOUT_SEED = 0
 """Decides which images of a source are held out: the same in every run, so that results can be compared."""
@@ -56,11 +60,34 @@ def named_by(config: PretrainConfig, channels: tuple[str, ...] | None) -> Labell
         label_column=probe.label_column,
         validation=probe.validation,
         validation_split=probe.validation_split,
-        channels=channels,
-        nodata=own.nodata,
-        mask_channel=own.mask_channel,
-        stack=own.stack,
+        channels=own.channels or channels,  # as they were chosen: other files may have no names
+        **_gaps(own, probe.source),
+        stack=probe.stack if probe.source else own.stack,
     )
+
+
+def _gaps(own: DataConfig, other: str | None) -> dict[str, Any]:
+    """What marks gaps in `other` images than those that are trained on: the same, unless either of them is packed."""
+    gaps = {"nodata": own.nodata, "mask_channel": own.mask_channel}
+    if other is None:
+        return gaps
+    if packed_rasters(Path(os.path.expanduser(other))):
+        return dict.fromkeys(gaps)
+    packed = packed_rasters(Path(os.path.expanduser(own.source)))
+    return {"nodata": packed.nodata, "mask_channel": packed.mask_channel} if packed else gaps
+
+
+def to_probe_in(config: PretrainConfig, channels: tuple[str, ...] | None, seed: int) -> tuple[Labelled, Labelled]:
+    """`to_probe` of the images that a pretraining's settings name; `channels` are those it takes, None: RGB.
+
+    Raises:
+        UserError: as `to_probe`, of the settings of the probe.
+    """
+    try:
+        return to_probe(named_by(config, channels), config.probe.images, seed)
+    except UserError as error:
+        text = re.sub(r"data\.(validation(_split)?|label_column|split)\b", r"probe.\1", str(error))
+        raise UserError(re.sub(r"data\.(source|stack)\b", r"probe.\1", text) if config.probe.source else text) from None
 
 
 def to_evaluate(data: LabelledDataConfig) -> Labelled:

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from swin_mim.data.workers import tell_if_more_than_cores
 from swin_mim.errors import UserError
 from swin_mim.training import processes, run_folder
 from swin_mim.training.config import FinetuneConfig, PretrainConfig, accumulation
@@ -81,6 +82,7 @@ def launch(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> L
         trackers=config.log.trackers if trains else (),
     )
     say = start_log(folder, main=accelerator.is_main_process)
+    tell_if_more_than_cores(config.data.workers)
     held = _hold(folder, main=accelerator.is_main_process) if trains else None
     run_folder.claim(folder, config, write=trains and accelerator.is_main_process)
     return Launch(accelerator, folder, world, accumulated, threads, say, stop, held)

@@ -22,6 +22,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+from swin_mim.data.workers import share_of_cores
 from swin_mim.errors import UserError
 from swin_mim.kernels.product import product
 from swin_mim.training.sharding import zero_stage
@@ -39,8 +40,7 @@ def set_threads(threads: int) -> int:
 
     The launchers set OMP_NUM_THREADS to 1 on their own, which leaves all cores but one idle.
     """
-    if not threads:
-        threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = threads or share_of_cores()
     torch.set_num_threads(threads)
     return threads
 

@@ -227,7 +227,10 @@ class ProbeConfig:
     every: str = "0 steps"
     """Between two probes; 0 means never."""
     source: str | None = None
-    """A folder with one folder for each class, or a data set; None takes data.source."""
+    """A folder with one folder for each class, or a data set; None takes data.source. Of images that are not RGB the
+    channels and gaps are those of data."""
+    stack: str | None = None
+    """As data.stack, of probe.source."""
     split: str = "train"
     """Split of a Hub data set that the probes learn from."""
     label_column: str | None = None
@@ -271,6 +274,7 @@ FREE = frozenset(
         "save.keep_every",
         "probe.every",
         "probe.source",
+        "probe.stack",
         "probe.split",
         "probe.label_column",
         "probe.validation",

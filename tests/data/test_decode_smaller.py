@@ -418,7 +418,6 @@ def samples(source: Source, workers: int, start: int = 0, count: int = 36) -> di
     return {batch.start + i: image.clone() for batch in taken for i, image in enumerate(batch.images)}
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_a_folder_gives_the_same_crops_however_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(str(folder))
     here = samples(source, workers=0)

@@ -22,9 +22,6 @@ from swin_mim.data.streaming import open_streamed
 from swin_mim.data.transforms import PretrainTransform
 from swin_mim.masking import block_mask
 
-# torch advises against more workers than cores, which a small machine has not
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-
 COUNT = 41  # no multiple of anything
 SEED = 3
 GLOBAL, MICRO = 12, 2

@@ -22,8 +22,6 @@ from swin_mim.data.sampling import SampleOrder, sample_generator
 from swin_mim.data.transforms import EvaluationTransform, PretrainTransform
 from swin_mim.errors import UserError
 
-# torch advises against more workers than cores, which a small machine has not
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 CROP, CENTRE = PretrainTransform((8, 8)), EvaluationTransform((8, 8))
 
 

@@ -156,7 +156,7 @@ def test_a_value_that_no_pixel_can_have_is_told(
 ) -> None:
     open_source(str(scenes), bands=Bands(4, nodata=nodata))
     assert [record.getMessage() for record in caplog.records] == [
-        f"data.nodata {nodata:g} is no int16, which the pixels of part0/00.npy are: it marks no gap there"
+        f"data.nodata {nodata} is no int16, which the pixels of part0/00.npy are: it marks no gap there"
     ] * told
 
 

@@ -235,7 +235,6 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         open_source(str(tmp_path)).image(0)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_files_that_go_while_a_run_reads_them_are_replaced_and_listed(tmp_path: Path) -> None:
     for red in range(40):
         write(tmp_path / f"{red:02}.png", red)

@@ -42,8 +42,6 @@ from swin_mim.data.streaming import StreamedSource, Supply, open_streamed
 from swin_mim.data.transforms import EvaluationTransform, PretrainTransform
 from swin_mim.errors import CANNOT_WRITE, MISTAKE, STOPPED, UNAVAILABLE, UserError
 
-# torch advises against more workers than cores, which a small machine has not
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 CROP, CENTRE = PretrainTransform((8, 8)), EvaluationTransform((8, 8))
 SIZES = (7, 12, 5, 9, 1, 8, 11)
 """Rows of the shards: 53 in all, which is no multiple of anything."""

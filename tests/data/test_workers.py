@@ -25,8 +25,6 @@ from swin_mim.data.transforms import EvaluationTransform
 from swin_mim.data.workers import affordable_prefetch
 from swin_mim.errors import UserError
 
-# torch advises against more workers than cores, which a small machine has not
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 MIB = 2**20
 
 
@@ -238,6 +236,16 @@ def test_workers_that_hang_are_replaced(
 
 
 # shared memory
+
+
+def test_more_workers_than_cores_are_told_where_a_run_begins(caplog: pytest.LogCaptureFixture) -> None:
+    cores = workers.share_of_cores()
+    next(stream(cores + 1))  # nor does torch, whose warning would be an error here
+    assert not caplog.records
+    for number in (cores, cores + 1):
+        workers.tell_if_more_than_cores(number)
+    text = f"data.workers {cores + 1} share {cores} core"
+    assert [record.getMessage().startswith(text) for record in caplog.records] == [True]
 
 
 def test_shared_memory_that_holds_all_batches_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

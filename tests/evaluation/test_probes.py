@@ -466,10 +466,14 @@ class Tinted(Noise):
         return Image.fromarray(pixels)
 
 
+def by_colours(training, judged, reader):
+    (train, labels), (test, truth) = (colours_of(images, reader) for images in (training, judged))
+    return score(train, labels, test, truth, len(training.names))
+
+
 def test_colours_alone_solve_what_colours_tell():
     training, judged = (Labelled(Tinted(n), NAMES, np.arange(n) % 3) for n in (18, 9))
-    prober = Prober(training, judged, reader())
-    assert prober.colours() == Score(1, 1, 1, 1)
+    assert by_colours(training, judged, reader()) == Score(1, 1, 1, 1)
     found, labels = colours_of(training, reader())
     crops = torch.stack([EvaluationTransform((64, 64))(training.images.image(index)) for index in range(18)])
     assert torch.equal(found, colour_histogram(crops)), "of the pixels as they are, not normalised"
@@ -502,7 +506,7 @@ class Bands(Noise):
 def test_values_alone_solve_what_values_tell():
     seen = replace(reader(), seen=Preprocessing((100.0, 115.0), (10.0, 15.0), ("a", "b"), scale=1))
     training, judged = (Labelled(Bands(n), NAMES, np.arange(n) % 3) for n in (18, 9))
-    assert Prober(training, judged, seen).colours() == Score(1, 1, 1, 1)
+    assert by_colours(training, judged, seen) == Score(1, 1, 1, 1)
     found, _ = colours_of(training, seen)
     assert found.shape == (18, 64)
     np.testing.assert_allclose(found.view(18, 2, 32).square().sum(dim=2), 1)

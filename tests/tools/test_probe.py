@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def told() -> Iterator[list[str]]:
         ("scenes", ["--stack", "{image}.npy"], "data.stack '{image}.npy' must be the path"),
         ("folder", ["--channels", "1", "2", "3"], "takes 3 channels (red, green, blue) of values from 0 to 1"),
         ("folder", ["--nodata", "0"], "--nodata is of images of any channels, and"),
-        ("folder", ["--stack", "{image}_{channel}.png"], "makes images of one file for each channel"),
+        ("folder", ["--stack", "{image}_{channel}.png"], "--stack is of images of any channels, and"),
     ],
 )
 def test_channels_that_the_model_does_not_take(
@@ -163,3 +164,22 @@ def test_channels_that_the_model_does_not_take(
         probe.main([str(root / "mim"), "--source", str(images), "--workers", "0", *flags])
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_not_counted(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scenes / "scenes", tmp_path / "scenes")
+    for number in (0, 3, 5):
+        (tmp_path / "scenes" / ("low", "high")[number % 2] / f"{number}.npz").write_bytes(b"broken")
+    command = [str(scenes / "mim"), "--workers", "0", "--nodata", "-9999", "--source", str(tmp_path / "scenes")]
+    probe.main([*command, "--json", "-"])
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["learnt_from"] + report["tested_on"] == 45
+    assert "3 of 48 images cannot be read, the first: " in said.err
+    for file in (tmp_path / "scenes" / "low").iterdir():
+        file.write_bytes(b"broken")
+    with pytest.raises(SystemExit):
+        probe.main(command)
+    assert ": there are none of 'low' to learn from" in capsys.readouterr().err

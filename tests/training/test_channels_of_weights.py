@@ -55,6 +55,17 @@ def test_one_of_the_same_channels_is_not(seen, channels) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seen", "channels"), [(BANDS, ("1", "2")), (replace(BANDS, channels=("1", "2")), ("nir", "red"))]
+)
+def test_numbers_on_one_side_are_accepted_with_a_warning(seen, channels, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
+    check_channels(seen, channels, "weights")
+    assert "whether they are the same nothing tells" in caplog.text
+    with pytest.raises(UserError, match="name the same channels"):
+        check_channels(seen, (*channels, "3"), "weights")
+
+
+@pytest.mark.parametrize(
     ("weights", "images", "warns"),
     [
         (PHOTOS, PHOTOS, False),

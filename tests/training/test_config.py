@@ -605,7 +605,7 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 78
+    assert len(keys) == len(set(keys)) == 79
     assert set(keys) >= FREE
     for key, value in leaves(DEFAULTS):
         lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
@@ -646,3 +646,16 @@ def test_frozen_differences_read_like_a_diff() -> None:
         "optim.base_lr: 0.008 -> 0.0004",
     ]
     assert frozen_differences(changed, changed) == []
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"source": "blue_marble"}, "probe.source 'blue_marble' is RGB, and data.channels"),
+        ({"source": "x", "validation": "blue_marble"}, "probe.validation 'blue_marble' is RGB, and data.channels"),
+        ({"stack": "{image}_{channel}.tif"}, "probe.stack '{image}_{channel}.tif' is for a probe.source of files"),
+    ],
+)
+def test_what_cannot_be_probed_on(probe: dict[str, str], message: str) -> None:
+    rasters = "--model.in_channels 1 --data.mean 1 --data.std 1 --data.source x --probe.every 9epochs"
+    assert message in error_of(*rasters.split(), *(word for key in probe for word in (f"--probe.{key}", probe[key])))

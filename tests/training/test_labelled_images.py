@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from swin_mim.data.labels import Labelled
+from swin_mim.data.packing import pack
+from swin_mim.data.raster import Bands, Raster
 from swin_mim.errors import UserError
 from swin_mim.training.config import DataConfig, PretrainConfig, ProbeConfig, RunConfig
 from swin_mim.training.finetune_settings import LabelledDataConfig
-from swin_mim.training.labelled_images import named_by, to_evaluate, to_probe, to_train_and_evaluate
+from swin_mim.training.labelled_images import named_by, to_evaluate, to_probe, to_probe_in, to_train_and_evaluate
 
 COUNTS = {"ant": 30, "bee": 20, "cow": 6}
 
@@ -306,9 +308,38 @@ def test_a_pretraining_is_probed_on_its_own_images_unless_others_are_named(split
     assert found == others
     rasters = replace(own, nodata=0.0, mask_channel="there", stack="{image}_{channel}.tif")
     found = named_by(PretrainConfig(RunConfig("x"), data=rasters, probe=probe), ("red", "nir"))
-    assert found == replace(
-        others, channels=("red", "nir"), nodata=0.0, mask_channel="there", stack="{image}_{channel}.tif"
-    )
+    assert found == replace(others, channels=("red", "nir"), nodata=0.0, mask_channel="there", stack=None)
+    found = named_by(PretrainConfig(RunConfig("x"), data=rasters), ("red", "nir"))
+    assert (found.stack, found.nodata) == ("{image}_{channel}.tif", 0.0)
+    chosen = replace(rasters, channels=("2", "1"))
+    probe = replace(probe, stack="{image}/{channel}.tif")
+    found = named_by(PretrainConfig(RunConfig("x"), data=chosen, probe=probe), ("b", "a"))
+    assert (found.channels, found.stack) == (("2", "1"), "{image}/{channel}.tif")
+
+
+def test_a_probe_of_packed_images_and_of_files_beside_each_other(tmp_path: Path) -> None:
+    """What marks the gaps of the files, packed images do not need any more, and cannot take."""
+    for kind in ("low", "high"):
+        (tmp_path / "files" / kind).mkdir(parents=True)
+        for number in range(12):
+            values = np.full((16, 16, 2), number + 1, dtype=np.uint16)
+            values[:4] = 0
+            np.save(tmp_path / "files" / kind / f"{number}.npy", values)
+    pack(str(tmp_path / "files"), tmp_path / "packed", size=16, workers=0, bands=Bands(2, nodata=0))
+    files, packed = (DataConfig(source=str(tmp_path / name)) for name in ("files", "packed"))
+    for own, other in ((replace(files, nodata=0.0), packed), (packed, files), (packed, packed)):
+        config = PretrainConfig(RunConfig("x"), data=own, probe=ProbeConfig(source=other.source, label_column=None))
+        training, _ = to_probe_in(config, ("1", "2"), seed=0)
+        image = training.images.image(0)
+        assert isinstance(image, Raster)
+        assert image.valid is not None
+        assert image.valid.mean() == 0.75
+
+
+def test_a_mistake_in_what_is_probed_names_its_own_key(tmp_path: Path) -> None:
+    config = PretrainConfig(RunConfig("x"), probe=ProbeConfig(source=str(tmp_path / "nothing")))
+    with pytest.raises(UserError, match=r"^probe\.source .*nothing' does not exist"):
+        to_probe_in(config, None, seed=0)
 
 
 # ---- only to evaluate -----------------------------------------------------------------------------------------
