@@ -90,7 +90,7 @@ def tell_if_more_than_cores(workers: int) -> None:
     """Warn of more workers than this process has cores."""
     cores = share_of_cores()
     if workers > cores:
-        text = "data.workers %d share %d core%s: more than cores help only while they wait for a disk or a network"
+        text = "data.workers %d is more than the %d core%s here: that helps only while they wait for a disk or network"
         _log.warning(text, workers, cores, "" if cores == 1 else "s")
 
 
