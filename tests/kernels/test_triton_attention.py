@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -337,6 +338,12 @@ def test_kernels_compile_for_a_gpu(tmp_path):
 def test_kernels_of_all_sizes_compile_for_a_gpu(capability, dtype, tmp_path):
     sizes = ["2,3,0,0,3,32", "4,4,2,2,3,16", "4,7,0,3,3,24", "6,6,3,3,4,32", "7,7,3,3,4,64", "8,8,4,4,4,48"]
     sizes += ["9,9,4,4,4,32", "12,12,6,6,4,32", "12,12,6,6,4,64", "14,14,7,7,4,32", "16,16,8,8,4,32"]
-    shapes = [f"{size},{dtype},{padded}" for size in sizes for padded in (0, 1)]
-    for kernel in compiled_for(capability, shapes, tmp_path):
-        assert kernel["shared"] <= LEAST_SHARED, kernel
+
+    def compiled(some):
+        shapes = [f"{size},{dtype},{padded}" for size in some for padded in (0, 1)]
+        return compiled_for(capability, shapes, tmp_path)
+
+    with ThreadPoolExecutor(2) as processes:  # a core each
+        for kernels in processes.map(compiled, (sizes[::2], sizes[1::2])):
+            for kernel in kernels:
+                assert kernel["shared"] <= LEAST_SHARED, kernel
