@@ -32,6 +32,15 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads would wait for each other at every one of many small operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny() -> SwinConfig:
     """Four stages of which two have shifted windows: 64 px, windows of 4, grids 16, 8, 4, 2."""
     return SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)

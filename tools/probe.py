@@ -112,8 +112,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "classes": list(training.names),
         "beside": "colours alone" if encoder.preprocessing.scale == 255 else "values alone",
         "colours": score(colours, labels, other_colours, truth, len(training.names))._asdict(),
-        "stages": [score._asdict() for score in prober.stages(encoder.to(device))],
-        "random_weights": [score._asdict() for score in prober.stages(Swin(encoder.config).to(device))],
+        "stages": [each._asdict() for each in prober.stages(encoder.to(device))],
+        "random_weights": [each._asdict() for each in prober.stages(Swin(encoder.config).to(device))],
     }
 
 

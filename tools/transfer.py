@@ -22,7 +22,6 @@ seeds or rates reuse what is there.
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import sys
 import time
@@ -122,6 +121,7 @@ def compare(options: argparse.Namespace) -> None:
     from transfer_cells import Cell, Runner
     from transfer_report import curves, plot, summary, table
 
+    from swin_mim.data.workers import share_of_cores
     from swin_mim.models.swin import Swin
     from swin_mim.training.checkpoint import write_json
     from swin_mim.training.tracking import duration_text
@@ -133,7 +133,7 @@ def compare(options: argparse.Namespace) -> None:
         raise UserError(f"the models have different architectures: {' and '.join(sorted(architectures))}")
     plan = {"settings": to_yaml(settings), "models": {arm: digest(e) for arm, e in zip(arms, encoders, strict=True)}}
     keep_to_one_plan(options.out / PLAN, plan)
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    threads = share_of_cores(options.jobs)
     runner = Runner(
         options.out / "cells",
         launch=shlex.split(options.launch),

@@ -39,22 +39,20 @@ def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: 
     """
     count = len(seen.mean)
     read = "RGB" if channels is None else f"{len(channels)} channels ({', '.join(channels)})"
-    if seen.scale == 255 and (count != 3 or channels is not None):
+    if seen.scale == 255:
+        if count == 3 and channels is None:
+            return
         raise UserError(
             f"{name} takes {_text(seen)}, and images are read as {read}: make a model of these channels with "
             "SimMIM.from_pretrained(..., channels=[names]), its preprocessing = Preprocessing(means, deviations, "
             "names, scale=1) and save_pretrained, and start from that"
         )
     theirs = seen.channels or channels
-    if (
-        seen.scale != 255
-        and channels is not None
-        and len(channels) == count
-        and _numbered(channels) != _numbered(theirs)
-    ):
+    as_many = channels is not None and len(channels) == count
+    if as_many and _numbered(channels) != _numbered(theirs):
         text = "%s takes %s, and of these images channels %s are read: whether they are the same nothing tells"
-        _LOG.warning(text, name, _text(seen), ", ".join(channels))
-    elif seen.scale != 255 and (len(channels or ()) != count or channels != theirs):
+        _LOG.warning(text, name, _text(seen), ", ".join(channels or ()))
+    elif not as_many or channels != theirs:
         raise UserError(
             f"{name} takes {_text(seen)}, and images are read as {read}: name the same channels in data.channels, in "
             "the same order"

@@ -67,7 +67,7 @@ def named_by(config: PretrainConfig, channels: tuple[str, ...] | None) -> Labell
 
 
 def _gaps(own: DataConfig, other: str | None) -> dict[str, Any]:
-    """What marks gaps in `other` images than those that are trained on: the same, unless either of them is packed."""
+    """What marks the gaps of the images `other`: what marks those of the training, unless one of both is packed."""
     gaps = {"nodata": own.nodata, "mask_channel": own.mask_channel}
     if other is None:
         return gaps

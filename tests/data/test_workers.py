@@ -235,9 +235,6 @@ def test_workers_that_hang_are_replaced(
     assert len(caplog.messages) == 1
 
 
-# shared memory
-
-
 def test_more_workers_than_cores_are_told_where_a_run_begins(caplog: pytest.LogCaptureFixture) -> None:
     cores = workers.share_of_cores()
     next(stream(cores + 1))  # nor does torch, whose warning would be an error here
@@ -246,6 +243,9 @@ def test_more_workers_than_cores_are_told_where_a_run_begins(caplog: pytest.LogC
         workers.tell_if_more_than_cores(number)
     text = f"data.workers {cores + 1} is more than the {cores} core"
     assert [record.getMessage().startswith(text) for record in caplog.records] == [True]
+
+
+# shared memory
 
 
 def test_shared_memory_that_holds_all_batches_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,17 +31,9 @@ from swin_mim.evaluation.reader import Reader
 from swin_mim.models.saving import Preprocessing
 
 SEEN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+pytestmark = pytest.mark.usefixtures("one_thread")
 BROKEN = frozenset({0, 4, 10})
 NAMES = ("a", "b", "c")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads would wait for each other at every one of many small operations."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Noise:
@@ -495,7 +487,7 @@ def test_a_histogram_of_values_is_numpys_and_leaves_gaps_out():
 
 
 class Bands(Noise):
-    """Two channels of the same numbers, in an order that tells the class nowhere but in the values of the second."""
+    """Two channels of noise with gaps; the mean of the second tells the class."""
 
     def image(self, index):
         values = np.random.default_rng(index).normal(100, 10, (70, 66, 2)).astype(np.float32)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,8 +64,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     threads = torch.get_num_threads()
-    with warnings.catch_warnings():  # the tool ignores what torch advises on workers
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

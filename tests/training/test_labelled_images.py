@@ -328,7 +328,7 @@ def test_a_probe_of_packed_images_and_of_files_beside_each_other(tmp_path: Path)
     pack(str(tmp_path / "files"), tmp_path / "packed", size=16, workers=0, bands=Bands(2, nodata=0))
     files, packed = (DataConfig(source=str(tmp_path / name)) for name in ("files", "packed"))
     for own, other in ((replace(files, nodata=0.0), packed), (packed, files), (packed, packed)):
-        config = PretrainConfig(RunConfig("x"), data=own, probe=ProbeConfig(source=other.source, label_column=None))
+        config = PretrainConfig(RunConfig("x"), data=own, probe=ProbeConfig(source=other.source))
         training, _ = to_probe_in(config, ("1", "2"), seed=0)
         image = training.images.image(0)
         assert isinstance(image, Raster)
