@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swin_mim.errors import STOPPED, one_line_errors
-from swin_mim.training.config import FinetuneConfig, load_config
-from swin_mim.training.finetune_config import best_by, check, mixes
+from swin_mim.training.config.finetune_checks import best_by, check, mixes
+from swin_mim.training.config.pretrain_checks import FinetuneConfig, load_config
 
 if TYPE_CHECKING:
-    from swin_mim.training.launch import Launch
-    from swin_mim.training.run_state import Best, RunState
+    from swin_mim.training.checkpoints.manager import Best, RunState
+    from swin_mim.training.run.launch import Launch
 
 DEMO = Path(__file__).parent / "configs" / "finetune_demo.yaml"
 
@@ -36,30 +36,35 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     import torch
     from torch import Tensor
 
+    from swin_mim.architecture import as_pair
     from swin_mim.data.labels import class_weights
-    from swin_mim.data.listing import explain_change, save_listing
-    from swin_mim.data.loader import Batch, training_batches
-    from swin_mim.data.mixing import Mixing, multi_hot, soft_targets
+    from swin_mim.data.loading.loader import Batch, training_batches
     from swin_mim.data.sampling import BalancedOrder
-    from swin_mim.data.transforms import FinetuneTransform
+    from swin_mim.data.sources.inventory import explain_change, save_inventory
+    from swin_mim.data.transforms.crops import FinetuneTransform
+    from swin_mim.data.transforms.mixup import Mixing, multi_hot, soft_targets
     from swin_mim.evaluation.classification import metrics
-    from swin_mim.evaluation.judge import Judge, last_report
+    from swin_mim.evaluation.evaluators import ClassificationEvaluator, last_report
     from swin_mim.evaluation.reader import Reader
-    from swin_mim.hub import config_json, export, repository
+    from swin_mim.hub import repository
     from swin_mim.models.classifier import classification_loss
     from swin_mim.models.swin import attention_text, compile_blocks
-    from swin_mim.models.swin_config import as_pair
-    from swin_mim.training import classifiers, engine, labelled_images, processes, run_folder
-    from swin_mim.training.checkpoint import path_of
-    from swin_mim.training.json_lines import disk_may_fail
-    from swin_mim.training.launch import launch
-    from swin_mim.training.optim import adamw
-    from swin_mim.training.plan import plan_of, rate_of
-    from swin_mim.training.run_state import Best, Checkpoints, RunState, newest_checkpoint, published_weights
-    from swin_mim.training.schedule import due
-    from swin_mim.training.sharding import prepare
-    from swin_mim.training.tracking import RunLog
-    from swin_mim.training.weight_average import WeightAverage
+    from swin_mim.training import classifiers, labelled_images
+    from swin_mim.training.checkpoints.manager import Best, Checkpoints, RunState, newest_checkpoint, published_weights
+    from swin_mim.training.checkpoints.store import path_of
+    from swin_mim.training.config.schedule import due
+    from swin_mim.training.distributed import processes
+    from swin_mim.training.distributed.sharding import prepare
+    from swin_mim.training.distributed.weight_average import WeightAverage
+    from swin_mim.training.loop import trainer as engine
+    from swin_mim.training.loop.optim import adamw
+    from swin_mim.training.loop.plan import plan_of, rate_of
+    from swin_mim.training.run import folder as run_folder
+    from swin_mim.training.run import publishing as export
+    from swin_mim.training.run.jsonl import disk_may_fail
+    from swin_mim.training.run.launch import launch
+    from swin_mim.training.run.tracking import RunLog
+    from swin_mim.weights import config_json
 
     run, data, augment, optim, train = config.run, config.data, config.augment, config.optim, config.train
     hub, metric = config.hub, best_by(config.save, multi_label=data.multi_label)
@@ -87,7 +92,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     listing = folder / "images.gz"
     if job.is_main:
         if newest is None:
-            save_listing(listing, training.images)
+            save_inventory(listing, training.images)
         origin = export.Origin.of(folder, config, base_is_simmim=model.from_simmim, resumed=newest is not None)
         export.check(folder, config, model.description())
         if hub.repo:
@@ -164,7 +169,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
     )
 
     # What is measured: every evaluation image once, by whatever process.
-    judge = Judge(judged, reader)
+    judge = ClassificationEvaluator(judged, reader)
     run_log = RunLog(folder, total_steps=plan.total_steps, step=state.step, accelerator=accelerator)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -264,22 +269,23 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
 
 def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     """Evaluate the run's published weights, or another model's, without training -> exit code."""
+    from swin_mim.architecture import as_pair
     from swin_mim.data.labels import with_classes
     from swin_mim.evaluation.classification import metrics
-    from swin_mim.evaluation.judge import Judge
+    from swin_mim.evaluation.evaluators import ClassificationEvaluator
     from swin_mim.evaluation.reader import Reader
-    from swin_mim.models.swin_config import as_pair
-    from swin_mim.training import classifiers, labelled_images, run_folder
-    from swin_mim.training.channels import check_channels, tell_other_gaps
-    from swin_mim.training.checkpoint import path_of
-    from swin_mim.training.run_state import read_state
+    from swin_mim.training import classifiers, labelled_images
+    from swin_mim.training.channels import check_channels, warn_of_other_gaps
+    from swin_mim.training.checkpoints.manager import read_state
+    from swin_mim.training.checkpoints.store import path_of
+    from swin_mim.training.run import folder as run_folder
 
     data, attention = config.data, config.train.attention
     step = None if newest is None else published_step(config, read_state(newest), newest.parent)
     if step is None:
         model = classifiers.to_measure(config.model, attention=attention)
         check_channels(model.preprocessing, data.channels, str(config.model.pretrained))
-        tell_other_gaps(model.preprocessing, data.nodata, data.mask_channel, str(config.model.pretrained))
+        warn_of_other_gaps(model.preprocessing, data.nodata, data.mask_channel, str(config.model.pretrained))
         images = labelled_images.to_evaluate(data)
         images = with_classes(images, classifiers.class_names(model, images.names))
     else:
@@ -288,7 +294,7 @@ def measure(config: FinetuneConfig, job: "Launch", newest: Path | None) -> int:
     seen, size = model.preprocessing, as_pair(model.encoder.config.image_size)
     watch = run_folder.BrokenImages(job.folder / "broken_images.jsonl").watch
     share = {"batch": config.train.micro_batch, "rank": job.rank, "world": job.world, "workers": data.workers}
-    judge = Judge(images, Reader(seen, size, job.device, reduce=job.reduce, watch=watch, **share))
+    judge = ClassificationEvaluator(images, Reader(seen, size, job.device, reduce=job.reduce, watch=watch, **share))
     outcome = judge.outcome(job.accelerator.prepare_model(model, evaluation_mode=True))
     if job.is_main:
         judge.write(job.folder / "evaluation", outcome, step=step)
@@ -306,7 +312,7 @@ def published_step(config: FinetuneConfig, state: "RunState", checkpoints: Path 
     Args:
         checkpoints: where the best one has to be by now. If it could not be written, it is the last one.
     """
-    from swin_mim.training.checkpoint import path_of
+    from swin_mim.training.checkpoints.store import path_of
 
     if not state.best or config.save.export != "best":
         return state.step

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.errors import STOPPED, one_line_errors
-from swin_mim.training.config import (
+from swin_mim.training.config.pretrain_checks import (
     PretrainConfig,
     check,
     load_config,
@@ -37,30 +37,35 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     import torch
     from torch import Tensor
 
-    from swin_mim.data.decode import decoder_text
-    from swin_mim.data.listing import explain_change, save_listing
-    from swin_mim.data.loader import Batch, owned, training_batches
-    from swin_mim.data.streaming import Supply
-    from swin_mim.data.transforms import PretrainTransform, denormalize
+    from swin_mim.data.decoding.rgb import decoder_text
+    from swin_mim.data.loading.loader import Batch, owned, training_batches
+    from swin_mim.data.sources.inventory import explain_change, save_inventory
+    from swin_mim.data.streaming.source import StreamStatus
+    from swin_mim.data.transforms.crops import PretrainTransform, denormalize
     from swin_mim.evaluation.false_colours import shown_channels
-    from swin_mim.evaluation.heldout import HeldOut
+    from swin_mim.evaluation.heldout import ReconstructionEvaluator
     from swin_mim.evaluation.probes import Prober, by_name
     from swin_mim.evaluation.reader import Reader
     from swin_mim.evaluation.validation import valid_of
-    from swin_mim.hub import config_json, export, repository
+    from swin_mim.hub import repository
     from swin_mim.masking import block_mask, masked_cells
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin, attention_text, compile_blocks
-    from swin_mim.training import engine, images, labelled_images, processes, run_folder
-    from swin_mim.training.channels import preprocessing_of, tell_other_channels
-    from swin_mim.training.json_lines import disk_may_fail
-    from swin_mim.training.launch import launch
-    from swin_mim.training.optim import adamw
-    from swin_mim.training.plan import plan_of, rate_of
-    from swin_mim.training.run_state import Checkpoints, RunState, newest_checkpoint
-    from swin_mim.training.schedule import due
-    from swin_mim.training.sharding import prepare
-    from swin_mim.training.tracking import RunLog, summary
+    from swin_mim.training import images, labelled_images
+    from swin_mim.training.channels import preprocessing_of, warn_of_other_channels
+    from swin_mim.training.checkpoints.manager import Checkpoints, RunState, newest_checkpoint
+    from swin_mim.training.config.schedule import due
+    from swin_mim.training.distributed import processes
+    from swin_mim.training.distributed.sharding import prepare
+    from swin_mim.training.loop import trainer as engine
+    from swin_mim.training.loop.optim import adamw
+    from swin_mim.training.loop.plan import plan_of, rate_of
+    from swin_mim.training.run import folder as run_folder
+    from swin_mim.training.run import publishing as export
+    from swin_mim.training.run.jsonl import disk_may_fail
+    from swin_mim.training.run.launch import launch
+    from swin_mim.training.run.tracking import RunLog, summary
+    from swin_mim.weights import config_json
 
     run, data, mim, optim, train, log = config.run, config.data, config.model, config.optim, config.train, config.log
     hub = config.hub
@@ -68,7 +73,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     accelerator, device, folder, say = job.accelerator, job.device, job.folder, job.say
 
     # Images: those to train on, and those held out to measure on.
-    training, heldout, channels = images.to_train_and_hold_out(config)
+    training, heldout, channels = images.open_pretraining_images(config)
     plan = plan_of(config, images=len(training), accumulation=job.accumulation)
     rate = rate_of(config, plan)
 
@@ -85,12 +90,12 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         model = SimMIM(swin, target=mim.target, **options)
     seen = preprocessing_of(data, channels)
     if mim.pretrained and newest is None:
-        tell_other_channels(model.preprocessing, seen, mim.pretrained)
+        warn_of_other_channels(model.preprocessing, seen, mim.pretrained)
     model.preprocessing = seen
     listing = folder / "images.gz"
     if job.is_main:
         if newest is None:
-            save_listing(listing, training)
+            save_inventory(listing, training)
         origin = export.Origin.of(folder, config, base_is_simmim=model.from_simmim, resumed=newest is not None)
         export.check(folder, config, model.description())
         if hub.repo:
@@ -139,7 +144,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
         mask = draw_mask(batch._replace(**valid), run.seed)
         return prepared(reader.prepare(batch.images), mask, cells, **valid).loss
 
-    supply = Supply(stopped=lambda: job.stop.received)
+    supply = StreamStatus(stopped=lambda: job.stop.received)
 
     def batches(samples_seen: int) -> Iterator[Batch]:
         loaded = training_batches(
@@ -159,7 +164,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     skips = run_folder.SkippedSteps(folder / "skipped_steps.jsonl", seed=run.seed, rank=job.rank, name_of=training.name)
 
     # What is measured: always the same held-out images, under the same masks; and images with labels, if there are any.
-    measured = HeldOut(
+    measured = ReconstructionEvaluator(
         [owned(batch) for batch in reader.batches(heldout)],
         prepare=reader.prepare,
         restore=partial(denormalize, mean=data.mean, std=data.std, scale=seen.scale),
@@ -238,7 +243,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
             say("no image is held out (a source of under 10, or data.heldout 0): nothing will be evaluated")
             evaluations = []
         elif not state.step:
-            run_log.metrics(0, measured.errors_of_filling(model))
+            run_log.metrics(0, measured.inpainting_baselines(model))
         if prober and not state.step:
             run_log.metrics(0, by_name(prober.stages(Swin(swin, attention=train.attention).to(device)), "random_"))
         finished = (fit or engine.fit)(

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swin_mim.architecture import SwinConfig
     from swin_mim.masking import block_mask
     from swin_mim.models.classifier import SwinClassifier
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin
-    from swin_mim.models.swin_config import SwinConfig
 
 __all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "block_mask"]
 
@@ -16,7 +16,7 @@ _HOME = {
     "SimMIM": "swin_mim.models.simmim",
     "Swin": "swin_mim.models.swin",
     "SwinClassifier": "swin_mim.models.classifier",
-    "SwinConfig": "swin_mim.models.swin_config",
+    "SwinConfig": "swin_mim.architecture",
     "block_mask": "swin_mim.masking",
 }
 

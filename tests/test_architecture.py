@@ -116,17 +116,17 @@ def test_other_packages_stay_in_their_place(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("swin_mim/models/swin.py", "import swin_mim.training.engine"),
+        ("swin_mim/models/swin.py", "import swin_mim.training.loop.trainer"),
         ("swin_mim/models/swin.py", "from swin_mim.data import loader"),
         ("swin_mim/models/swin.py", "from swin_mim.hub import export"),
         ("swin_mim/models/swin.py", "from swin_mim import evaluation"),
         ("swin_mim/data/new.py", "def f():\n    from swin_mim.models.swin import Swin"),
         ("swin_mim/data/new.py", "from swin_mim import masking"),
-        ("swin_mim/evaluation/new.py", "from swin_mim.training.config import check"),
+        ("swin_mim/evaluation/new.py", "from swin_mim.training.config.pretrain_checks import check"),
         ("swin_mim/training/new.py", "if TYPE_CHECKING:\n    from swin_mim.evaluation import validation"),
-        ("swin_mim/masking.py", "import importlib\nimportlib.import_module('swin_mim.data.loader')"),
+        ("swin_mim/masking.py", "import importlib\nimportlib.import_module('swin_mim.data.loading.loader')"),
         ("swin_mim/hub/formats.py", "from swin_mim.models.swin import Swin"),
-        ("swin_mim/hub/pretrained.py", "from swin_mim.training.config import check"),
+        ("swin_mim/hub/pretrained.py", "from swin_mim.training.config.pretrain_checks import check"),
         ("swin_mim/data/new.py", "from swin_mim import SwinConfig"),
     ],
 )
@@ -135,7 +135,7 @@ def test_the_check_of_directions_finds_them(path: str, line: str) -> None:
 
 
 def test_the_check_of_directions_lets_pass_what_may() -> None:
-    line = "from swin_mim.hub.formats import rename\nfrom swin_mim.errors import UserError\nimport torch"
+    line = "from swin_mim.weights.formats import rename\nfrom swin_mim.errors import UserError\nimport torch"
     assert uphill("swin_mim/models/swin.py", ast.parse(line)) == []
 
 
@@ -153,7 +153,7 @@ def test_the_check_of_places_finds_them(path: str, line: str) -> None:
     assert len(misplaced(path, ast.parse(line))) == 1
 
 
-@pytest.mark.parametrize("module", ["swin_mim", "swin_mim.training.config"])
+@pytest.mark.parametrize("module", ["swin_mim", "swin_mim.training.config.pretrain_checks"])
 def test_what_the_command_line_needs_does_not_wait_for_torch(module: str) -> None:
     heavy = "{'torch', 'torchvision', 'accelerate', 'datasets', 'matplotlib', 'PIL'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from swin_mim.data.blue_marble_labels import open_tiles_with_labels
-from swin_mim.data.channels import numbers
-from swin_mim.data.files import sha256
-from swin_mim.data.raster import Bands
-from swin_mim.data.raster_files import listed
+from swin_mim.data.blue_marble.labels import open_tiles_with_labels
+from swin_mim.data.decoding.channel_reader import numbers
+from swin_mim.data.decoding.multichannel import listed
+from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
-from swin_mim.data.sources import FolderSource, Source, Subset, open_files, opened_images
-from swin_mim.data.tables import Table, columns_text
+from swin_mim.data.sources.folder_files import sha256
+from swin_mim.data.sources.open import FolderSource, Source, Subset, open_files, opened_images
+from swin_mim.data.sources.tables import Table, columns_text
 from swin_mim.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
@@ -70,7 +70,7 @@ def open_labelled(
     column: str | None = None,
     label_column: str | None = None,
     multi_label: bool = False,
-    bands: Bands | None = None,
+    bands: ChannelSpec | None = None,
     stack: str | None = None,
 ) -> Labelled:
     """Open a folder of class folders, a table with a label column, or blue_marble.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swin_mim.data.raster import Raster
+    from swin_mim.data.decoding.raster import Raster
 
 _DIGITS = 6
 

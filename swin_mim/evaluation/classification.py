@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_mim.data.loader import Batch
+from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.evaluation.reader import read_of
 from swin_mim.evaluation.validation import evaluation_mode

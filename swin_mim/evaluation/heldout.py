@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from swin_mim.data.loader import Batch
+from swin_mim.data.loading.loader import Batch
 from swin_mim.evaluation.false_colours import FalseColours
 from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
 from swin_mim.evaluation.validation import baseline_errors, evaluate, valid_of
@@ -14,7 +14,7 @@ from swin_mim.models.simmim import SimMIM, local_statistics
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ReconstructionEvaluator:
     """This process's share of the held-out images, decoded, and how a model sees them.
 
     Args:
@@ -41,7 +41,7 @@ class HeldOut:
             )
         }
 
-    def errors_of_filling(self, model: SimMIM) -> dict[str, float]:
+    def inpainting_baselines(self, model: SimMIM) -> dict[str, float]:
         """What the loss would be for holes filled with nothing learned, in the units of the model's target."""
         normalized = model.target == "normalized"
         errors = baseline_errors(

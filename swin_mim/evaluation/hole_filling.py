@@ -25,7 +25,7 @@ def mean_fill(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(visible, images, _visible_mean(images, visible).to(images.dtype))
 
 
-def membrane_fill(images: Tensor, mask: Tensor, *, tolerance: float = 3e-5) -> Tensor:
+def laplace_inpaint(images: Tensor, mask: Tensor, *, tolerance: float = 3e-5) -> Tensor:
     """Every masked pixel becomes the mean of its neighbours: a membrane stretched over the visible pixels.
 
     The solution of the discrete Laplace equation with the visible pixels as boundary values; beyond the border of

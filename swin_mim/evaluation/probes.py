@@ -3,7 +3,7 @@
 Cheap, and to be read with care. The k-NN of the last stage under-rates masked image models: a ViT-B of MAE that reaches
 81.3 % when it is fine-tuned has 11.2 % there, and 46.0 % with a linear probe (README of lightly). Look at the linear
 probe, at the best stage rather than the last one, and at how far it is above the same encoder with random weights.
-What counts in the end is fine-tuning with few labels: `tools/transfer.py`.
+What counts in the end is fine-tuning with few labels: `swin-mim transfer`.
 """
 
 from collections.abc import Callable, Sequence

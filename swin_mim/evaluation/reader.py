@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from swin_mim.data.loader import Batch, heldout_batches
-from swin_mim.data.raster import pixel_bytes
-from swin_mim.data.sources import Source
-from swin_mim.data.transforms import EvaluationTransform, normalize
+from swin_mim.data.decoding.raster import pixel_bytes
+from swin_mim.data.loading.loader import Batch, heldout_batches
+from swin_mim.data.sources.open import Source
+from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.models.saving import Preprocessing
 
 

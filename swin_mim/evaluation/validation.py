@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from swin_mim.data.loader import Batch
+from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import UserError
-from swin_mim.evaluation.hole_filling import mean_fill, membrane_fill
+from swin_mim.evaluation.hole_filling import laplace_inpaint, mean_fill
 from swin_mim.masking import pixel_mask
 from swin_mim.models.simmim import masked_l1
 
@@ -81,7 +81,7 @@ def baseline_errors(
         unknown = pixel_mask(mask, patch)
         if valid:
             unknown = unknown | ~valid["valid"]
-        for found, fill in zip(errors, (mean_fill, membrane_fill), strict=True):
+        for found, fill in zip(errors, (mean_fill, laplace_inpaint), strict=True):
             filled = fill(images, unknown)
             found.append(masked_l1(filled / unit, images / unit, mask, **valid))
         counts.append(len(batch.images))

@@ -7,9 +7,9 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
-from swin_mim.hub.config_json import Description, Kind, timm_name
-from swin_mim.hub.expressible import not_expressible
-from swin_mim.models.swin_config import SwinConfig, as_pair
+from swin_mim.architecture import SwinConfig, as_pair
+from swin_mim.weights.compatibility import unsupported_reason
+from swin_mim.weights.config_json import Description, Kind, timm_name
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class CardFacts:
     """(file name in the repository, caption)"""
     tags: tuple[str, ...] = ()
     caution: str = ""
-    """Why timm's network is another one (`expressible.not_expressible`)."""
+    """Why timm's network is another one (`expressible.unsupported_reason`)."""
 
 
 def card_facts(
@@ -165,5 +165,5 @@ def card_facts(
         training=about.training,
         results=about.results,
         pictures=tuple((picture.name, picture.caption) for picture in about.pictures),
-        caution=not_expressible("timm", description),
+        caution=unsupported_reason("timm", description),
     )

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from swin_mim.errors import UserError
 from swin_mim.hub.about import CardFacts, Input
 from swin_mim.hub.card_examples import by, examples, fenced
-from swin_mim.hub.redaction import without_paths, yaml_without_paths
+from swin_mim.redaction import without_paths, yaml_without_paths
 
 SHOWN_LABELS = 20
 """A longer list of class names is cut to this."""

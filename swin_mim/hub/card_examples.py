@@ -35,7 +35,7 @@ def _swin_mim_snippet(facts: CardFacts) -> list[str]:
     names = [facts.kind] if classifies else [facts.kind, "SwinClassifier"]
     open_image, readers = [f"images = {_random(facts)}"], []
     if _is_rgb(facts):
-        readers = ["from swin_mim.data.transforms import EvaluationTransform, normalize"]
+        readers = ["from swin_mim.data.transforms.crops import EvaluationTransform, normalize"]
         open_image = [
             'image = Image.open("image.png").convert("RGB")',
             f"images = EvaluationTransform({_resizing(facts)})(image)[None]",
@@ -43,12 +43,12 @@ def _swin_mim_snippet(facts: CardFacts) -> list[str]:
         ]
     elif taken["scale"] == 1:  # channels and values as they stand in the files, which this package can read
         readers = [
-            "from swin_mim.data.raster import Bands",
-            "from swin_mim.data.sources import open_source",
-            "from swin_mim.data.transforms import EvaluationTransform, normalize",
+            "from swin_mim.data.decoding.raster import ChannelSpec",
+            "from swin_mim.data.sources.open import open_source",
+            "from swin_mim.data.transforms.crops import EvaluationTransform, normalize",
         ]
         open_image = [
-            f"bands = Bands({', '.join(_bands(facts))})",
+            f"bands = ChannelSpec({', '.join(_bands(facts))})",
             'image = open_source("images", bands=bands).image(0)  # the first of a folder',
             f"images = EvaluationTransform({_resizing(facts)})(image)[None]",
             f"images = normalize(images, {taken['mean']}, {taken['std']}, scale=1)  # {_shape(facts)}",
@@ -180,7 +180,7 @@ def _is_rgb(facts: CardFacts) -> bool:
 
 
 def _bands(facts: CardFacts) -> list[str]:
-    """The arguments of Bands."""
+    """The arguments of ChannelSpec."""
     taken = facts.input
     given = {"channels": taken["channels"], "nodata": taken["nodata"], "mask": taken["mask_channel"]}
     named = [f"{name}={value!r}" for name, value in given.items() if value is not None]

@@ -21,9 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swin_mim.architecture import as_pair
 from swin_mim.errors import UserError
-from swin_mim.hub import formats, network, repository
-from swin_mim.hub.config_json import (
+from swin_mim.hub import repository
+from swin_mim.weights import formats, network
+from swin_mim.weights.compatibility import unsupported_reason
+from swin_mim.weights.config_json import (
     Description,
     Preprocessing,
     describe,
@@ -32,10 +35,8 @@ from swin_mim.hub.config_json import (
     read_document,
     transformers_documents,
 )
-from swin_mim.hub.expressible import not_expressible
-from swin_mim.hub.pickled_file import is_pickled, load_pickled, microsoft_settings
-from swin_mim.hub.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
-from swin_mim.models.swin_config import as_pair
+from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
+from swin_mim.weights.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -46,7 +47,7 @@ NATIVE = "transformers"
 
 _CONVERT = (
     "is a pickle, which can run anything when it is opened: convert it, which opens it safely, with "
-    "python tools/convert.py {} FOLDER --to swin_mim"
+    "swin-mim convert {} FOLDER --to swin_mim"
 )
 
 Shape = tuple[int, ...]
@@ -261,7 +262,7 @@ def to_theirs(format: formats.Format, description: Description, tensors: Mapping
     Raises:
         UserError: that library cannot build this network.
     """
-    reason = not_expressible(format, description)
+    reason = unsupported_reason(format, description)
     if reason:
         raise UserError(reason)
     config = description.config

@@ -162,7 +162,7 @@ def push(
 
 def push_command(folder: Path, repo: str, *, private: bool, revision: str | None = None) -> str:
     """The line to type that pushes a folder."""
-    words = ["python", "-m", "swin_mim.hub.push", str(folder), repo, *([] if private else ["--public"])]
+    words = ["python", "-m", "swin_mim.cli.push", str(folder), repo, *([] if private else ["--public"])]
     return shlex.join(words + ([] if revision is None else ["--revision", revision]))
 
 
@@ -257,7 +257,7 @@ class _Source(NamedTuple):
 def _missing(name: str, there: Sequence[str]) -> str:
     pickled = [path for path in there if path.endswith(PICKLES)]
     if name.endswith(".safetensors") and pickled:
-        way_out = f"convert it: python tools/convert.py {PurePosixPath(pickled[0]).name} FOLDER --to swin_mim"
+        way_out = f"convert it: swin-mim convert {PurePosixPath(pickled[0]).name} FOLDER --to swin_mim"
         return f"it has no {name}, but {pickled[0]}, a pickle, which can run code: download and {way_out}"
     return f"it has no {name}, but {', '.join(sorted(there)[:10]) or 'nothing'}{' ...' if len(there) > 10 else ''}"
 
@@ -289,7 +289,7 @@ def _make_writable(api: "HfApi", repo: str, private: bool) -> None:
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo)
     if private and not info.private:
-        way_out = "agree with --hub.private false (swin_mim.hub.push: --public), make it private, or name another one"
+        way_out = "agree with --hub.private false (swin_mim.cli.push: --public), make it private, or name another one"
         raise UserError(f"it is public there and private was asked for: {way_out}")
     api.auth_check(repo, write=True)
 

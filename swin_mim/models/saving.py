@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained, repository
 from swin_mim.hub.about import About, card_facts
-from swin_mim.hub.adapt import Method, adapt
 from swin_mim.hub.card import card
-from swin_mim.hub.config_json import Description, Kind, Preprocessing
-from swin_mim.hub.expressible import not_expressible
-from swin_mim.models.swin_config import SwinConfig, as_pair
+from swin_mim.weights.adapt import Method, adapt
+from swin_mim.weights.compatibility import unsupported_reason
+from swin_mim.weights.config_json import Description, Kind, Preprocessing
 
 __all__ = ["About", "Preprocessing", "Pretrained"]
 
@@ -130,7 +130,7 @@ class Pretrained(nn.Module):
         if odd:
             raise UserError(f"a picture is named {odd[0]}: call it loss.png, reconstructions.png or card_<words>.png")
         description, tensors = self.description(), self._tensors()
-        caution = not_expressible("timm", description)
+        caution = unsupported_reason("timm", description)
         if caution:
             _LOG.warning("%s: %s", target, caution)
         with pretrained.replacing(target) as staging:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
-from swin_mim.hub.config_json import Description, Target
 from swin_mim.kernels.product import linear
 from swin_mim.masking import pixel_mask
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.window_attention import Backend
+from swin_mim.weights.config_json import Description, Target
 
 NORMALIZATION_WINDOW = 47
 """Pixels along the side of the neighbourhood that normalises a target (the SwinV2 recipe)."""

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swin_mim.architecture import SwinConfig, nearest_multiple
 from swin_mim.errors import UserError
 from swin_mim.kernels.product import linear, onednn_is_faster
 from swin_mim.kernels.window_geometry import window_geometry
 from swin_mim.models.linear import Linear, after_norm
 from swin_mim.models.mlp import Mlp
 from swin_mim.models.saving import Pretrained
-from swin_mim.models.swin_config import SwinConfig, nearest_multiple
 from swin_mim.models.window_attention import Backend, resolve_backend, window_attention
 
 __all__ = ["Swin", "SwinConfig", "attention_text", "compile_blocks", "freeze", "initialise"]

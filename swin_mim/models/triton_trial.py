@@ -15,7 +15,7 @@ WINDOWS: tuple[Pair, ...] = ((6, 6), (12, 12))
 NAMES = ("output", "gradient of qkv", "gradient of the bias table", "gradient of the padding")
 
 
-def trouble(device: torch.device) -> str:
+def failure_reason(device: torch.device) -> str:
     """Why not to use the kernel on a device; empty if all is well. Whatever mode the caller is in does not matter."""
     if find_spec("triton") is None:
         return "triton is not installed"

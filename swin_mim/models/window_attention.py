@@ -113,10 +113,10 @@ def _found_out(device: torch.device) -> Backend:
         return "chunked" if device.type == "cpu" else "reference"
     from swin_mim.models import triton_trial
 
-    trouble = triton_trial.trouble(device)
-    if trouble:
-        _LOG.warning("attention: the fused kernel is not used, but the slower sdpa: %s", trouble)
-    return "sdpa" if trouble else "triton"
+    failure_reason = triton_trial.failure_reason(device)
+    if failure_reason:
+        _LOG.warning("attention: the fused kernel is not used, but the slower sdpa: %s", failure_reason)
+    return "sdpa" if failure_reason else "triton"
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from swin_mim.errors import UserError
 from swin_mim.models.saving import Preprocessing
-from swin_mim.training.settings import DataConfig
+from swin_mim.training.config.pretrain import DataConfig
 
 RGB = ("red", "green", "blue")
 """What images are read as, unless they keep the channels of their files."""
@@ -20,7 +20,7 @@ def preprocessing_of(data: DataConfig, channels: tuple[str, ...] | None) -> Prep
     return Preprocessing(data.mean, data.std, channels, scale=1, nodata=data.nodata, mask_channel=data.mask_channel)
 
 
-def tell_other_channels(weights: Preprocessing, images: Preprocessing, name: str) -> None:
+def warn_of_other_channels(weights: Preprocessing, images: Preprocessing, name: str) -> None:
     """Warn of a pretraining that starts from the weights `name`, which were made for images of other channels."""
     if weights.scale != images.scale or (weights.channels or images.channels) != (images.channels or weights.channels):
         _LOG.warning(
@@ -63,7 +63,7 @@ def _numbered(channels: Sequence[str] | None) -> bool:
     return channels is not None and all(name.isdecimal() for name in channels)
 
 
-def tell_other_gaps(seen: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:
+def warn_of_other_gaps(seen: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:
     """Warn where a model was trained on images whose gaps were marked in another way."""
     theirs, ours = (seen.nodata, seen.mask_channel), (nodata, mask_channel)
     if seen.scale == 1 and theirs != ours:

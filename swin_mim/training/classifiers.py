@@ -10,10 +10,10 @@ from swin_mim.errors import UserError
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.saving import Preprocessing
 from swin_mim.models.swin import freeze, initialise
-from swin_mim.training.channels import check_channels, tell_other_gaps
-from swin_mim.training.finetune_config import check_architecture, new_encoder, sizes
-from swin_mim.training.finetune_settings import ClassifierConfig, LabelledDataConfig
-from swin_mim.training.run_state import TRAINER, published_weights
+from swin_mim.training.channels import check_channels, warn_of_other_gaps
+from swin_mim.training.checkpoints.manager import TRAINER, published_weights
+from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
+from swin_mim.training.config.finetune_checks import check_architecture, new_encoder, sizes
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def to_train(
     seen = built.preprocessing
     check_channels(seen, data.channels, model.pretrained or "the model")
     if model.pretrained is not None and checkpoint is None:
-        tell_other_gaps(seen, data.nodata, data.mask_channel, model.pretrained)
+        warn_of_other_gaps(seen, data.nodata, data.mask_channel, model.pretrained)
     built.preprocessing = replace(
         seen,
         mean=data.mean or seen.mean,

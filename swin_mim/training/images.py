@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from swin_mim.data.blue_marble import open_blue_marble
-from swin_mim.data.raster import Bands
-from swin_mim.data.raster_source import channels_of
-from swin_mim.data.sources import Source, open_source, split_heldout
-from swin_mim.data.streaming import open_streamed
-from swin_mim.training.config import PretrainConfig, reads_rasters
+from swin_mim.data.blue_marble.tiles import open_blue_marble
+from swin_mim.data.decoding.raster import ChannelSpec
+from swin_mim.data.sources.multichannel import channels_of
+from swin_mim.data.sources.open import Source, open_source, split_heldout
+from swin_mim.data.streaming.source import open_streamed
+from swin_mim.training.config.pretrain_checks import PretrainConfig, reads_rasters
 
 
 class Images(NamedTuple):
@@ -18,13 +18,15 @@ class Images(NamedTuple):
     """Names of the channels; None: images are RGB."""
 
 
-def bands_of(config: PretrainConfig) -> Bands | None:
+def bands_of(config: PretrainConfig) -> ChannelSpec | None:
     """What is read of each image; None: 8-bit RGB."""
     data, count = config.data, config.model.in_channels
-    return Bands(count, data.channels, data.nodata, data.mask_channel) if reads_rasters(data, config.model) else None
+    return (
+        ChannelSpec(count, data.channels, data.nodata, data.mask_channel) if reads_rasters(data, config.model) else None
+    )
 
 
-def to_train_and_hold_out(config: PretrainConfig) -> Images:
+def open_pretraining_images(config: PretrainConfig) -> Images:
     """Open data.source, or its shards where it is streamed.
 
     Raises:

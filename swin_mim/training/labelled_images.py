@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.labels import Labelled, labels_per_class, open_labelled, split_labelled, with_classes
-from swin_mim.data.packed import packed_rasters
-from swin_mim.data.raster import Bands
+from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.errors import UserError
-from swin_mim.training.finetune_settings import LabelledDataConfig
-from swin_mim.training.settings import DataConfig, PretrainConfig
+from swin_mim.training.config.finetune import LabelledDataConfig
+from swin_mim.training.config.pretrain import DataConfig, PretrainConfig
 
 HELDOUT_SEED = 0
 """Decides which images of a source are held out: the same in every run, so that results can be compared."""
@@ -114,6 +114,8 @@ def _columns(data: LabelledDataConfig) -> dict[str, Any]:
         "column": data.column,
         "label_column": data.label_column,
         "multi_label": data.multi_label,
-        "bands": Bands(len(data.channels), data.channels, data.nodata, data.mask_channel) if data.channels else None,
+        "bands": ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel)
+        if data.channels
+        else None,
         "stack": data.stack,
     }

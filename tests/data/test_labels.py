@@ -21,7 +21,7 @@ from swin_mim.data.labels import (
     split_labelled,
     with_classes,
 )
-from swin_mim.data.sources import Source
+from swin_mim.data.sources.open import Source
 from swin_mim.errors import UserError
 
 ANIMALS = ClassLabel(names=["zebra", "ant", "bee"])

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from swin_mim.data.decode import BrokenImage
-from swin_mim.data.loader import Batch, heldout_batches
-from swin_mim.data.transforms import EvaluationTransform, normalize
+from swin_mim.data.decoding.rgb import BrokenImage
+from swin_mim.data.loading.loader import Batch, heldout_batches
+from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation import classification
 from swin_mim.evaluation.classification import (

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swin_mim import block_mask
-from swin_mim.evaluation.hole_filling import CHUNK, mean_fill, membrane_fill
+from swin_mim.evaluation.hole_filling import CHUNK, laplace_inpaint, mean_fill
 
 RANGE = 1e-3  # the accuracy that is asked for, as a part of the range of the visible pixels
 
@@ -53,7 +53,7 @@ def direct(image, mask):
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_the_membrane_is_the_direct_solution(mask, offset):
     images = torch.rand(len(mask), 3, *mask.shape[1:]) + offset
-    filled = membrane_fill(images, mask)
+    filled = laplace_inpaint(images, mask)
     for got, image, hidden in zip(filled, images, mask, strict=True):
         expected = direct(image, hidden)
         seen = expected[:, ~hidden]
@@ -65,7 +65,7 @@ def test_the_membrane_is_the_direct_solution(mask, offset):
 def test_a_tighter_tolerance_brings_a_better_solution():
     image, mask = torch.rand(1, 1, 32, 32, dtype=torch.float64), block_mask(1, (32, 32), 8, 0.6, seed=1)
     expected = direct(image[0], mask[0])
-    errors = [float((membrane_fill(image, mask, tolerance=t)[0] - expected).abs().max()) for t in (1e-2, 1e-5, 1e-9)]
+    errors = [float((laplace_inpaint(image, mask, tolerance=t)[0] - expected).abs().max()) for t in (1e-2, 1e-5, 1e-9)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-8
 
@@ -78,20 +78,20 @@ def test_a_ramp_is_reproduced_where_no_hole_meets_the_border(height, width, shar
     mask[:, [0, -1]] = mask[:, :, [0, -1]] = False
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     ramps = torch.stack([0.5 * y - 2 * x + 3, 1.0 * x, -1.0 * y])[None]
-    assert (membrane_fill(ramps, mask) - ramps).abs().max() < RANGE * 2 * (height + width)
+    assert (laplace_inpaint(ramps, mask) - ramps).abs().max() < RANGE * 2 * (height + width)
 
 
 def test_a_ramp_along_a_border_is_reproduced_at_that_border():
     ramp = torch.arange(24.0).expand(1, 1, 16, 24)
     mask = torch.zeros(1, 16, 24, dtype=torch.bool)
     mask[:, :9, 5:20] = True
-    assert (membrane_fill(ramp, mask) - ramp).abs().max() < RANGE * 24
+    assert (laplace_inpaint(ramp, mask) - ramp).abs().max() < RANGE * 24
     falling = torch.arange(16.0)[:, None].expand(1, 1, 16, 24)  # not level where the hole meets the border
-    assert (membrane_fill(falling, mask) - falling).abs().max() > 1
+    assert (laplace_inpaint(falling, mask) - falling).abs().max() > 1
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5, 1e6, 1e-8])
-@pytest.mark.parametrize("fill", [mean_fill, membrane_fill])
+@pytest.mark.parametrize("fill", [mean_fill, laplace_inpaint])
 def test_a_constant_is_reproduced(fill, value):
     images, mask = torch.full((3, 2, 33, 20), value), scattered(3, 33, 20, 0.9, seed=0)
     torch.testing.assert_close(fill(images, mask), images)
@@ -102,7 +102,7 @@ def test_a_constant_is_reproduced(fill, value):
 def test_the_membrane_never_overshoots(height, width, share, seed):
     mask = scattered(2, height, width, share, seed)
     images = torch.rand(2, 2, height, width, generator=torch.Generator().manual_seed(seed))
-    filled = membrane_fill(images, mask)
+    filled = laplace_inpaint(images, mask)
     seen = ~mask[:, None]
     assert (filled <= images.where(seen, -torch.inf).amax((2, 3), keepdim=True) + RANGE).all()
     assert (filled >= images.where(seen, torch.inf).amin((2, 3), keepdim=True) - RANGE).all()
@@ -111,11 +111,11 @@ def test_the_membrane_never_overshoots(height, width, share, seed):
 
 def test_the_membrane_has_no_preferred_direction():
     images, mask = torch.rand(2, 3, 37, 26), scattered(2, 37, 26, 0.85, seed=0)
-    filled = membrane_fill(images, mask)
+    filled = laplace_inpaint(images, mask)
     for dims in ((2,), (3,), (2, 3)):
-        flipped = membrane_fill(images.flip(dims), mask.flip([d - 1 for d in dims])).flip(dims)
+        flipped = laplace_inpaint(images.flip(dims), mask.flip([d - 1 for d in dims])).flip(dims)
         assert (flipped - filled).abs().max() < RANGE
-    turned = membrane_fill(images.transpose(2, 3), mask.transpose(1, 2)).transpose(2, 3)
+    turned = laplace_inpaint(images.transpose(2, 3), mask.transpose(1, 2)).transpose(2, 3)
     assert (turned - filled).abs().max() < RANGE
 
 
@@ -123,7 +123,7 @@ def test_the_number_of_threads_comes_back():
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        membrane_fill(torch.rand(1, 1, 8, 8), scattered(1, 8, 8, 0.5, seed=0))
+        laplace_inpaint(torch.rand(1, 1, 8, 8), scattered(1, 8, 8, 0.5, seed=0))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -141,7 +141,7 @@ def test_mean_fill_is_a_mean_per_image_and_channel():
                     assert float(filled[b, c, y, x]) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("fill", [mean_fill, membrane_fill])
+@pytest.mark.parametrize("fill", [mean_fill, laplace_inpaint])
 class TestBothFillings:
     def test_what_is_masked_is_never_read_and_nothing_is_changed(self, fill):
         images, mask = torch.rand(2, 3, 16, 18), scattered(2, 16, 18, 0.7, seed=0)

@@ -8,10 +8,10 @@ from PIL import Image
 from scipy.optimize import minimize
 
 from swin_mim import Swin
-from swin_mim.data.decode import BrokenImage
+from swin_mim.data.decoding.raster import Raster
+from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.labels import Labelled
-from swin_mim.data.raster import Raster
-from swin_mim.data.transforms import EvaluationTransform, normalize
+from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation import probes
 from swin_mim.evaluation.probes import (
@@ -486,7 +486,7 @@ def test_a_histogram_of_values_is_numpys_and_leaves_gaps_out():
             np.testing.assert_allclose(shares**2, inside / max(len(there), 1), atol=1e-12)
 
 
-class Bands(Noise):
+class ChannelSpec(Noise):
     """Two channels of noise with gaps; the mean of the second tells the class."""
 
     def image(self, index):
@@ -497,7 +497,7 @@ class Bands(Noise):
 
 def test_values_alone_solve_what_values_tell():
     seen = replace(reader(), seen=Preprocessing((100.0, 115.0), (10.0, 15.0), ("a", "b"), scale=1))
-    training, judged = (Labelled(Bands(n), NAMES, np.arange(n) % 3) for n in (18, 9))
+    training, judged = (Labelled(ChannelSpec(n), NAMES, np.arange(n) % 3) for n in (18, 9))
     assert by_colours(training, judged, seen) == Score(1, 1, 1, 1)
     found, _ = colours_of(training, seen)
     assert found.shape == (18, 64)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from swin_mim import SimMIM, block_mask
-from swin_mim.data.transforms import denormalize, normalize
+from swin_mim.data.transforms.crops import denormalize, normalize
 from swin_mim.evaluation.reconstruction import (
     CELL,
     HOLE,

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from swin_mim import SimMIM, block_mask
-from swin_mim.data.loader import Batch
-from swin_mim.data.transforms import normalize
+from swin_mim.data.loading.loader import Batch
+from swin_mim.data.transforms.crops import normalize
 from swin_mim.errors import UserError
-from swin_mim.evaluation.hole_filling import membrane_fill
+from swin_mim.evaluation.hole_filling import laplace_inpaint
 from swin_mim.evaluation.validation import baseline_errors, evaluate
 from swin_mim.masking import pixel_mask
 from swin_mim.models.simmim import MimOutput, local_statistics, masked_l1
@@ -209,7 +209,7 @@ def test_baselines_against_a_loop(images, normalized):
     floats, hidden = prepare(images), pixel_mask(masks(3, 0), PATCH)
     unit = deviation(floats) if normalized else torch.ones_like(floats)
     mean = torch.stack([x[:, ~m].mean(1) for x, m in zip(floats, hidden, strict=True)])[..., None, None]
-    membrane = membrane_fill(floats, hidden)
+    membrane = laplace_inpaint(floats, hidden)
     assert list(baselines) == ["mean_fill", "interpolation"]
     assert baselines["mean_fill"] == pytest.approx(naive_errors(floats, hidden, mean.expand_as(floats), unit), rel=1e-5)
     assert baselines["interpolation"] == pytest.approx(naive_errors(floats, hidden, membrane, unit), rel=1e-5)
@@ -218,7 +218,7 @@ def test_baselines_against_a_loop(images, normalized):
 def test_a_baseline_is_the_loss_of_a_model_that_interpolates(images):
     class Membrane(nn.Module):
         def forward(self, images, mask):
-            pixels = membrane_fill(images, pixel_mask(mask, PATCH))
+            pixels = laplace_inpaint(images, pixel_mask(mask, PATCH))
             return MimOutput(masked_l1(pixels, images, mask), pixels)
 
     options = {"prepare": prepare, "draw_mask": draw_mask, "reduce": alone}

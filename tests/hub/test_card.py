@@ -27,9 +27,9 @@ from swin_mim.errors import UserError
 from swin_mim.hub.about import CardFacts, Input, Result, Training
 from swin_mim.hub.card import card, escaped
 from swin_mim.hub.card_examples import FOLDER
-from swin_mim.hub.config_json import Description
-from swin_mim.hub.expressible import not_expressible
-from swin_mim.hub.redaction import without_paths
+from swin_mim.redaction import without_paths
+from swin_mim.weights.compatibility import unsupported_reason
+from swin_mim.weights.config_json import Description
 
 TINY = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
 TWO_STAGES = SwinConfig(64, embed_dim=16, depths=(1, 2), num_heads=(2, 4), window_size=8)
@@ -92,7 +92,7 @@ def facts(config: SwinConfig = TINY, **changes: Any) -> CardFacts:
         training=TRAINING,
         results=RESULTS,
         pictures=(("reconstruction.png", "Image, masked, prediction."), ("loss.png", "The loss.")),
-        caution=not_expressible("timm", Description("SimMIM", config)),
+        caution=unsupported_reason("timm", Description("SimMIM", config)),
     )
     return dataclasses.replace(full, **changes)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from swin_mim import SimMIM, SwinClassifier, SwinConfig, block_mask
-from swin_mim.hub.config_json import Preprocessing
+from swin_mim.weights.config_json import Preprocessing
 
 CONFIG = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
 LABELS = ("ice", "desert", "forest")
@@ -234,10 +234,10 @@ def test_a_push_that_fails_keeps_the_model_and_says_how_to_go_on(hub, client_env
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert len(hub.commits(repo)) <= 1
-    command = output.split("python -m swin_mim.hub.push ")[1].split()
+    command = output.split("python -m swin_mim.cli.push ")[1].split()
     kept = Path(command[0])
     assert (kept / "transformers" / "model.safetensors").is_file()
-    again = [sys.executable, "-m", "swin_mim.hub.push", *command[:2]]
+    again = [sys.executable, "-m", "swin_mim.cli.push", *command[:2]]
     done = subprocess.run(again, env=client_environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "transformers/model.safetensors", "README.md"}

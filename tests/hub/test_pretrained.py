@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.hub.about import About, Picture
-from swin_mim.hub.config_json import Preprocessing
-from swin_mim.hub.network import expected_shapes
 from swin_mim.hub.pretrained import replacing, write_transformers
+from swin_mim.weights.config_json import Preprocessing
+from swin_mim.weights.network import expected_shapes
 
 CONFIG = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
 OTHERS = [
@@ -299,7 +299,7 @@ def test_where_there_is_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no model.safetensors" in error_of(Swin.from_pretrained, tmp_path / "empty")
     torch.save({}, tmp_path / "x.pth")
-    assert "tools/convert.py" in error_of(Swin.from_pretrained, tmp_path / "x.pth")
+    assert "swin-mim convert" in error_of(Swin.from_pretrained, tmp_path / "x.pth")
 
 
 def test_lists_are_as_good_as_tuples(tmp_path):

@@ -286,7 +286,7 @@ def test_every_refusal_to_load_says_why_in_one_line(
         (call("fetch", f"{user}/model", names, revision="v9"), ["no such branch, tag or commit"]),
         (call("fetch", f"{user}/model", names, revision="0" * 40), ["no such branch, tag or commit"]),
         (call("fetch", f"{user}/model", ["config.json", "absent.json"]), ["no absent.json", "README.md"]),
-        (call("fetch", f"{user}/old", names), ["no model.safetensors", "pytorch_model.bin", "tools/convert.py"]),
+        (call("fetch", f"{user}/old", names), ["no model.safetensors", "pytorch_model.bin", "swin-mim convert"]),
         (call("fetch", f"{user}/gated", names), ["let you in", f"{hub.url}/{user}/gated"]),
         (call("fetch", "no name", names), ["no name"]),
         (call("fetch", f"{user}/model", ["../../evil"]), ["no path inside a repository"]),
@@ -319,7 +319,7 @@ def test_no_connection_and_no_answer_are_told_soon_and_with_the_address(
     for answer in refused.answers + unanswered.answers:
         assert "no connection to http://***@127.0.0.1:" in str(answer.error)
         assert "secret" not in str(answer.error)
-    assert "python -m swin_mim.hub.push" in str(unanswered.answers[1].error)
+    assert "python -m swin_mim.cli.push" in str(unanswered.answers[1].error)
     assert contents(folder) == MODEL
 
 
@@ -396,7 +396,7 @@ def test_a_refused_push_names_the_folder_and_the_command(
     answer = one_call(client_environment, "push", folder, "stranger/public", message="x", private=False)
     assert "Forbidden: Bearer hf_*** must be" in str(answer.error)
     assert str(answer.error).endswith(
-        f"; {folder} is whole and kept, try again with: python -m swin_mim.hub.push '{folder}' stranger/public --public"
+        f"; {folder} is whole and kept, try again with: python -m swin_mim.cli.push '{folder}' stranger/public --public"
     )
 
 
@@ -493,7 +493,7 @@ def push_through_failures(folder: Path, home: Path, there: bool, carried_out: bo
             assert state in ([[]] if not there else []) + [unchanged] + [[*unchanged, whole]] * carried_out
             assert "no connection" in answer.error
             assert (
-                f"{folder} is whole and kept, try again with: python -m swin_mim.hub.push {folder} {repo}"
+                f"{folder} is whole and kept, try again with: python -m swin_mim.cli.push {folder} {repo}"
                 in answer.error
             )
     assert [answer.error for answer in retried] == [None] * len(repos)

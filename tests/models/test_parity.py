@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
-from swin_mim.hub.formats import key_map, to_ours
 from swin_mim.hub.pretrained import to_theirs
+from swin_mim.weights.formats import key_map, to_ours
 
 TIMM = [
     ("swin_tiny", 224, 7),

@@ -12,12 +12,12 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
-        "swin_mim.training.engine",
-        "swin_mim.training.processes",
+        "swin_mim.training.loop.trainer",
+        "swin_mim.training.distributed.processes",
         "swin_mim.evaluation.heldout",
-        "swin_mim.data.blue_marble",
+        "swin_mim.data.blue_marble.tiles",
         "swin_mim.training.classifiers",
-        "swin_mim.evaluation.judge",
+        "swin_mim.evaluation.evaluators",
         "timm.data",
         "matplotlib.pyplot",
     ]

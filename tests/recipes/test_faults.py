@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import run_recipe
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 def status(recipe, name):
     return json.loads((recipe.path(name) / "run_status.json").read_text())
@@ -228,7 +226,7 @@ def test_a_run_that_diverges_goes_back_twice_and_says_where(recipe):
     assert all(name.endswith(".png") for _, name in pictures["images"])
 
     done = subprocess.run(
-        [sys.executable, str(TOOLS / "replay.py"), str(recipe.path("diverged")), str(first)],
+        [sys.executable, "-m", "swin_mim.cli.replay", str(recipe.path("diverged")), str(first)],
         env=os.environ | run_recipe.ENVIRONMENT,
         capture_output=True,
         text=True,

@@ -72,7 +72,7 @@ def test_a_push_that_fails_loses_nothing(recipe, hub, client_environment):
     assert len(hub.commits(repo)) == 1
     *_, last = output.strip().splitlines()
     assert "step     10/10" in output
-    command = shlex.split(last[last.index("python -m swin_mim.hub.push") :])[1:5]
+    command = shlex.split(last[last.index("python -m swin_mim.cli.push") :])[1:5]
     hub.before_commit = None
     again = [sys.executable, *command]
     done = subprocess.run(again, cwd=recipe.folder, env=client_environment, capture_output=True, text=True, timeout=240)

@@ -13,10 +13,10 @@ from conftest import TINY, Recipe
 from PIL import Image
 
 from swin_mim import SimMIM, Swin, SwinClassifier
-from swin_mim.data.blue_marble import climate_zones, package_file
-from swin_mim.data.raster import Bands
-from swin_mim.data.sources import open_source
-from swin_mim.data.transforms import EvaluationTransform, normalize
+from swin_mim.data.blue_marble.tiles import climate_zones, package_file
+from swin_mim.data.decoding.raster import ChannelSpec
+from swin_mim.data.sources.open import open_source
+from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 
 CHANNELS = ["red", "green", "blue", "relief", "depth", "zone"]
 MEAN, STD = [5e3, 6e3, 7e3, 4e4, 4e4, 4e4], [7e3, 7e3, 7e3, 1e4, 2e4, 2e4]
@@ -118,7 +118,7 @@ def test_what_it_publishes_is_the_model_that_was_measured(rasters: Recipe, whole
     assert (seen.scale, seen.channels, seen.mean) == (1, tuple(CHANNELS), tuple(MEAN))
     encoder = Swin.from_pretrained(folder / "export")
     assert torch.equal(encoder.patch_embed.proj.weight, model.encoder.patch_embed.proj.weight)
-    image = open_source(str(rasters.folder / "images"), bands=Bands(6, tuple(CHANNELS))).image(3)
+    image = open_source(str(rasters.folder / "images"), bands=ChannelSpec(6, tuple(CHANNELS))).image(3)
     images = normalize(EvaluationTransform((32, 48))(image)[None].nan_to_num(0), seen.mean, seen.std, seen.scale)
     features = model.encoder(images)
     assert features.isfinite().all()

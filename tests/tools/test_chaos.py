@@ -1,4 +1,4 @@
-"""The short version of tools/chaos.py: fewer points, the same faults."""
+"""The short version of python -m tools.chaos: fewer points, the same faults."""
 
 import json
 import subprocess

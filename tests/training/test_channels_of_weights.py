@@ -11,10 +11,10 @@ from swin_mim.training.channels import (
     RGB,
     check_channels,
     preprocessing_of,
-    tell_other_channels,
-    tell_other_gaps,
+    warn_of_other_channels,
+    warn_of_other_gaps,
 )
-from swin_mim.training.settings import DataConfig
+from swin_mim.training.config.pretrain import DataConfig
 
 PHOTOS = Preprocessing()
 BANDS = Preprocessing((1.0, 2.0), (3.0, 4.0), ("nir", "red"), scale=1, nodata=0.0)
@@ -77,7 +77,7 @@ def test_numbers_on_one_side_are_accepted_with_a_warning(seen, channels, caplog,
 )
 def test_a_pretraining_that_starts_from_other_channels_says_so(weights, images, warns, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        tell_other_channels(weights, images, "weights")
+        warn_of_other_channels(weights, images, "weights")
     assert ("weights was made for images of" in caplog.text) == warns
 
 
@@ -87,5 +87,5 @@ def test_a_pretraining_that_starts_from_other_channels_says_so(weights, images, 
 )
 def test_gaps_that_are_marked_in_another_way_are_told(seen, nodata, mask, warns, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        tell_other_gaps(seen, nodata, mask, "weights")
+        warn_of_other_gaps(seen, nodata, mask, "weights")
     assert ("gaps that are not told are read as values" in caplog.text) == warns

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
-from swin_mim.hub import config_json
-from swin_mim.hub.adapt import resize_bias_table
 from swin_mim.models.saving import Preprocessing
-from swin_mim.training import checkpoint, classifiers
-from swin_mim.training.finetune_settings import ClassifierConfig, LabelledDataConfig
-from swin_mim.training.tensor_file import write_tensors
+from swin_mim.training import classifiers
+from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints.safetensors_writer import write_tensors
+from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
+from swin_mim.weights import config_json
+from swin_mim.weights.adapt import resize_bias_table
 
 CONFIG = SwinConfig(32, embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=4)
 TINY = ClassifierConfig(

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.labels import Labelled
-from swin_mim.data.packing import pack
-from swin_mim.data.raster import Bands, Raster
+from swin_mim.data.packing.pack import pack
 from swin_mim.errors import UserError
-from swin_mim.training.config import DataConfig, PretrainConfig, ProbeConfig, RunConfig
-from swin_mim.training.finetune_settings import LabelledDataConfig
+from swin_mim.training.config.finetune import LabelledDataConfig
+from swin_mim.training.config.pretrain_checks import DataConfig, PretrainConfig, ProbeConfig, RunConfig
 from swin_mim.training.labelled_images import named_by, to_evaluate, to_probe, to_probe_in, to_train_and_evaluate
 
 COUNTS = {"ant": 30, "bee": 20, "cow": 6}
@@ -325,7 +325,7 @@ def test_a_probe_of_packed_images_and_of_files_beside_each_other(tmp_path: Path)
             values = np.full((16, 16, 2), number + 1, dtype=np.uint16)
             values[:4] = 0
             np.save(tmp_path / "files" / kind / f"{number}.npy", values)
-    pack(str(tmp_path / "files"), tmp_path / "packed", size=16, workers=0, bands=Bands(2, nodata=0))
+    pack(str(tmp_path / "files"), tmp_path / "packed", size=16, workers=0, bands=ChannelSpec(2, nodata=0))
     files, packed = (DataConfig(source=str(tmp_path / name)) for name in ("files", "packed"))
     for own, other in ((replace(files, nodata=0.0), packed), (packed, files), (packed, packed)):
         config = PretrainConfig(RunConfig("x"), data=own, probe=ProbeConfig(source=other.source))

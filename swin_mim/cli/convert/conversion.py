@@ -1,0 +1,313 @@
+"""What `convert.py` does: weights of any format are read, adapted, written for a library, and the outputs compared."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from swin_mim.architecture import as_pair
+from swin_mim.cli.convert import libraries as peers
+from swin_mim.cli.convert.report import Comparison, Left, Report, Row, Side, place
+from swin_mim.errors import UserError
+from swin_mim.hub import pretrained, repository
+from swin_mim.hub.about import About
+from swin_mim.hub.pretrained import Weights, is_mim_head
+from swin_mim.models.saving import Pretrained
+from swin_mim.weights.adapt import Method, adapt
+from swin_mim.weights.config_json import Description
+from swin_mim.weights.formats import Format, KeyMap, key_map, left_out
+from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
+from swin_mim.weights.weights_file import TensorInfo, load_tensors, write_safetensors
+
+Target = Literal["timm", "transformers", "microsoft", "torchvision", "swin_mim"]
+Size = int | tuple[int, int]
+Tensors = dict[str, Tensor]
+
+FILES = {"microsoft": "model", "torchvision": None}
+"""Targets that are one file, and the key under which a pickle of theirs has the weights. The others are folders."""
+SAFETENSORS = ".safetensors"
+TOLERANCE = 1e-4
+"""The largest difference of outputs that is rounding, as a part of their scale."""
+
+
+@dataclass(frozen=True)
+class Source:
+    weights: Weights
+    raw: Tensors
+    """Under the names of the source, as they are there."""
+    side: Side
+
+
+def convert(
+    source: str,
+    dest: Path,
+    to: Target,
+    *,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+    bias_tables: Method = "bicubic",
+    channels: int | Sequence[str] | None = None,
+    encoder_only: bool = False,
+    source_image_size: Size | None = None,
+    microsoft: str | None = None,
+    compare: bool = True,
+) -> Report:
+    """Write `dest`, whole or not at all -> what was done. The arguments are the options of `convert.py`.
+
+    Raises:
+        UserError: the source cannot be read, the target cannot hold it, there is something at `dest`, or the outputs
+            differ.
+    """
+    check_dest(dest, to)
+    original = read(source, source_image_size)
+    description, tensors, left = chosen_parts(original.weights, to, encoder_only)
+    sizes = {"image_size": image_size, "window_size": window_size}
+    fields = {field: size for field, size in sizes.items() if size is not None}
+    description, tensors, changes = adapt(description, tensors, fields, bias_tables=bias_tables, channels=channels)
+    with appearing(dest) as path:
+        write(path, to, description, tensors, About(base_model=source if repository.is_repo_name(source) else None))
+        written = written_at(path, to)
+        comparisons = (
+            (compare_source(original, microsoft), compare_target(to, description, tensors, written, microsoft))
+            if compare
+            else ()
+        )
+    keys = key_map(written, to)
+    return Report(
+        source=original.side,
+        target=side_of(str(dest), to, description, tensors),
+        rows=rows(original.weights, keys, tensors),
+        left=left,
+        added=keys.left,
+        changed=(*casts(original), *changes),
+        comparisons=comparisons,
+    )
+
+
+# The source.
+
+
+def read(source: str, image_size: Size | None) -> Source:
+    """A file, pickled or not, a folder or a repository.
+
+    Args:
+        image_size: what the weights were made for, if the source does not say it.
+    """
+    path = Path(source).expanduser()
+    if is_pickled(path):
+        raw, settings = load_pickled(path)
+        beside = pretrained.beside_pickle(path)
+    else:
+        path, settings = pretrained.locate(source), None
+        raw = pretrained.load_files(path)
+        beside = path if path.is_dir() else None
+    header = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in raw.items()}
+    weights = pretrained.interpret(
+        header,
+        lambda: raw,
+        beside,
+        str(path),
+        known=microsoft_settings(settings or {}, path),
+        image_size=image_size,
+    )
+    # The encoder or classifier in a folder of ours has timm's names; a pickle of ours does not exist.
+    ours = beside is not None and pretrained.is_saved_model(beside)
+    format = "swin_mim" if ours and weights.keys.format == "timm" else weights.keys.format
+    side = side_of(source, format, weights.description, weights.tensors, size_is_guessed=weights.size_is_guessed)
+    return Source(weights, raw, side)
+
+
+# What becomes of it.
+
+
+def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Description, Tensors, tuple[Left, ...]]:
+    """The network that is to be written, its tensors under our names, and what of the source is left."""
+    left = [Left(name, "as the geometry decides it") for name in weights.keys.left]
+    if encoder_only:
+        unwanted = {name for name in weights.tensors if is_mim_head(name) or name.startswith("head.")}
+        why = "as --encoder-only asks"
+    else:
+        unwanted = set(left_out(to, weights.tensors))
+        if weights.description.kind == "Swin":
+            unwanted |= {"mask_token"} & weights.tensors.keys()
+        why = f"as {to} has no place for it"
+    for name, theirs in weights.keys.sources.items():
+        left += [Left(source, why) for source in theirs if name in unwanted]
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in unwanted}
+    description = weights.description
+    if unwanted and description.kind != "Swin":
+        description = replace(description, kind="Swin", target="pixels", num_classes=0, labels=None)
+    return description, tensors, tuple(left)
+
+
+def casts(original: Source) -> Iterator[str]:
+    sources = {name for names in original.weights.keys.sources.values() for name in names}
+    for dtype in sorted({str(original.raw[name].dtype).removeprefix("torch.") for name in sources} - {"float32"}):
+        yield f"{dtype} becomes float32"
+
+
+# The target.
+
+
+def check_dest(dest: Path, to: Target) -> None:
+    if to in FILES and dest.suffix not in (".pth", ".pt", SAFETENSORS):
+        raise UserError(f"{dest}: {to} weights are one file, whose name ends in .pth or {SAFETENSORS}")
+    if dest.is_symlink() or dest.is_file() or (dest.is_dir() and (to in FILES or any(dest.iterdir()))):
+        raise UserError(f"{dest} exists: name a new {'file' if to in FILES else 'or empty folder'}")
+
+
+@contextmanager
+def appearing(dest: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `dest` when the block ends well; else nothing stays."""
+    target = dest.absolute()
+    staging = target.with_name(f".{target.name}.converting.{os.getpid()}")
+    try:
+        staging.mkdir(parents=True)
+        yield staging / target.name
+        (staging / target.name).rename(target)
+    except OSError as error:
+        raise UserError(f"{dest} could not be written: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch.save's word for a full disk
+            raise
+        raise UserError(f"{dest} could not be written: the disk is full") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write(path: Path, to: Target, description: Description, tensors: Tensors, about: About) -> None:
+    """The file, or the folder, of a target."""
+    if to == "swin_mim":
+        model = peers.build("swin_mim", description, tensors).model
+        assert isinstance(model, Pretrained)
+        model.save_pretrained(path, about=about)
+        return
+    if to in FILES:
+        state = pretrained.to_theirs(to, description, tensors)
+        if path.suffix == SAFETENSORS:
+            write_safetensors(state, path)
+        else:
+            with path.open("wb") as file:
+                torch.save({FILES[to]: state} if FILES[to] else state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        return
+    if to == "timm":
+        pretrained.to_theirs(to, description, tensors)  # refuses what timm cannot build
+    path.mkdir()
+    (pretrained.write if to == "timm" else pretrained.write_transformers)(path, description, tensors)
+
+
+def written_at(path: Path, to: Target) -> Tensors:
+    """The tensors that were written, read again."""
+    if path.is_dir():
+        return pretrained.load_files(path)
+    return load_tensors(path) if path.suffix == SAFETENSORS else load_pickled(path).tensors
+
+
+# The comparison.
+
+
+def compare_source(original: Source, microsoft: str | None) -> Comparison:
+    """The library that the weights are from and ours, before anything is adapted."""
+    format = original.weights.keys.format
+    description, tensors = original.weights.description, original.weights.tensors
+    if original.side.format in ("swin_mim", "checkpoint"):
+        return Comparison("source", "ours", {}, "the source is ours")
+    if format == "mmpretrain":
+        return Comparison(format, "ours", {}, "its code is not at hand")
+    try:
+        theirs = their_state(original)
+        peer = peers.build(format, description, theirs, microsoft=microsoft)
+    except (peers.NotBuilt, UserError) as reason:
+        return Comparison(format, "ours", {}, str(reason))
+    return compared(format, peer, "ours", peers.build("swin_mim", description, tensors), description)
+
+
+def their_state(original: Source) -> Tensors:
+    """The source's own tensors, with the buffers of the geometry that it was found to have."""
+    weights = original.weights
+    buffers = pretrained.to_theirs(weights.keys.format, weights.description, weights.tensors)
+    names = [name for theirs in weights.keys.sources.values() for name in theirs]
+    return buffers | {name: original.raw[name].float() for name in names}
+
+
+def compare_target(
+    to: Target, description: Description, tensors: Tensors, written: Tensors, microsoft: str | None
+) -> Comparison:
+    """Ours and the library that the weights are for, with what was written."""
+    try:
+        peer = peers.build(to, description, written, microsoft=microsoft)
+    except peers.Different as difference:
+        raise UserError(f"{to} does not take what was written for it: {difference}") from None
+    except peers.NotBuilt as reason:
+        return Comparison("ours", to, {}, str(reason))
+    return compared("ours", peers.build("swin_mim", description, tensors), to, peer, description)
+
+
+def compared(one: str, first: peers.Peer, other: str, second: peers.Peer, description: Description) -> Comparison:
+    """Differences of all outputs that both have.
+
+    Raises:
+        UserError: one is more than rounding.
+    """
+    config = description.config
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, config.in_channels, *as_pair(config.image_size), generator=generator)
+    mask = torch.rand(1, *config.stage_grid(0), generator=generator) < 0.5
+    with torch.no_grad():
+        ours, theirs = first.outputs(images, mask), second.outputs(images, mask)
+    differences = {}
+    for name in (name for name in ours if name in theirs):
+        apart, scale = (ours[name] - theirs[name]).abs().max().item(), ours[name].abs().max().item()
+        if not apart <= TOLERANCE * scale:
+            raise UserError(f"{name} of {one} and {other} differ by {apart:.2e} of {scale:.2e}: nothing was written")
+        differences[name] = (apart, scale)
+    assert differences
+    return Comparison(one, other, differences)
+
+
+# The report.
+
+
+def rows(original: Weights, keys: KeyMap, tensors: Tensors) -> tuple[Row, ...]:
+    """Every tensor that the target gets."""
+    return tuple(
+        Row(theirs, name, keys.sources[name], tuple(notes(name, original, keys, tensors)))
+        for name, theirs in sorted(original.keys.sources.items(), key=lambda pair: place(pair[0]))
+        if name in tensors
+    )
+
+
+def notes(name: str, original: Weights, keys: KeyMap, tensors: Tensors) -> Iterator[str]:
+    theirs, written = original.keys.sources[name], keys.sources[name]
+    if len(theirs) != len(written):
+        yield "merged" if len(theirs) > 1 else "split"
+    if original.keys.format == "mmpretrain" and ".downsample." in name:
+        yield "permuted"
+    if not torch.equal(tensors[name], original.tensors[name]):
+        yield "adapted"
+
+
+def side_of(
+    where: str, format: Format, description: Description, tensors: Tensors, *, size_is_guessed: bool = False
+) -> Side:
+    config = description.config
+    return Side(
+        where,
+        format,
+        description.kind,
+        as_pair(config.image_size),
+        tuple(config.stage_window(stage) for stage in range(config.num_stages)),
+        sum(tensor.numel() for tensor in tensors.values()),
+        description.num_classes,
+        description.preprocessing.channels or config.in_channels,
+        description.target if description.kind == "SimMIM" else None,
+        size_is_guessed,
+    )

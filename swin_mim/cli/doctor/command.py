@@ -1,0 +1,421 @@
+"""Look at images, settings and machine before a run: what is there, what fits, what limits, how long it takes.
+
+    swin-mim doctor photos
+    swin-mim doctor photos --config recipes/configs/simmim_swin_base_192_100ep.yaml --train.micro_batch 64
+    swin-mim doctor user/name --data.split train --images 500 --json doctor.json
+
+SOURCE comes first; after it any option of recipes/pretrain.py (its --help lists them). The page ends with the command
+to start with. Nothing is written but --json, and nothing is trained: the loader runs for a few seconds, and the model
+does a few steps on random images. Exit code: 0 if a run can start, 2 if not.
+"""
+
+import argparse
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from swin_mim.cli.json_report import add_json_option, text_stream, write_json
+from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
+from swin_mim.training.config.pretrain_checks import (
+    PretrainConfig,
+    accumulation,
+    check,
+    load_config,
+    with_packed_channels,
+)
+
+if TYPE_CHECKING:
+    from swin_mim.cli.doctor.images import Images
+    from swin_mim.cli.doctor.page import Report, Suggestion
+    from swin_mim.cli.doctor.speed import Duration, Loading, Steps
+    from swin_mim.data.sources.open import Source
+    from swin_mim.training.loop.plan import TrainingSchedule
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "recipes" / "configs" / "simmim_swin_tiny_192_100ep.yaml"
+"""Without --config: the one for one GPU."""
+
+FEW_STEPS = 10
+"""Updates in an epoch that are few."""
+
+_LEAST_BATCH = 16
+_LONG = 2 * 86400.0
+"""Seconds of a run on a CPU that call for a word."""
+_BUSY = 0.5
+"""Load of a core by others that spoils the figures."""
+
+Result = TypeVar("Result")
+
+
+class Job(NamedTuple):
+    """The command line."""
+
+    source: str
+    config: PretrainConfig
+    file: Path
+    """Of the config."""
+    flags: list[str]
+    """Options of the pretraining that were given."""
+    images: int
+    json: str | None
+
+
+def parse(arguments: Sequence[str] | None) -> Job:
+    parser = Parser(
+        prog="doctor.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s SOURCE [--config FILE] [--images N] [--json FILE] [--section.option VALUE ...]",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder of images, a data set of the Hub (user/name), or blue_marble")
+    add("--config", type=Path, default=CONFIG, metavar="FILE", help=f"of a pretraining (default: {_short(CONFIG)})")
+    add("--images", type=int, default=2000, metavar="N", help="to look at, at most (default: 2000)")
+    add_json_option(parser)
+    own, flags = parser.parse_known_args(arguments)
+    if own.images < 1:
+        parser.error(f"--images {own.images} must be at least 1")
+    config = load_config(
+        PretrainConfig,
+        ["--config", str(own.config), "--data.source", own.source, *flags],
+        default_config=CONFIG,
+        prog="doctor.py",
+        description="The options of a pretraining.",
+        complete=with_packed_channels,
+    )
+    return Job(config.data.source, config, own.config, flags, own.images, own.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """-> exit code."""
+    with one_line_errors():
+        job = parse(arguments)
+        report = examine(job)
+        from swin_mim.cli.doctor.page import as_text
+
+        print(as_text(report), file=text_stream(job.json))
+        write_json({"can_start": report.can_start, **asdict(report)}, job.json)
+        if job.json != "-" and not sys.stdout.isatty():  # whoever keeps the page in a file wants to see these
+            for reason in report.reasons:
+                _say(f"error: {reason}")
+        return 0 if report.can_start else MISTAKE
+
+
+def examine(job: Job) -> "Report":
+    """Everything that can be found out; what stands in the way of a run is among it."""
+    # the imports wait until the command line is known to be right: torch takes seconds
+    from swin_mim.cli.doctor.geometry import geometry_of, near_sizes
+    from swin_mim.cli.doctor.page import Report
+
+    reasons, load = _Reasons(), os.getloadavg()[0]
+    config, opened, images, changes = _found(job, reasons)
+    valid = reasons.of(lambda: _is_valid(config)) or False
+    if valid:
+        reasons.of(lambda: _fits_this_machine(config))
+    plan = reasons.of(lambda: _plan(config, len(opened.training))) if opened and valid else None
+    loading = steps = duration = None
+    if opened and plan and images and images.broken < images.looked_at:
+        loading, steps, duration = _measure(config, opened.training, plan, reasons)
+    if images:
+        reasons.too_many_broken(images, config, plan)
+    suggestions = (*changes, *_suggestions(config, images, plan, loading, steps, duration))
+    return Report(
+        source=job.source,
+        config=_short(job.file),
+        max_broken=config.data.max_broken,
+        images=images,
+        geometry=geometry_of(config) if valid else None,
+        near_sizes=near_sizes(config),
+        loading=loading,
+        steps=steps,
+        duration=duration,
+        training_images=len(opened.training) if opened else 0,
+        heldout_images=len(opened.heldout) if opened else 0,
+        duration_text=config.train.duration,
+        global_batch=config.train.global_batch,
+        devices=_gpus(),
+        notes=tuple(_notes(config, loading, steps, duration, load)),
+        reasons=tuple(reasons.found),
+        suggestions=suggestions,
+        command=tuple(_command(job, suggestions)),
+    )
+
+
+def _found(
+    job: Job, reasons: "_Reasons"
+) -> "tuple[PretrainConfig, _Opened | None, Images | None, tuple[Suggestion, ...]]":
+    """The config with what the images need, all of them, what they are, and what that changes."""
+    from swin_mim.cli.doctor.page import Suggestion
+    from swin_mim.cli.doctor.rasters import constant_channels, with_channels, with_statistics
+
+    prepared = reasons.of(lambda: with_channels(job.config))
+    if prepared is None:
+        return job.config, None, None, ()
+    config, changes = prepared
+    opened = reasons.of(lambda: _open(config))
+    images = reasons.of(lambda: _look(job, config, opened.source)) if opened else None
+    if images and images.channels:
+        reasons.found += constant_channels(images.channels)
+        config, more = with_statistics(config, images.channels)
+        changes += more
+    return config, opened, images, tuple(Suggestion(each.key, shlex.join(each.words), each.reason) for each in changes)
+
+
+class _Reasons:
+    """Why a run cannot start, as the recipe would say it."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def of(self, what: Callable[[], Result]) -> Result | None:
+        """Its result, or None and a reason more."""
+        try:
+            return what()
+        except UserError as error:
+            if str(error) not in self.found:
+                self.found.append(str(error))
+            return None
+
+    def too_many_broken(self, images: "Images", config: PretrainConfig, plan: "TrainingSchedule | None") -> None:
+        from swin_mim.training.loop.trainer import BROKEN_GRACE
+
+        most = config.data.max_broken
+        if images.broken == images.looked_at:
+            first = images.first_broken[0]
+            self.found.append(
+                f"none of the {images.looked_at} images of data.source {config.data.source!r} that were tried can be "
+                f"read, the first: {first.name}: {first.reason}"
+            )
+        elif images.broken_share > most and (plan is None or plan.total_steps * plan.global_batch >= BROKEN_GRACE):
+            self.found.append(
+                f"{images.broken} of {images.looked_at} images cannot be read, more than data.max_broken {most:.2%}: "
+                f"a run stops after {BROKEN_GRACE} images; repair or remove them, or raise data.max_broken"
+            )
+
+
+class _Opened(NamedTuple):
+    source: "Source"
+    """All images."""
+    training: "Source"
+    heldout: "Source"
+
+
+def _is_valid(config: PretrainConfig) -> bool:
+    check(config)
+    return True
+
+
+def _fits_this_machine(config: PretrainConfig) -> None:
+    """What a recipe refuses before it looks at an image, beside `check`."""
+    from swin_mim.cli.doctor.speed import device_of_runs
+    from swin_mim.models.window_attention import resolve_backend
+    from swin_mim.training.distributed import processes
+    from swin_mim.training.run import folder as run_folder
+
+    accumulation(config.train, max(1, _gpus()))
+    processes.check_trackers(config.log.trackers)
+    processes.resolve_precision(config.train.precision)
+    resolve_backend(config.train.attention, device_of_runs())
+    if (folder := _run_folder(config)).exists():
+        run_folder.claim(folder, config, write=False)
+
+
+def _open(config: PretrainConfig) -> _Opened:
+    from swin_mim.cli.doctor.images import other_files
+    from swin_mim.data.blue_marble.tiles import open_blue_marble
+    from swin_mim.data.sources.open import open_source, split_heldout
+    from swin_mim.training.images import bands_of
+
+    data = config.data
+    if data.source == "blue_marble":
+        training, heldout = open_blue_marble()
+        return _Opened(training, training, heldout)
+    if data.streaming:
+        raise UserError(
+            "data.streaming: this tool looks at images of all parts of a source, which would bring every shard: "
+            "give it a folder with a few of them"
+        )
+    try:
+        where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
+        source = open_source(data.source, **where, bands=bands_of(config), stack=data.stack)
+    except UserError as error:
+        folder = Path(data.source).expanduser()
+        others = other_files(folder) if folder.is_dir() else {}
+        if not others:
+            raise
+        found = ", ".join(f"{number} {suffix}" for suffix, number in list(others.items())[:3])
+        raise UserError(f"{error}; its {found} files cannot be read") from None
+    return _Opened(source, *split_heldout(source, max(data.heldout, 0), config.run.seed))
+
+
+def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":
+    from swin_mim.architecture import as_pair
+    from swin_mim.cli.doctor.images import look_at_all
+
+    folder, sides = Path(job.source).expanduser(), config.model.image_size
+    size = as_pair(sides) if len(sides) in (1, 2) else (0, 0)
+    workers = len(os.sched_getaffinity(0))
+    _say(f"looking at {min(job.images, len(source)):,} of {len(source):,} images")
+    return look_at_all(source, folder if folder.is_dir() else None, job.images, size, workers)
+
+
+def _plan(config: PretrainConfig, images: int) -> "TrainingSchedule":
+    from swin_mim.training.loop.plan import plan_of, rate_of
+
+    plan = plan_of(config, images=images, accumulation=accumulation(config.train, max(1, _gpus())))
+    rate_of(config, plan)
+    return plan
+
+
+def _measure(
+    config: PretrainConfig, training: "Source", plan: "TrainingSchedule", reasons: _Reasons
+) -> "tuple[Loading | None, Steps | None, Duration | None]":
+    from swin_mim.cli.doctor.speed import duration_of, measure_loader, measure_steps
+
+    _say("measuring the loader")
+    loading = reasons.of(lambda: measure_loader(config, training))
+    _say("measuring training steps")
+    steps = reasons.of(lambda: measure_steps(config))
+    if steps and not steps.fits:
+        needs = f"about {steps.peak_gb:.1f} GB" if steps.device == "CPU" or steps.fitting_batch else "more memory"
+        use = f"use train.micro_batch {steps.fitting_batch}" if steps.fitting_batch else "use a smaller model"
+        reasons.found.append(
+            f"train.micro_batch {steps.micro_batch} needs {needs} and {steps.available_gb:.1f} GB are there: {use}"
+        )
+    if loading and steps and steps.images_per_second:
+        return loading, steps, duration_of(plan, len(training), loading, steps)
+    return loading, steps, None
+
+
+def _suggestions(
+    config: PretrainConfig,
+    images: "Images | None",
+    plan: "TrainingSchedule | None",
+    loading: "Loading | None",
+    steps: "Steps | None",
+    duration: "Duration | None",
+) -> Iterator["Suggestion"]:
+    from swin_mim.cli.doctor.page import Suggestion
+
+    most = config.data.max_broken
+    if images and most < images.broken_share < 1:
+        enough = f"{min(1.0, math.ceil(120 * images.broken_share) / 100):g}"
+        yield Suggestion(
+            "data.max_broken", enough, "to replace the broken images by others, if they cannot be repaired"
+        )
+    yield from _batches(config, plan, steps)
+    if loading and duration and (reason := _why_other_workers(loading, duration)):
+        yield Suggestion("data.workers", str(duration.workers), reason)
+
+
+def _batches(config: PretrainConfig, plan: "TrainingSchedule | None", steps: "Steps | None") -> Iterator["Suggestion"]:
+    """A global batch with which there are enough updates, and a micro batch that fits."""
+    from swin_mim.cli.doctor.page import Suggestion
+
+    train = config.train
+    together = train.global_batch
+    micro = steps.fitting_batch if steps and steps.fitting_batch else train.micro_batch
+    reason = "it fits into the memory; what is missing to the global batch is accumulated, with the same result"
+    if plan and plan.dataset_size < FEW_STEPS * train.global_batch:
+        world = max(1, _gpus())
+        together = max(_LEAST_BATCH * world, world * _power_of_two(plan.dataset_size / (2 * FEW_STEPS * world)))
+        if together < train.global_batch:
+            updates = [f"{plan.dataset_size / batch:.3g}" for batch in (train.global_batch, together)]
+            why = (
+                f"{train.global_batch} are made for many more images: an epoch of these {plan.dataset_size:,} has "
+                f"{updates[0]} updates with them, and {updates[1]} with {together}; the learning rate follows by itself"
+            )
+            yield Suggestion("train.global_batch", str(together), why)
+            if micro > together // world:
+                micro, reason = together // world, "no more than the global batch"
+    if micro != train.micro_batch:
+        yield Suggestion("train.micro_batch", str(micro), reason)
+
+
+def _power_of_two(value: float) -> int:
+    """The greatest one that is not more."""
+    return 1 << max(0, int(value).bit_length() - 1)
+
+
+def _why_other_workers(loading: "Loading", duration: "Duration") -> str:
+    """Empty if they are right as they are."""
+    from swin_mim.cli.doctor.page import plural, rate
+
+    if not loading.workers and loading.images_per_second > 20 * duration.images_per_second:
+        return ""  # decoding in the training process costs less than 5 %
+    if loading.workers < duration.workers and (duration.loader_limits or not loading.workers):
+        return f"a worker delivers about {rate(loading.alone_per_second)}, and cores for them are free"
+    if loading.workers > loading.room:
+        enough = "it is enough" if duration.workers == 1 else "they are enough, or all that there is"
+        return f"this machine has cores for {plural(loading.room, 'worker')}; {enough}, and more only take memory"
+    return ""
+
+
+def _notes(
+    config: PretrainConfig,
+    loading: "Loading | None",
+    steps: "Steps | None",
+    duration: "Duration | None",
+    load: float,
+) -> Iterator[str]:
+    """What else there is to say.
+
+    Args:
+        load: of the machine before anything was measured.
+    """
+    from swin_mim.training.loop.data_wait import advice
+
+    if (folder := _run_folder(config)).exists():
+        yield f"{folder} exists: the command continues that run; --run.name begins another one"
+    if loading and duration and duration.loader_limits and loading.workers >= duration.workers:
+        yield advice(loading.slowest, loading.workers, loading.room)
+    if steps and duration and steps.device == "CPU" and duration.run_seconds > _LONG:
+        yield "there is no GPU here: a smaller model (--model.name swin_nano) or a shorter run is what a CPU can do"
+    cores = len(os.sched_getaffinity(0))
+    if loading and load > _BUSY * cores:
+        yield f"others are busy here (a load of {load:.1f} on {cores} cores): alone, loader and model are faster"
+    if config.train.compile:
+        yield "the steps were measured without torch.compile"
+
+
+def _command(job: Job, suggestions: "Sequence[Suggestion]") -> Iterator[str]:
+    yield from ("accelerate", "launch", _short(ROOT / "recipes" / "pretrain.py"))
+    yield from ("--config", shlex.quote(_short(job.file)), "--data.source", shlex.quote(job.source))
+    replaced, kept = {each.key for each in suggestions}, True
+    for word in job.flags:
+        if word.startswith("--"):
+            kept = word[2:].partition("=")[0].replace("-", "_") not in replaced
+        if kept:
+            yield shlex.quote(word)
+    for each in suggestions:
+        yield from (f"--{each.key}", *map(shlex.quote, shlex.split(each.value)))
+
+
+def _gpus() -> int:
+    from swin_mim.cli.doctor.speed import gpus
+
+    return gpus()
+
+
+def _run_folder(config: PretrainConfig) -> Path:
+    return Path(config.run.root).expanduser() / config.run.name
+
+
+def _short(path: Path) -> str:
+    """From here, if it is below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

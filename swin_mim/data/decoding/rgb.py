@@ -1,0 +1,375 @@
+"""Bytes of an image file -> an 8-bit RGB image, safely.
+
+The files come from anywhere: they may be damaged, hostile, or hold more bits, channels or frames than a model
+takes. Every refusal is a `BrokenImage`; nothing else leaves this module.
+"""
+
+import math
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import PIL
+from PIL import Image, UnidentifiedImageError
+
+from swin_mim.data.decoding.decode_limits import (
+    BrokenImage,
+    MeteredFile,
+    check_length,
+    check_metadata,
+    check_runs,
+    check_scans,
+    check_size,
+)
+
+try:  # the extra "fast"
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no "MPO": Pillow's JPEG opener already covers it
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+Shrink = Callable[[tuple[int, int]], float]
+"""(W, H) of an image that stands upright -> the number by which its sides may be divided."""
+
+_FACTORS = (8, 4, 2)  # by which libjpeg divides the sides of an image while it decodes it
+_STRIP = 2**20  # pixels that are converted at a time
+_EXIF_BYTES = 2**16  # of which each of thousands of tags may count all
+_STRIP_OFFSETS, _TILE_OFFSETS, _SAMPLES = 273, 324, 277  # TIFF tags
+# of a BMP: its mark and length, where the pixels begin, the length of the second header, width, height, planes, bits a
+# pixel, compression, length of the pixels, two resolutions, how many colours a palette has
+_BITMAP = struct.Struct("<2sI4xIIiiHHII8xI4x")
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LAST_COLUMN_COMES_FIRST = tuple(_UPRIGHT[tag] for tag in (2, 3, 6, 7))
+"""The turns after which what was stored at the right, or at the bottom, is at the left."""
+_LAST_ROW_COMES_FIRST = tuple(_UPRIGHT[tag] for tag in (3, 4, 7, 8))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image, in which each square of `factor` x `factor` pixels of its file may have become one."""
+
+    image: Image.Image | np.ndarray
+    """Upright: a loaded image of mode "RGB", or uint8 (H, W, 3), maybe a view of the file with steps backwards."""
+    size: tuple[int, int]
+    """(W, H) of all the pixels that the file holds, upright."""
+    factor: int = 1
+    margin: tuple[int, int] = (0, 0)
+    """What the first squares reach beyond the left and the upper edge of the picture, in pixels of the file."""
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> "Decoded":
+        return cls(image, image.size)
+
+    def place(self, box: Box) -> Box:
+        """Where in `image` a box of the whole picture lies, up to parts of pixels."""
+        left, top, right, bottom = box
+        x, y = self.margin
+        return (left + x) / self.factor, (top + y) / self.factor, (right + x) / self.factor, (bottom + y) / self.factor
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file and turn it upright.
+
+    Transparent pixels are white. 16-bit grey is divided by 257, never clipped; 32-bit integers
+    too unless they leave 0..65535: those, and floats, are scaled so that their own (finite) range becomes 0..255.
+    NaN and -inf are black, inf is white. (16 bits per channel in colour arrive from Pillow cut to their high byte.)
+
+    Returns:
+        A loaded image of mode "RGB".
+
+    Raises:
+        BrokenImage: not such a file, damaged, truncated, or larger than 512 MiB, 64 Mpx or 30000 px a side, which the
+            header tells before any pixel is decoded; or built to take more time or memory than its pixels do; or a
+            TIFF of which RGB would leave channels out (pages after the first are other images, and none of these).
+    """
+    image = _decode_or_refuse(data, None).image
+    assert isinstance(image, Image.Image)
+    return image
+
+
+def decoder_text() -> str:
+    """What decodes here, for a line of a log: "Pillow 12.0.0"."""
+    fast = f"simplejpeg {simplejpeg.__version__} and " if simplejpeg else ""
+    return f"{fast}Pillow {PIL.__version__}"
+
+
+def decode_smaller(data: bytes, shrink: Shrink) -> Decoded:
+    """As `decode_image`, but faster: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its sides, or by simplejpeg.
+
+    Every pixel of a smaller one is the mean of a square of those that the whole image has, nearly: what its lower
+    frequencies say. Where simplejpeg is installed, ordinary JPEGs that are not made smaller and stand upright are
+    decoded by it, to the same pixels. BMPs as Pillow writes them are not decoded at all: see `_as_it_lies`. The same
+    files are broken.
+
+    Args:
+        shrink: no image is made smaller than it allows, and none that it does not allow a division by 2.
+    """
+    return _decode_or_refuse(data, shrink)
+
+
+def _decode_or_refuse(data: bytes, shrink: Shrink | None) -> Decoded:
+    """`shrink` None: a whole image of Pillow's."""
+    check_length(len(data))
+    with _refusals():
+        return _upright(*_decode(data, shrink))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever a decoder raises inside is a `BrokenImage`."""
+    try:
+        # Pillow warns of bombs (checked below), odd EXIF and odd palettes: nothing that a reader of a log can mend
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except BrokenImage:
+        raise
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise BrokenImage(f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
+    except Exception as error:  # damaged files raise ValueError, struct.error, SyntaxError, MemoryError and more
+        raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """As `decode_image`, but with the channels and the values of the file, upright: (H, W, C).
+
+    Grey has one channel, colours three, CMYK four, a palette becomes RGB, and transparency is one channel more. Values
+    are uint8, or of grey images of more than 8 bit uint16, int32 or float32.
+
+    Args:
+        deep_png: bytes of a PNG of 16 bit in colour, or with transparency -> uint16 (H, W, C), as it is stored.
+    """
+    check_length(len(data))
+    with _refusals(), _opened(data) as (file, image):
+        file.begin_pixels()
+        # Pillow reads 16 bit in grey alone, and leaves a transparent grey in it as it is
+        whole = image.mode == "I;16" and "transparency" not in image.info
+        deep = image.format == "PNG" and data[24] == 16 and not whole
+        if deep:
+            pixels = deep_png(data)
+            # Pillow would decode all of it to look for EXIF behind the pixels
+            turn = _turn(image) if "exif" in image.info else None
+        else:
+            image.load()
+            turn, pixels = _turn(image), _own_channels(image)
+        return pixels if turn is None else _turned(pixels, turn)
+
+
+def _own_channels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) of a loaded image, as `decode_channels`."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "La" or (image.mode == "L" and image.has_transparency_data):
+        image = image.convert("LA")
+    elif image.mode == "RGB" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode == "RGBX":
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
+    """As Pillow's `transpose`, for (H, W, C)."""
+    if _swaps_sides(turn):
+        pixels = pixels.swapaxes(0, 1)
+    if turn in _LAST_COLUMN_COMES_FIRST:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if turn in _LAST_ROW_COMES_FIRST else pixels
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode -> mode "RGB", by the rules of `decode_image`."""
+    if image.mode.startswith(("I", "F")):
+        convert = _to_eight_bits(image)
+    elif image.has_transparency_data:
+        convert = _over_background
+    else:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        rgb.paste(convert(strip), (0, top))
+    return rgb
+
+
+def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpose | None]:
+    """The image as it is stored, and what turns it upright."""
+    if shrink is not None and (pixels_there := _as_it_lies(data)) is not None:
+        return pixels_there, None
+    with _opened(data) as (file, image):
+        stored, factor = image.size, 1
+        if shrink is not None and image.format in ("JPEG", "MPO"):
+            factor = _begin_smaller(image, shrink)
+            if factor == 1 and (whole := _by_simplejpeg(data, image)) is not None:
+                return Decoded(whole, stored), None
+        file.begin_pixels()
+        image.load()
+        return Decoded(to_rgb(image), stored, factor), _turn(image)
+
+
+def _as_it_lies(data: bytes) -> Decoded | None:
+    """The pixels of a BMP where they are in the file, with nothing copied; None: not one as Pillow writes in 24 bits.
+
+    This is what images are packed as, raw. Its rows begin at the bottom and its pixels with blue.
+    """
+    if len(data) < _BITMAP.size:
+        return None
+    mark, length, start, header, width, height, planes, bits, compression, _, colours = _BITMAP.unpack_from(data)
+    plain = (mark, start, header, planes, bits, compression, colours) == (b"BM", _BITMAP.size, 40, 1, 24, 0, 0)
+    row = (width * 3 + 3) // 4 * 4  # bytes
+    if not plain or min(width, height) < 1 or not length == len(data) == start + row * height:
+        return None
+    check_size((width, height))
+    rows = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(height, row)
+    return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
+    """(file, image that is not loaded yet), after all that its header tells was checked."""
+    check_metadata(data)
+    with MeteredFile(data) as file, _open_image(file, data) as image:
+        check_size(image.size)
+        _check_samples(image)
+        pixels = image.width * image.height
+        check_scans(data, pixels, _strips_stored(image))
+        check_runs(image.info.get("compression"), pixels)
+        yield file, image
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuse a TIFF of many channels of which Pillow would read the first ones without a word.
+
+    One beside three is usual: alpha, or a filler. One beside one is as likely a second channel.
+    """
+    samples, read = getattr(image, "tag_v2", {}).get(_SAMPLES, 1), len(image.getbands())
+    if samples > (read + 1 if read >= 3 else read):
+        raise BrokenImage(
+            f"it has {samples} channels, of which RGB would show {read}: name those to be read in data.channels"
+        )
+
+
+def _open_image(file: MeteredFile, data: bytes) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not data.startswith((b"II", b"MM")):
+            raise
+        raise BrokenImage(
+            "it is no TIFF of a kind that is read as RGB; one of other channels is read if data.channels names them"
+        ) from None
+
+
+def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:
+    """Have a JPEG decoded to a part of its size; returns by what its sides are divided."""
+    width, height = image.size
+    most = shrink((height, width) if _swaps_sides(_turn(image)) else (width, height))
+    factor = next((factor for factor in _FACTORS if factor <= min(most, width, height)), 1)
+    if factor > 1:
+        image.draft(image.mode, (width // factor, height // factor))
+    assert image.size == (math.ceil(width / factor), math.ceil(height / factor))
+    return factor
+
+
+def _by_simplejpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
+    """uint8 (H, W, 3) of a JPEG that was opened; None: a matter for Pillow, also to say whether it is broken."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or _turn(image) is not None:
+        return None
+    room = np.empty((image.height, image.width, 3), dtype=np.uint8)  # no more than this, whatever the file says
+    try:
+        pixels = simplejpeg.decode_jpeg(data, buffer=room)
+    except Exception:  # ValueError for everything that libjpeg as much as warns of
+        return None
+    return pixels if pixels.shape == room.shape else None
+
+
+def _upright(stored: Decoded, turn: Image.Transpose | None) -> Decoded:
+    if turn is None:
+        return stored
+    assert isinstance(stored.image, Image.Image)
+    image, factor = stored.image.transpose(turn), stored.factor
+    size = stored.size[::-1] if _swaps_sides(turn) else stored.size
+    # the squares of the last row and column reach beyond the picture, and may be the first ones now
+    beyond = image.width * factor - size[0], image.height * factor - size[1]
+    margin = beyond[0] * (turn in _LAST_COLUMN_COMES_FIRST), beyond[1] * (turn in _LAST_ROW_COMES_FIRST)
+    return Decoded(image, size, factor, margin)
+
+
+def _swaps_sides(turn: Image.Transpose | None) -> bool:
+    return turn in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+
+
+def _strips_stored(image: Image.Image) -> int:
+    """In how many strips or tiles a TIFF keeps the pixels; 0 for other formats."""
+    tags = getattr(image, "tag_v2", {})
+    offsets = tags.get(_STRIP_OFFSETS, tags.get(_TILE_OFFSETS, ()))
+    return len(offsets) if isinstance(offsets, tuple) else 1
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    for key, most in (("exif", _EXIF_BYTES), ("Raw profile type exif", 2 * _EXIF_BYTES)):  # the latter in hexadecimal
+        if key in image.info:
+            image.info[key] = image.info[key][:most]
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF is written by anything; a malformed one says nothing about the pixels
+        return None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(top, rows from there on): what is converted as a whole takes several times its memory."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _over_background(image: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What converts strips of an image of uint16, int32 or float32."""
+    low, high = _range(image)
+    if not image.mode.startswith("F") and low >= 0 and high <= 65535:
+        return lambda strip: _grey((np.asarray(strip).astype(np.uint32) + 128) // 257)
+    scale = max(high - low, np.finfo(np.float64).tiny)
+
+    def stretch(strip: Image.Image) -> Image.Image:
+        values = np.nan_to_num(np.asarray(strip).astype(np.float64), nan=low, neginf=low, posinf=high)
+        return _grey(np.rint((values - low) * 255 / scale))
+
+    return stretch
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest finite value."""
+    low, high = np.inf, -np.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        if (values := values[np.isfinite(values)]).size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if low > high:
+        raise BrokenImage("none of its pixels is a finite number")
+    return low, high
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")

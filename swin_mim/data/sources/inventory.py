@@ -1,0 +1,56 @@
+"""What images a run began with, by name and size: a fingerprint tells that a data set changed, this tells how."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Collection
+from itertools import islice
+from pathlib import Path
+
+from swin_mim.data.sources.open import Source
+
+_SHOWN = 3
+
+
+def save_inventory(path: Path, source: Source) -> None:
+    """Write a line for each image of the data set: its size in bytes and its name. Compressed; whole or not at all."""
+    staging = path.with_name(path.name + ".tmp")
+    # neither a name nor a time inside: the same images, the same file
+    with open(staging, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        file.writelines(f"{size} {name}\n".encode() for name, size in source.listing())
+    os.replace(staging, path)
+
+
+def explain_change(path: Path, source: Source) -> str:
+    """How a source differs from what `save_inventory` wrote, as the end of a sentence.
+
+    Raises:
+        OSError: there is no such file, or it is damaged.
+    """
+    before, what = _load(path), getattr(source, "listed", "images")
+    now = dict(source.listing())
+    parts = [
+        _some("new", [name for name in now if name not in before]),
+        _some("gone", [name for name in before if name not in now]),
+        _some("of another size", [name for name, size in now.items() if before.get(name, size) != size]),
+    ]
+    if not any(parts):
+        return f"its {len(now)} {what} have the names and sizes they had: others of them are held out, or others chosen"
+    return f"of {len(before)} {what} then and {len(now)} now, {', '.join(filter(None, parts))}"
+
+
+def _load(path: Path) -> dict[str, int]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+            entries = (line.rstrip("\n").split(" ", 1) for line in file)
+            listed = {name: int(size) for size, name in entries}
+    except (EOFError, ValueError, zlib.error) as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+    if not listed:
+        raise OSError(f"{path} is damaged: it names no image")
+    return listed
+
+
+def _some(what: str, names: Collection[str]) -> str:
+    shown = [*islice(names, _SHOWN), *(["..."] if len(names) > _SHOWN else [])]
+    return f"{len(names)} are {what} ({', '.join(shown)})" if names else ""

@@ -1,0 +1,257 @@
+"""Which shards a data set has, and their rows: a Hub data set, a folder, or addresses of parquet or tar files."""
+
+import glob
+import json
+import logging
+import os
+import re
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from swin_mim.data.sources.folder_files import files_below
+from swin_mim.data.sources.tables import image_column
+from swin_mim.data.streaming.cache import Shard, ShardCache
+from swin_mim.data.streaming.formats import KINDS, count_rows, features_of, kind_of
+from swin_mim.data.streaming.storage import (
+    RangeFile,
+    StoredFile,
+    expand,
+    find_files,
+    in_threads,
+    is_local,
+    one_line,
+    sampled,
+    shown,
+    store_of,
+    with_retries,
+)
+from swin_mim.errors import UNAVAILABLE, UserError
+
+SIZES = "sizes.json"
+"""Beside the tars of a WebDataset: how many samples each has."""
+
+_HUB = re.compile(
+    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?/(?P<pattern>.+)"
+)
+_TOLD_EVERY = 30.0  # seconds
+_log = logging.getLogger(__name__)
+
+
+def list_shards(spec: str, config: str | None, split: str, column: str | None) -> list[Shard]:
+    """The shards by name, their rows not counted.
+
+    Raises:
+        UserError: there are none, they cannot be listed, are not all parquet or all tar, or have no such column.
+    """
+    files = _files(spec, config, split)
+    kinds = Counter(kind_of(shown(file.url)) or Path(shown(file.url)).suffix or "no suffix" for file in files)
+    if len(kinds) != 1 or not set(kinds) <= set(KINDS):
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
+        raise UserError(
+            f"data.source {shown(spec)!r} has {found}: data.streaming needs shards that are all .parquet or all .tar; "
+            "without it the data set is read as a whole"
+        )
+    if empty := [file for file in files if not file.size]:
+        raise UserError(f"data.source {shown(spec)!r}: {shown(empty[0].url)} is empty: bring it again, or leave it out")
+    (kind,) = kinds
+    if kind == ".parquet":
+        column = image_column(shown(spec), _features(files[0]), column)
+    if silent := [file for file in files if not file.version]:
+        text = "%s and %d others: nothing tells their versions: a change of the same size may go unnoticed during a run"
+        _log.warning(text, shown(silent[0].url), len(silent) - 1)
+    files = in_threads(sampled, files)
+    shards = [Shard(file, kind, column, name) for file, name in zip(files, _names(spec, files), strict=True)]
+    return sorted(shards, key=lambda shard: shard.name)
+
+
+def count_all(shards: Sequence[Shard], cache: ShardCache) -> list[Shard]:
+    """The shards with their rows: as counted before, or from footers, from a sizes.json, or by passing over each.
+
+    Raises:
+        UserError: a shard cannot be read.
+    """
+    with cache.counting():  # the other processes of this machine find it counted
+        known = cache.known_rows()
+        missing = [shard for shard in shards if shard.key not in known]
+        given = _given_rows(missing)
+        quick = [
+            each for each in missing if each.name not in given and (each.kind != ".tar" or is_local(each.file.url))
+        ]
+        for start in range(0, len(quick), 256):  # an interrupted count goes on behind the last ones
+            cache.remember_rows(in_threads(_counted, quick[start : start + 256]))
+        slow = [each for each in missing if each.name not in given and each not in quick]
+        _count_by_bringing(slow, cache)
+        known = cache.known_rows() | {shard.key: given[shard.name] for shard in missing if shard.name in given}
+    return [shard._replace(rows=known[shard.key]) for shard in shards]
+
+
+def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
+    folder = Path(os.path.expanduser(spec))
+    by_pattern = "://" in spec or any(character in spec for character in "*?[{")
+    if spec and (folder.is_dir() or not by_pattern):
+        if folder.is_file():
+            if config is not None or split != "train":
+                raise UserError(
+                    f"data.source {spec!r} is a file, which has no data.config {config!r} or data.split {split!r}: "
+                    "leave them out"
+                )
+            return _described([str(folder)])
+        if folder.is_dir():
+            _check_folder(folder)
+        elif spec.startswith((".", "~", "/")) or spec.count("/") > 1:
+            raise UserError(
+                f"data.source {spec!r} does not exist: give a folder of shards, or the name of a Hub data set"
+            )
+        return _described(_data_files(spec, str(folder.resolve()) if folder.is_dir() else spec, config, split))
+    if config is not None or split != "train":
+        raise UserError(
+            f"data.source {shown(spec)!r} names files, which have no data.config {config!r} or data.split {split!r}: "
+            "leave them out, and name the files of that split"
+        )
+    if match := _HUB.fullmatch(spec):
+        # the files of one commit, which stay what they are
+        patterns = list(expand(match["pattern"]))
+        return _described(_data_files(spec, match["repo"], None, "train", match["revision"], patterns))
+    return _found(spec)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what the `datasets` library would read otherwise than it is meant."""
+    where = str(folder.resolve())
+    if where != glob.escape(where):
+        raise UserError(f"data.source {where!r} has characters of a pattern, * ? or [, in its name: rename it")
+    kinds = Counter(kind_of(path) for path, _ in files_below(folder, KINDS))
+    if len(kinds) > 1:
+        found = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        raise UserError(
+            f"data.source {where!r} holds {found} files: name those that you mean by a pattern, such as {where}/*.tar"
+        )
+
+
+def _found(spec: str) -> list[StoredFile]:
+    try:
+        files = find_files(spec)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file system raises
+        raise _cannot_list(spec, error) from error
+    if not files:
+        raise UserError(f"data.source {shown(spec)!r} names no file: check the pattern")
+    return files
+
+
+def _data_files(
+    spec: str, path: str, config: str | None, split: str, revision: str | None = None, patterns: Sequence[str] = ()
+) -> list[str]:
+    """What the `datasets` library takes for a split: paths, or addresses of one commit of the Hub."""
+    import datasets
+
+    try:
+        chosen = {"data_files": {"train": list(patterns)}} if patterns else {}
+        builder = datasets.load_dataset_builder(path, config, revision=revision, **chosen)
+        splits: dict[str, list[str]] = {
+            str(name): list(files) for name, files in (builder.config.data_files or {}).items()
+        }
+    except Exception as error:  # whatever a builder, a file system or the network raises
+        raise _cannot_list(spec, error) from error
+    if split not in splits:
+        raise UserError(
+            f"data.split {split!r} is not in data.source {spec!r}: its splits are {', '.join(splits) or 'none'}"
+        )
+    return splits[split]
+
+
+def _cannot_list(spec: str, error: Exception) -> UserError:
+    return UserError(
+        f"data.source {shown(spec)!r} cannot be listed: {type(error).__name__}: {one_line(error)}: check that it "
+        "exists and can be reached, and data.config"
+    )
+
+
+def _described(urls: Sequence[str]) -> list[StoredFile]:
+    # one at a time: the Hub tells of a folder at once, and keeps it
+    return [with_retries(lambda url=url: store_of(url).describe(url), shown(url)) for url in urls]  # type: ignore[misc]
+
+
+def _names(spec: str, files: Sequence[StoredFile]) -> list[str]:
+    """Paths below the folder that all share."""
+    urls = [shown(file.url) for file in files]
+    paths = [url.split("/") for url in urls]
+    depth = next(at for at, parts in enumerate(zip_longest(*paths)) if len(set(parts)) > 1 or at == len(paths[0]) - 1)
+    names = ["/".join(path[depth:]) for path in paths]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"data.source {shown(spec)!r} names {twice[0]} twice: name each shard once")
+    return names
+
+
+def _features(file: StoredFile) -> Any:
+    try:
+        return features_of(RangeFile(file))
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise _unreadable(shown(file.url), error) from error
+
+
+def _counted(shard: Shard, over: threading.Event) -> Shard:
+    try:
+        return shard._replace(rows=count_rows(shard.kind, RangeFile(shard.file, over)))
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise _unreadable(shard.name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"shard {name} cannot be read ({type(error).__name__}: {one_line(error)}): bring it again, or leave it out"
+    )
+
+
+def _given_rows(shards: Iterable[Shard]) -> dict[str, int]:
+    """What the sizes.json files beside tars say, by the names of the shards."""
+    given: dict[str, int] = {}
+    tars = [shard for shard in shards if shard.kind == ".tar"]
+    for folder in sorted({shard.file.url.split("?")[0].rpartition("/")[0] for shard in tars}):
+        sizes = _read_sizes(f"{folder}/{SIZES}")
+        for shard in tars:
+            parent, _, name = shard.file.url.split("?")[0].rpartition("/")
+            if parent == folder and name in sizes:
+                given[shard.name] = sizes[name]
+    return given
+
+
+def _read_sizes(url: str) -> dict[str, int]:
+    try:
+        file = with_retries(lambda: store_of(url).describe(url), shown(url))
+    except UserError as error:
+        if error.code == UNAVAILABLE:
+            raise
+        return {}  # few have one
+    content = RangeFile(file).readall() or b""
+    try:
+        return {str(name): int(rows) for name, rows in json.loads(content).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown(url)} is no table of shards and their rows ({error}): mend or remove it") from error
+
+
+def _count_by_bringing(shards: Sequence[Shard], cache: ShardCache) -> None:
+    if not shards:
+        return
+    total = sum(shard.file.size for shard in shards) / 1e9
+    _log.warning(
+        "counting the rows of %d tars by reading all of their %.3g GB once, as there is no %s beside them",
+        *(len(shards), total, SIZES),
+    )
+    told = monotonic()
+    for number, shard in enumerate(shards, 1):
+        cache.remember_rows([shard._replace(rows=cache.ensure(shard))])
+        if monotonic() - told > _TOLD_EVERY:
+            told = monotonic()
+            _log.warning("counted %d of %d tars", number, len(shards))

@@ -1,0 +1,99 @@
+"""What every recipe's settings have to obey, section by section."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from swin_mim.errors import UserError
+from swin_mim.training.config.parsing import leaves
+from swin_mim.training.config.pretrain import HubConfig, ImagesConfig, OptimConfig, RunConfig, SaveConfig, TrainConfig
+from swin_mim.training.config.schedule import to_steps
+
+Rules = Iterator[tuple[str, bool, str]]
+"""(key, whether its value is legal, what would be)"""
+
+
+def refuse(config: Any, rules: Iterable[tuple[str, bool, str]]) -> None:
+    """Raise a UserError for a number that is not finite, and for the first rule that does not hold."""
+    values = dict(leaves(config))
+    for key, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key} {value} must be finite")
+    for key, legal, rule in rules:
+        if not legal:
+            raise UserError(f"{key} {values[key]!r} {rule}")
+
+
+def hub_rules(hub: HubConfig) -> Rules:
+    named = hub.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", hub.repo) is not None
+    yield "hub.repo", named, "must be user/name, a repository of the Hugging Face Hub"
+    yield "hub.every", hub.every >= 0, "must not be negative: use 0 to push at the end only"
+    yield "hub.every", not hub.every or hub.repo is not None, "pushes nowhere: name a repository with hub.repo"
+
+
+def run_rules(run: RunConfig) -> Rules:
+    one_folder = run.name.strip() not in ("", ".", "..") and not set(run.name) & set("/\\")
+    yield "run.name", one_folder, "must name one folder, without / and \\: the folder above it is run.root"
+    yield "run.seed", run.seed >= 0, "must not be negative: use 0"
+
+
+def image_rules(data: ImagesConfig) -> Rules:
+    yield "data.workers", data.workers >= 0, "must not be negative: use 0 to decode without workers"
+    yield "data.max_broken", 0 <= data.max_broken <= 1, "must be at least 0 and at most 1: use 0.01"
+
+
+def channel_rules(data: ImagesConfig, rasters: bool, way_out: str) -> Rules:
+    """Args: `rasters`: images keep their channels and values, and are not made RGB; `way_out`: how they come to."""
+    chosen = data.channels or ()
+    yield "data.channels", data.channels != (), "names no channel: leave it out, or name some"
+    yield "data.channels", len(set(chosen)) == len(chosen), "names a channel twice"
+    yield "data.mask_channel", data.mask_channel not in chosen, "is one of data.channels: leave it out there"
+    for name in ("stack", "nodata", "mask_channel"):
+        rule = f"is for images that are not read as RGB: {way_out}"
+        yield f"data.{name}", getattr(data, name) is None or rasters, rule
+    stack = data.stack or "{image}{channel}"
+    once = stack.count("{image}") == stack.count("{channel}") == 1
+    yield "data.stack", once, "must have {image} and {channel} once each, such as {image}_{channel}.tif"
+
+
+def crop_rules(scale: tuple[float, float], ratio: tuple[float, float]) -> Rules:
+    least, greatest = scale
+    yield "data.crop_scale", 0 < least <= greatest <= 1, "must be least and greatest, above 0 and up to 1"
+    least, greatest = ratio
+    yield "data.crop_ratio", 0 < least <= greatest, "must be least and greatest, above 0"
+
+
+def training_rules(optim: OptimConfig, train: TrainConfig, save: SaveConfig) -> Rules:
+    for name in ("base_lr", "gamma", "eps", "clip_norm"):
+        yield f"optim.{name}", getattr(optim, name) > 0, "must be positive"
+    for name in ("warmup_lr", "min_lr", "weight_decay"):
+        yield f"optim.{name}", getattr(optim, name) >= 0, "must not be negative: use 0"
+    yield "optim.betas", all(0 <= beta < 1 for beta in optim.betas), "must be at least 0 and less than 1"
+    stepped = optim.schedule == "multistep"
+    rule = f"must be given with optim.schedule multistep and only then: the schedule is {optim.schedule}"
+    yield "optim.milestones", bool(optim.milestones) == stepped, rule
+    for name in ("global_batch", "micro_batch"):
+        yield f"train.{name}", getattr(train, name) > 0, "must be positive: the smallest is 1"
+    yield "train.threads", train.threads >= 0, "must not be negative: use 0 to share out the cores"
+    yield "save.keep", save.keep >= 2, "must be at least 2: the last one may be being written"
+    yield "save.keep_every", save.keep_every >= 0, "must not be negative: use 0 to keep only the newest"
+
+
+def check_durations(optim: OptimConfig, train: TrainConfig, save: SaveConfig, periods: Mapping[str, str]) -> None:
+    """Refuse a text that is no duration, and 0 where something has to happen.
+
+    Args:
+        periods: further durations of which 0 means never, by key.
+    """
+    never = {"optim.warmup": optim.warmup, "train.stop_after": train.stop_after, **periods}
+    once = {"train.duration": train.duration, "save.every": save.every}
+    points = {f"optim.milestones[{i}]": duration for i, duration in enumerate(optim.milestones)}
+    for key, duration in (never | once | points).items():
+        try:
+            steps = to_steps(duration, dataset_size=1, global_batch=1)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+        if steps == 0 and key not in never:
+            raise UserError(f'{key} "{duration}" must be positive: the smallest is "1 step"')

@@ -1,0 +1,301 @@
+"""The configuration of a pretraining run: what goes together, and what may change when a run is resumed.
+
+Everything about configuration is imported from here. The settings are in `settings.py`, YAML and the command
+line in `config_file.py`; none of them needs torch, so that `--help` is quick.
+"""
+
+import math
+import os
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from swin_mim.architecture import SwinConfig, as_pair, nearest_multiple
+from swin_mim.data.sources.packed import packed_rasters
+from swin_mim.errors import UserError
+from swin_mim.training.config import common_checks
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.parsing import from_mapping, leaves, load_config, to_yaml
+from swin_mim.training.config.pretrain import (
+    FREE,
+    DataConfig,
+    HubConfig,
+    LogConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    ProbeConfig,
+    RunConfig,
+    SaveConfig,
+    TrainConfig,
+)
+from swin_mim.training.config.schedule import to_steps
+
+__all__ = [
+    "FREE",
+    "DataConfig",
+    "FinetuneConfig",
+    "HubConfig",
+    "LogConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "ProbeConfig",
+    "RunConfig",
+    "SaveConfig",
+    "TrainConfig",
+    "accumulation",
+    "check",
+    "free_differences",
+    "from_mapping",
+    "frozen_differences",
+    "leaves",
+    "load_config",
+    "reads_rasters",
+    "swin_config",
+    "to_yaml",
+    "with_packed_channels",
+]
+
+
+def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
+    """The settings with what packed images of other channels than RGB say of themselves, where nothing else is said.
+
+    That is model.in_channels, data.channels, data.mean and data.std, each as long as it has its default value.
+
+    Raises:
+        UserError: their manifest is damaged.
+    """
+    data, plain = config.data, DataConfig()
+    packed = packed_rasters(Path(os.path.expanduser(data.source)))
+    if packed is None:
+        return config
+    channels = data.channels
+    if channels is None and config.model.in_channels in (ModelConfig().in_channels, len(packed.channels)):
+        channels = packed.channels
+    numbered = {str(place + 1): place for place in range(len(packed.channels))}
+    known = numbered | {name: place for place, name in enumerate(packed.channels)}
+    places = [known[name] for name in channels or () if name in known]
+    if channels is None or len(places) < len(channels):
+        return config  # a wrong choice
+    measured: dict[str, Any] = {
+        name: tuple(getattr(packed, name)[place] for place in places) for name in ("mean", "std")
+    }
+    measured = {name: values for name, values in measured.items() if getattr(data, name) == getattr(plain, name)}
+    return replace(
+        config,
+        data=replace(data, channels=channels, **measured),
+        model=replace(config.model, in_channels=len(channels)),
+    )
+
+
+def frozen_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
+    """Settings that differ and may not: lines such as "optim.base_lr: 0.0002 -> 0.0004"."""
+    return [line for key, line in _differences(saved, current) if key not in current.free]
+
+
+def free_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
+    """Settings that differ and may, in the same words."""
+    return [line for key, line in _differences(saved, current) if key in current.free]
+
+
+def _differences(
+    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
+) -> list[tuple[str, str]]:
+    now = dict(leaves(current))
+    return [(key, f"{key}: {value} -> {now[key]}") for key, value in leaves(saved) if value != now[key]]
+
+
+def swin_config(model: ModelConfig) -> SwinConfig:
+    """The encoder that the settings describe.
+
+    Raises:
+        UserError: no Swin has these values.
+    """
+    sizes = {"embed_dim": model.embed_dim, "depths": model.depths, "num_heads": model.num_heads}
+    overrides = {name: value for name, value in sizes.items() if value is not None}
+    try:
+        return SwinConfig.named(
+            model.name,
+            image_size=one_or_pair(model.image_size),
+            window_size=one_or_pair(model.window_size),
+            patch_size=model.patch_size,
+            in_channels=model.in_channels,
+            drop_path_rate=model.drop_path_rate,
+            **overrides,
+        )
+    except UserError as error:
+        raise UserError(f"model: {error}") from None
+
+
+def one_or_pair(sides: tuple[int, ...]) -> int | tuple[int, int]:
+    """(6,) or (6, 6) -> 6; (4, 8) stays."""
+    height, width = as_pair(sides)
+    return height if height == width else (height, width)
+
+
+def accumulation(train: TrainConfig, world: int) -> int:
+    """Micro batches of each process in one step.
+
+    Raises:
+        UserError: the global batch is not a multiple of micro batch x processes; names the nearest that are.
+    """
+    together = train.micro_batch * world
+    if train.global_batch % together == 0:
+        return train.global_batch // together
+    parts = f"train.micro_batch {train.micro_batch}"
+    parts += f" x {world} processes = {together}" if world > 1 else ""
+    proposals = [f"train.global_batch {nearest_multiple(train.global_batch, together)}"]
+    if train.global_batch % world == 0:
+        share = train.global_batch // world
+        proposals.append(f"train.micro_batch {_nearest_divisor(train.micro_batch, share)}")
+    use = " or ".join(proposals)
+    raise UserError(f"train.global_batch {train.global_batch} is not a multiple of {parts}: use {use}")
+
+
+def _nearest_divisor(value: int, of: int, step: int = 1) -> int:
+    """The divisor of `of`, among the multiples of `step`, that is nearest to `value`; the smaller of two."""
+    divisors = [number for number in range(step, of + 1, step) if of % number == 0]
+    return min(divisors, key=lambda number: (abs(number - value), number))
+
+
+def check(config: PretrainConfig) -> None:
+    """Refuse settings that cannot go together.
+
+    What needs the number of images or of processes is checked where they are known: that the warm-up ends
+    before the run, and `accumulation`.
+
+    Raises:
+        UserError: names the keys, the values, the relation that fails and the nearest values that are legal.
+    """
+    run, data, log = config.run, config.data, config.log
+    rules = (
+        common_checks.run_rules(run),
+        common_checks.image_rules(data),
+        _streaming_rules(data),
+        common_checks.crop_rules(data.crop_scale, data.crop_ratio),
+        _model_rules(config.model, config.mask, data),
+        _channel_rules(data, config.model, log),
+        _log_rules(data, log, config.probe),
+        common_checks.hub_rules(config.hub),
+        common_checks.training_rules(config.optim, config.train, config.save),
+    )
+    common_checks.refuse(config, chain(*rules))
+    periods = {
+        "log.every": log.every,
+        "log.evaluate_every": log.evaluate_every,
+        "log.pictures_every": log.pictures_every,
+        "probe.every": config.probe.every,
+    }
+    common_checks.check_durations(config.optim, config.train, config.save, periods)
+    if to_steps(config.probe.every, dataset_size=1, global_batch=1):
+        _check_probes(config)
+    _check_geometry(config.model, config.mask)
+    accumulation(config.train, world=1)
+
+
+def _check_probes(config: PretrainConfig) -> None:
+    every, data = config.probe.every, config.data
+    for key in ("source", "validation"):
+        if getattr(config.probe, key) == "blue_marble" and reads_rasters(data, config.model):
+            raise UserError(
+                f"probe.{key} 'blue_marble' is RGB, and data.channels or model.in_channels say that images are not: "
+                "name labelled images with these channels"
+            )
+    if config.probe.stack is not None and not (config.probe.source and reads_rasters(data, config.model)):
+        raise UserError(
+            f"probe.stack {config.probe.stack!r} is for a probe.source of files that are one channel each: leave it out"
+        )
+    if data.streaming and not config.probe.source:
+        raise UserError(
+            f"probe.every {every!r} would read all of data.source for its labels, which data.streaming is to avoid: "
+            "name labelled images with probe.source"
+        )
+
+
+def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> common_checks.Rules:
+    yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 to keep none"
+    yield "log.pictures", log.pictures >= 0, "must not be negative: use 0 for none"
+    yield "probe.images", probe.images > 0, "must be positive: use 2000"
+
+
+def _streaming_rules(data: DataConfig) -> common_checks.Rules:
+    yield "data.shards_at_once", data.shards_at_once > 0, "must be positive: the smallest is 1"
+    yield "data.cache_gb", data.cache_gb > 0, "must be positive: use 20"
+    streamed = not data.streaming or data.source != "blue_marble"
+    yield "data.streaming", streamed, "reads shards, and data.source is blue_marble: name parquet or tar files"
+    yield "data.stack", not data.streaming or data.stack is None, "is a folder's: a shard has an image as one file"
+
+
+def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> common_checks.Rules:
+    yield "model.in_channels", model.in_channels > 0, "must be positive: 3 for RGB"
+    measure = ", as swin-mim stats measures them" if reads_rasters(data, model) else ""
+    for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
+        rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each{measure}"
+        yield key, len(channels) == model.in_channels, rule
+    yield "data.std", min(data.std) > 0, "must be positive"
+    for key, sides in (("model.image_size", model.image_size), ("model.window_size", model.window_size)):
+        yield key, len(sides) in (1, 2), f"has {len(sides)} entries: give one number, or height and width"
+    square = len(set(model.image_size)) == 1
+    yield (
+        "data.flips",
+        square or data.flips != "dihedral",
+        "turns images by quarters, and model.image_size is not square: use both",
+    )
+    yield "model.patch_size", model.patch_size > 0, "must be positive: SimMIM's is 4"
+    yield "mask.unit", mask.unit > 0, "must be positive: SimMIM's is 32"
+    yield "mask.ratio", 0 < mask.ratio < 1, "must be more than 0 and less than 1: SimMIM's is 0.6"
+
+
+def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
+    """Whether images keep their channels and the values of their files, and are not made RGB."""
+    return data.channels is not None or model.in_channels != 3
+
+
+def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig) -> common_checks.Rules:
+    rasters, way_out = reads_rasters(data, model), "set model.in_channels, or data.channels"
+    count = f"has {len(data.channels or ())} entries and model.in_channels is {model.in_channels}: name as many"
+    yield "data.channels", data.channels is None or len(data.channels) == model.in_channels, count
+    yield from common_checks.channel_rules(data, rasters, way_out)
+    rule = f"is for images that are not read as RGB: {way_out}"
+    yield "log.picture_channels", log.picture_channels is None or rasters, rule
+    yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
+    measured = "is ImageNet's, and images keep the values of their files: give it as swin-mim stats measures it"
+    for key in ("mean", "std"):
+        yield f"data.{key}", not rasters or getattr(data, key) != getattr(DataConfig(), key), measured
+
+
+def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:
+    sides = as_pair(model.image_size)
+    if mask.unit % model.patch_size:
+        unit = _nearest_unit(mask.unit, model.patch_size, math.gcd(*sides))
+        raise UserError(f"mask.unit {mask.unit} is not a multiple of model.patch_size {model.patch_size}: use {unit}")
+    for side in sides:
+        if side <= 0 or side % mask.unit:
+            below = max(side, 0) // mask.unit * mask.unit
+            use = " or ".join(_proposal(model, size) for size in (below, below + mask.unit) if size)
+            raise UserError(f"model.image_size {side} is not a multiple of mask.unit {mask.unit}: use {use}")
+    swin_config(model)
+    units = math.prod(side // mask.unit for side in sides)
+    if math.ceil(units * mask.ratio) == units:
+        raise UserError(
+            f"mask.ratio {mask.ratio} masks all {units} units of {mask.unit} pixels of an image: "
+            "use a smaller mask.ratio or mask.unit"
+        )
+
+
+def _nearest_unit(unit: int, patch: int, side: int) -> int:
+    """A multiple of the patch, and one that divides the image's side where that can be."""
+    return nearest_multiple(unit, patch) if side % patch else _nearest_divisor(unit, side, patch)
+
+
+def _proposal(model: ModelConfig, side: int) -> str:
+    """ "192 (windows of 6 fit every stage)": an image size, and whether the windows tile it."""
+    config = swin_config(replace(model, image_size=(side,)))
+    windows = as_pair(config.window_size)
+    size = str(windows[0]) if windows[0] == windows[1] else f"{windows[0]}x{windows[1]}"
+    tiled = not any(any(config.stage_padding(stage)) for stage in range(config.num_stages))
+    return f"{side} (windows of {size} {'fit every stage' if tiled else 'need padding'})"

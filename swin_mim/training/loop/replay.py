@@ -1,0 +1,155 @@
+"""One step of a run again, from its newest checkpoint before that step; and where its numbers stop being finite."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from swin_mim.data.loading.loader import Batch
+from swin_mim.errors import UserError
+from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.loop.plan import TrainingSchedule
+from swin_mim.training.loop.trainer import fit, seed_forward
+
+
+class Replayed(Exception):
+    """The step was done again.
+
+    Args:
+        findings: what was seen, a line each.
+    """
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+
+
+def replaying(step: int, position: int | None) -> Callable[..., bool]:
+    """What a recipe takes in place of `engine.fit`: up to `step` it trains as before, and that step it looks at.
+
+    Args:
+        step: the number that log and metrics give it, from 1.
+        position: of the first image of that step; None: where it stands in a run that never went back.
+
+    Raises:
+        Replayed: when called, at its end.
+        UserError: when called: the run has no such step.
+    """
+
+    def loop(accelerator: Accelerator, model: Any, optimizer: Any, **job: Any) -> bool:
+        plan, state = job["plan"], job["state"]
+        if step > plan.total_steps:
+            raise UserError(f"STEP {step} is beyond the run, which has {plan.total_steps} steps")
+        if position is not None:
+            state.samples_seen = position - (step - 1 - state.step) * plan.global_batch
+        if state.step < step - 1:
+            before = replace(plan, total_steps=step - 1, stop_after=0, save_every=0)
+            quietly = {"evaluations": (), "saving": _Nowhere(), "saved": lambda: None, "skipped": lambda skipped: None}
+            if not fit(accelerator, model, optimizer, **job | quietly | {"plan": before}):
+                raise KeyboardInterrupt
+        seen = _look(accelerator, model, plan, job["batches"](state.samples_seen), job["loss_of"])
+        raise Replayed([*_parameters_not_finite(model), *seen])
+
+    return loop
+
+
+class _Nowhere:
+    """Checkpoints of a run that is only looked at."""
+
+    def save(self, state: RunState) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def failure_reason(self) -> str:
+        return ""
+
+    def roll_back(self, state: RunState) -> None:
+        raise Replayed([f"the steps before step {state.step} are not finite either: replay the first of them"])
+
+
+def _look(
+    accelerator: Accelerator,
+    model: Any,
+    plan: TrainingSchedule,
+    batches: Iterator[Batch],
+    loss_of: Callable[[Batch], Tensor],
+) -> Iterator[str]:
+    """Forward and backward of the next step, without an update -> what was seen."""
+    bare = accelerator.unwrap_model(model)
+    for _ in range(plan.accumulation):
+        batch = next(batches)
+        with accelerator.accumulate(model), _watched(bare) as first:
+            seed_forward(plan.seed, batch.start)
+            loss = loss_of(batch)
+            accelerator.backward(loss)
+        yield f"images {batch.start} to {batch.start + len(batch.images) - 1} of the run: loss {loss.item():.6g}"
+        yield from (f"  {finding}" for finding in first)
+    gradients = [(name, p.grad) for name, p in bare.named_parameters() if p.grad is not None]
+    wrong = [name for name, gradient in gradients if not gradient.isfinite().all()]
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+    norm = torch.stack([gradient.norm() for _, gradient in gradients]).norm() / scale
+    yield f"gradient norm {norm.item():.6g}; not finite: the gradients of {len(wrong)} of {len(gradients)} parameters"
+    yield from (f"  {name}" for name in wrong[:3])
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    """While it is entered, the list gets the first module whose output, and the first whose gradient, is not finite."""
+    found: dict[str, str] = {}
+    findings: list[str] = []
+
+    def note(kind: str, name: str, before: Any, after: Any) -> None:
+        bad, healthy = _not_finite(after), not _not_finite(before)
+        if bad and kind not in found and (kind == "output" or not found):  # after a bad output every gradient is
+            found[kind] = name
+            values = [tensor.detach().abs().max().item() for tensor in _tensors(before) if tensor.numel()]
+            origin = f"finite, up to {max(values, default=0.0):.3g}" if healthy else "not finite either"
+            findings.append(f"{kind} not finite first in {name} ({bad}); what it came from is {origin}")
+
+    def forward(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: note("output", name, inputs, output)
+
+    def backward(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, outputs: note("gradient", name, outputs, inputs)
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_hook(forward(name or "the loss")))
+        hooks.append(module.register_full_backward_hook(backward(name or "the loss")))
+    try:
+        with warnings.catch_warnings():
+            # of modules that take no gradient to their input, which is the images
+            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+            yield findings
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _not_finite(values: Any) -> str:
+    """ "3 of 4096 values", empty if all are finite."""
+    tensors = list(_tensors(values))
+    bad = sum(int((~tensor.isfinite()).sum()) for tensor in tensors)
+    return f"{bad} of {sum(tensor.numel() for tensor in tensors)} values" if bad else ""
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in an argument or output."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _parameters_not_finite(model: nn.Module) -> list[str]:
+    names = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    return [f"before the step these weights are not finite: {', '.join(names)}"] if names else []

@@ -1,0 +1,147 @@
+"""The folder of a run: whose it is, how it stands, and which images it could not read."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from swin_mim.data.loading.loader import Batch
+from swin_mim.errors import PEER_LOST, UserError
+from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.config.pretrain_checks import (
+    FinetuneConfig,
+    PretrainConfig,
+    free_differences,
+    from_mapping,
+    frozen_differences,
+    to_yaml,
+)
+from swin_mim.training.distributed.processes import lost_peer
+from swin_mim.training.loop.trainer import SkippedStep
+from swin_mim.training.run.jsonl import append_line, disk_may_fail, timestamp, whole_lines
+from swin_mim.training.run.private import without_secrets
+
+Config = PretrainConfig | FinetuneConfig
+CONFIG = "config.yaml"
+STATUS = "run_status.json"
+CHANGES = "config_changes.jsonl"
+
+_LOG = logging.getLogger(__name__)
+
+
+def claim(folder: Path, config: Config, *, write: bool = True) -> None:
+    """Make sure that the settings continue the run that is there, if any, and write them down.
+
+    Free settings that are others than before go to config_changes.jsonl, with the step that the run is continued from.
+
+    Raises:
+        UserError: the folder has checkpoints of a run with other settings; names each of them.
+    """
+    path, text = folder / CONFIG, without_secrets(to_yaml(config))
+    if path.exists() and checkpoint.steps_on_disk(folder / "checkpoints"):
+        saved, current = _saved(path, config), _parsed(text, config, path)
+        differences = frozen_differences(saved, current)
+        if differences:
+            raise UserError(
+                f"{folder} holds a run with other settings ({'; '.join(differences)}): "
+                "start another run with --run.name, or continue this one with its own settings"
+            )
+        changes = free_differences(saved, current)
+        if write and changes:
+            step = max(checkpoint.step_of(found) for found in checkpoint.steps_on_disk(folder / "checkpoints"))
+            _LOG.info("settings that changed since the last start: %s", "; ".join(changes))
+            append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
+    if not write:
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _saved(path: Path, config: Config) -> Config:
+    try:
+        return _parsed(without_secrets(path.read_text()), config, path)
+    except UserError as error:
+        raise UserError(
+            f"{path.parent} holds a run of another kind or version ({error}): start another one with --run.name"
+        ) from None
+
+
+def _parsed(text: str, like: Config, path: Path) -> Config:
+    return from_mapping(type(like), yaml.safe_load(text), where=str(path))
+
+
+@contextmanager
+def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> Iterator[None]:
+    """Keep run_status.json true: "running", then "finished", "stopped" (the run can be continued) or "failed".
+
+    Raises:
+        UserError: another process of the run is gone.
+    """
+
+    def write(status: str) -> None:
+        if main:
+            values = {"status": status, "step": state.step, "total_steps": total_steps, "time": timestamp()}
+            with disk_may_fail(STATUS):
+                checkpoint.write_json(folder / STATUS, values)
+
+    write("running")
+    try:
+        yield
+    except BaseException as error:
+        write("failed")
+        if lost_peer(error):
+            raise UserError(
+                f"another process of the run is gone ({str(error).splitlines()[0]}): start again to continue from the "
+                "last checkpoint; the log of that process, or the system's (out of memory?), says why it ended",
+                local=True,
+                code=PEER_LOST,
+            ) from error
+        raise
+    write("finished" if state.step >= total_steps else "stopped")
+
+
+class SkippedSteps:
+    """The list of steps whose update was left out, in the run's folder, with the images that led to them.
+
+    Args:
+        seed: of the run, which with a position decides crop, flip and mask of an image.
+        name_of: an index -> the name of that image.
+    """
+
+    def __init__(self, path: Path, *, seed: int, rank: int, name_of: Callable[[int], str]) -> None:
+        self._path, self._seed, self._rank, self._name_of = path, seed, rank, name_of
+
+    def add(self, skipped: SkippedStep) -> None:
+        """A line for the step, from the main process; one for each bad micro batch, from the process that had it."""
+        step = {"step": skipped.step, "positions": skipped.positions, "seed": self._seed}
+        if not self._rank:
+            append_line(self._path, step | {"loss": str(skipped.loss), "grad_norm": str(skipped.grad_norm)})
+        for part in skipped.parts:
+            images = [[part.start + i, self._name_of(index)] for i, index in enumerate(part.indices)]
+            append_line(self._path, step | {"process": self._rank, "loss": str(part.loss), "images": images})
+
+
+class BrokenImages:
+    """The list of images that could not be read, in the run's folder; a process names each but once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = {entry["name"] for entry in whole_lines(path)}
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what they report is written down."""
+        for batch in batches:
+            for name, reason in batch.broken:
+                self._add(name, reason)
+            yield batch
+
+    def _add(self, name: str, reason: str) -> None:
+        if name in self._known:
+            return
+        self._known.add(name)
+        _LOG.warning("cannot read %s (%s): another image takes its place", name, reason)
+        append_line(self._path, {"name": name, "reason": reason})

@@ -1,0 +1,353 @@
+"""A run as a published model: what its folder tells for the card, and pushing while training goes on."""
+
+import json
+import logging
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+
+from swin_mim.data.streaming.storage import shown
+from swin_mim.errors import UserError
+from swin_mim.hub import repository
+from swin_mim.hub.about import About, Picture, Result, Training, card_facts
+from swin_mim.hub.card import card
+from swin_mim.hub.pretrained import check_replaceable
+from swin_mim.redaction import name_of, yaml_without_paths
+from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.checkpoints.store import write_json
+from swin_mim.training.config.pretrain_checks import FinetuneConfig, PretrainConfig, to_yaml
+from swin_mim.training.config.schedule import scaled
+from swin_mim.training.run.tracking import duration_text, plot_curves, plot_losses, read_metrics
+from swin_mim.weights.compatibility import unsupported_reason
+from swin_mim.weights.config_json import Description
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where data and first weights are from, as seen when a run first starts: a folder may be gone when it ends."""
+
+    data_on_hub: bool
+    base_on_hub: bool
+    base_is_simmim: bool
+    """Whether the first weights are those of a masked image model."""
+
+    @classmethod
+    def of(
+        cls, folder: Path, config: PretrainConfig | FinetuneConfig, *, base_is_simmim: bool, resumed: bool
+    ) -> "Origin":
+        """Written down in the run's folder when it starts; a resumed run reads it there."""
+        path = folder / "origin.json"
+        if resumed and path.is_file():
+            return cls(**json.loads(path.read_text()))
+        source, base = config.data.source, config.model.pretrained
+        # what is streamed may also be at addresses, or named by a pattern
+        named = source != "blue_marble" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+        data = named and not Path(source).expanduser().exists()
+        origin = cls(data, base is not None and repository.is_repo_name(base), base_is_simmim)
+        write_json(path, asdict(origin))
+        return origin
+
+
+def about_run(
+    folder: Path,
+    config: PretrainConfig,
+    state: RunState,
+    *,
+    origin: Origin,
+    images: int,
+    heldout: int,
+    devices: str,
+    precision: str,
+) -> About:
+    """What a pretraining run tells of itself: only what was measured, and the settings as they were.
+
+    Args:
+        folder: of the run.
+        state: where it stands.
+        images, heldout: how many there were to train and to measure on.
+        devices: on what it ran, as "8 x NVIDIA H100".
+        precision: of its arithmetic, as "bf16".
+    """
+    source = config.data.source
+    caption = "Held-out images: the image, what the model sees of it, its prediction, the holes filled with that."
+    drawn = sorted((folder / "samples").glob("step_*.png"))[-1:]
+    pictures = [Picture(file, "reconstructions.png", caption) for file in drawn]
+    caption = "Loss over the steps. The held-out images have the same masks each time."
+    pictures.append(Picture(plot_losses(folder), "loss.png", caption))
+    return replace(
+        _about(config, origin),
+        training=Training(
+            data=_data(source, origin, images, heldout),
+            steps=state.step,
+            images=state.samples_seen,
+            facts=_method(config) | _facts(folder, config, devices, precision) | _comparisons(folder),
+            config_yaml=_recipe(config),
+            command="accelerate launch recipes/pretrain.py --config recipe.yaml  # the recipe below as a file",
+        ),
+        results=_results(folder, config, heldout),
+        pictures=tuple(pictures),
+    )
+
+
+def about_finetuning(
+    folder: Path,
+    config: FinetuneConfig,
+    state: RunState,
+    *,
+    origin: Origin,
+    images: int,
+    classes: int,
+    report: Mapping[str, Any],
+    step: int,
+    devices: str,
+    precision: str,
+) -> About:
+    """What a fine-tuning run tells of itself.
+
+    Args:
+        folder, state, origin, images, devices, precision: as in `about_run`.
+        classes: how many there are.
+        report: the last one in evaluation/ of the folder (`evaluation.judge`); it is told if it is of `step` too.
+        step: after which the weights were these.
+    """
+    measured = report if report.get("step") == step else {}
+    caption = "Which class is predicted (columns) for the images of each class (rows)."
+    confusion = folder / "evaluation" / "confusion.png"
+    pictures = [Picture(confusion, "card_confusion.png", caption)] if measured and confusion.is_file() else []
+    pictures.append(Picture(plot_curves(folder), "loss.png", "Loss and accuracy over the steps."))
+    facts = {
+        "Method": "fine-tuning" if config.model.pretrained else "training from new weights",
+        "Layer-wise decay of the learning rate": str(config.optim.layer_decay),
+        "Stochastic depth": str(config.model.drop_path_rate),
+    }
+    if step != state.step:
+        facts["Published"] = f"the weights after step {step}, the best of all evaluations on the images below"
+    if config.train.ema:
+        facts["Weights"] = f"a running average with decay {config.train.ema}"
+    return replace(
+        _about(config, origin),
+        tags=("simmim",) if origin.base_is_simmim else (),
+        training=Training(
+            data=_labelled_data(config, origin, images, classes, measured),
+            steps=state.step,
+            images=state.samples_seen,
+            facts=facts | _facts(folder, config, devices, precision),
+            config_yaml=_recipe(config),
+            command="accelerate launch recipes/finetune.py --config recipe.yaml  # the recipe below as a file",
+        ),
+        results=_accuracies(config, measured) if measured else (),
+        pictures=tuple(pictures),
+    )
+
+
+def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
+    return About(
+        name=config.hub.repo or config.run.name,
+        repo=config.hub.repo,
+        license=config.hub.license,
+        base_model=config.model.pretrained if origin.base_on_hub else None,
+        datasets=(config.data.source,) if origin.data_on_hub else (),
+    )
+
+
+def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
+    data: Any = replace(config.data, source=shown(config.data.source))
+    return yaml_without_paths(to_yaml(replace(config, data=data, hub=replace(config.hub, repo=None))))
+
+
+def check(folder: Path, config: PretrainConfig | FinetuneConfig, description: Description) -> None:
+    """Refuse now what would be refused when the run ends: the place of the export, the card, the copy.
+
+    Args:
+        folder: of the run.
+        description: of the model that will be trained.
+
+    Raises:
+        UserError: as `save_pretrained` and the card do.
+    """
+    check_replaceable(folder / "export")
+    about = About(license=config.hub.license, repo=config.hub.repo)
+    card(card_facts(description, about, folder=config.run.name, tensors={}, native=False))
+    reason = unsupported_reason("transformers", description) if config.hub.transformers else ""
+    if reason:
+        raise UserError(f"hub.transformers: {reason}; or leave the copy out")
+
+
+def devices_text(device: torch.device, processes: int) -> str:
+    """ "8 x NVIDIA H100 80GB HBM3", or the processor's name."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{processes * torch.get_num_threads()} threads of {name}"
+
+
+class Publisher:
+    """Pushes the export of a run, during training without holding it up.
+
+    Args:
+        folder: the export. While a push is under way, nobody else may write to it.
+        write: writes the export anew.
+        repo, private: as in `repository.push`.
+    """
+
+    def __init__(self, folder: Path, write: Callable[[], None], repo: str, *, private: bool) -> None:
+        self._folder, self._write, self._repo, self._private = folder, write, repo, private
+        self._push: Thread | None = None
+
+    def offer(self, message: str) -> None:
+        """Push in the background, unless a push is still under way. Whatever fails is a warning: training goes on."""
+        if self._push is not None and self._push.is_alive():
+            _LOG.warning("the last push to %s is still under way: %s is not pushed", self._repo, message)
+            return
+        try:
+            self._write()
+        except Exception as error:  # of pictures, disks and the Hub: none is worth the run
+            _LOG.warning("%s is not pushed: %s", message, error)
+            return
+        self._push = Thread(target=self._quietly, args=(message,), name="push", daemon=True)
+        self._push.start()
+
+    def finish(self, message: str) -> str:
+        """Wait for the push under way, write the export and push it -> the commit's address.
+
+        Raises:
+            UserError: the push failed or was interrupted; the export is there.
+        """
+        try:
+            if self._push is not None and self._push.is_alive():
+                _LOG.info("waiting for the last push to %s", self._repo)
+                self._push.join()
+            self._write()
+            return repository.push(self._folder, self._repo, private=self._private, message=message)
+        except KeyboardInterrupt:
+            raise UserError(
+                f"interrupted; nothing of the last step was pushed to {self._repo}: the same command again writes the "
+                "export and pushes it"
+            ) from None
+
+    def leave(self) -> None:
+        """Say of a push under way that it is given up: the repository stays as it was."""
+        if self._push is not None and self._push.is_alive():
+            _LOG.warning("a push to %s was under way and is given up", self._repo)
+
+    def _quietly(self, message: str) -> None:
+        try:
+            address = repository.push(self._folder, self._repo, private=self._private, message=message)
+        except Exception as error:
+            _LOG.warning("%s", error)
+        else:
+            _LOG.info("pushed %s: %s", message, address)
+
+
+def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
+    kept = f"; {heldout} more were held out to measure on" if heldout else ""
+    if source == "blue_marble":
+        return (
+            f"{images} satellite tiles of land, cut from NASA's Blue Marble (public domain){kept}, "
+            "from other longitudes, so that none touches a training tile."
+        )
+    where = f"the data set {source}" if origin.data_on_hub else f'a folder "{name_of(source)}"'
+    if "://" in source:
+        where = f"shards at {shown(source)}"
+    return f"{images} unlabelled images of {where}{kept}."
+
+
+def _labelled_data(
+    config: FinetuneConfig, origin: Origin, images: int, classes: int, measured: Mapping[str, Any]
+) -> str:
+    source, few = config.data.source, config.data.labels_per_class
+    where = f'images of a folder "{name_of(source)}"'
+    if source == "blue_marble":
+        where = "satellite tiles of land, cut from NASA's Blue Marble (public domain)"
+    elif origin.data_on_hub:
+        where = f"images of the data set {source}"
+    each = f", {few} of each class" if few else ""
+    others = f"; evaluated on {measured['evaluated']} others" if measured else ""
+    return f"{images} labelled {where}{each}, in {classes} classes{others}."
+
+
+def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
+    judged = config.data.validation or config.data.source
+    source = "Blue Marble" if judged == "blue_marble" else name_of(shown(judged))
+    split = config.data.validation_split or ("validation" if config.data.validation else "held out")
+    kinds = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "top5_accuracy": "top-5 accuracy",
+        "mean_average_precision": "mean average precision",
+    }
+    values, images = measured["metrics"], measured["evaluated"]
+    return tuple(
+        Result(source, f"{name} on {images} images", key, round(values[key], 6), split)
+        for key, name in kinds.items()
+        if values.get(key) is not None
+    )
+
+
+def _method(config: PretrainConfig) -> dict[str, str]:
+    return {
+        "Method": f"SimMIM, target {config.model.target}",
+        "Mask": f"{config.mask.ratio:.0%} of squares of {config.mask.unit} pixels",
+    }
+
+
+def _facts(folder: Path, config: PretrainConfig | FinetuneConfig, devices: str, precision: str) -> dict[str, str]:
+    optim, train = config.optim, config.train
+    facts = {
+        "Global batch": str(train.global_batch),
+        "Peak learning rate": f"{scaled(optim.base_lr, train.global_batch):.3g} (AdamW, {optim.schedule})",
+        "Weight decay": str(optim.weight_decay),
+        "Precision": precision,
+        "Hardware": devices,
+        "Software": f"swin_mim {version('swin-mim')}, torch {version('torch')}",
+    }
+    seconds = _seconds_of_steps(folder, train.global_batch)
+    if seconds:
+        facts["Time of the training steps"] = duration_text(seconds)
+    if config.model.pretrained:
+        facts["Started from"] = name_of(config.model.pretrained)
+    return facts
+
+
+def _comparisons(folder: Path) -> dict[str, str]:
+    fillings = next((row for row in read_metrics(folder) if "mean_fill_error" in row), None)
+    if fillings is None:
+        return {}
+    return {
+        "For comparison: holes filled with the mean of the visible pixels": f"{fillings['mean_fill_error']:.4f}",
+        "For comparison: holes interpolated": f"{fillings['interpolation_error']:.4f}",
+    }
+
+
+def _seconds_of_steps(folder: Path, global_batch: int) -> float:
+    seconds, before = 0.0, 0.0
+    for row in read_metrics(folder):
+        if row.get("images_per_second"):
+            seconds += (row["step"] - before) * global_batch / row["images_per_second"]
+            before = row["step"]
+    return seconds
+
+
+def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result, ...]:
+    losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
+    if not losses:
+        return ()
+    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(shown(config.data.source))
+    return (
+        Result(
+            source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"
+        ),
+    )

@@ -1,0 +1,175 @@
+"""The statistics of channels as a command: against numpy, as a table and JSON, and what goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from swin_mim.data.decoding.raster import Raster
+from swin_mim.data.statistics import Statistics, options_text, rounded
+from swin_mim.errors import INTERRUPTED, MISTAKE
+
+ROOT = Path(__file__).parents[2]
+from swin_mim.cli import prepare
+from swin_mim.cli import stats as channels
+from swin_mim.data import survey
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten of four channels, with gaps of 0 in every other one; one is broken."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for number in range(10):
+        values = RNG.integers(1, 5000, (30, 20, 4)).astype(np.uint16) * np.arange(1, 5).astype(np.uint16)
+        values[: number % 2 * 9, :5] = 0
+        np.save(folder / f"{number}.npy", values)
+    (folder / "7.npy").write_bytes(b"broken")
+    return folder
+
+
+def failure(capsys: pytest.CaptureFixture[str], main: object, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)  # type: ignore[operator]
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return left.value.code, said.err
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_table_and_json_against_numpy(scenes: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    command = [str(scenes), "--in_channels", "4", "--nodata", "0", "--workers", workers, "--json", "-"]
+    channels.main(command)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    values = [np.load(scenes / f"{number}.npy") for number in range(10) if number != 7]
+    valid = np.concatenate([each[(each != 0).all(axis=2)] for each in values]).astype(float)
+    np.testing.assert_allclose(found["mean"], valid.mean(axis=0))
+    np.testing.assert_allclose(found["std"], valid.std(axis=0))
+    np.testing.assert_array_equal(found["min"], valid.min(axis=0))
+    np.testing.assert_array_equal(found["max"], valid.max(axis=0))
+    assert found["valid_share"] == len(valid) / (9 * 600)
+    assert (found["dtypes"], found["looked_at"], found["broken"][0]["name"]) == ({"uint16": 9}, 10, "7.npy")
+    lines = said.err.splitlines()
+    assert lines[0].startswith("10 of 10 images, uint16; 9")
+    assert lines[2].split()[0] == "1"
+    assert lines[-1] == options_text(tuple(found["mean"]), tuple(found["std"]))
+    assert lines[-1].startswith("--data.mean ")
+
+
+def test_rgb_is_from_0_to_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = RNG.integers(0, 255, (12, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    channels.main([str(tmp_path), "--json", str(tmp_path / "found.json"), "--workers", "0"])
+    found = json.loads((tmp_path / "found.json").read_text())
+    np.testing.assert_allclose(found["mean"], pixels.mean(axis=(0, 1)) / 255)
+    np.testing.assert_allclose(found["std"], pixels.std(axis=(0, 1)) / 255)
+    assert found["channels"] == ["red", "green", "blue"]
+    assert "red" in capsys.readouterr().out
+
+
+def test_a_sample_is_spread(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    channels.main([str(scenes), "--channels", "2", "4", "--images", "3", "--workers", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("3 of 10 images")
+    assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
+    assert list(survey.spread(10, 3)) == [0, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{scenes}", "--in_channels", "13"), "it has 4 channels (1, 2, 3, 4) and model.in_channels is 13"),
+        (("{scenes}", "--in_channels", "0"), "--in_channels 0 must be at least 1"),
+        (("{scenes}", "--in_channels", "2", "--channels", "1"), "--channels names 1 channels and --in_channels is 2"),
+        (("{scenes}", "--nodata", "0"), "--nodata is of images of any channels: name these, as in --channels 1 2 3"),
+        (("{scenes}", "--images", "0"), "--images 0 must be at least 1"),
+        (("nowhere/at/all",), "does not exist"),
+        (("{scenes}", "--in_channels", "4", "--nodata", "0", "--stack", "x"), "data.stack 'x' must be the path"),
+        (
+            ("{scenes}", "--in_channels", "4", "--workers", "0", "--json", "no/where"),
+            "argument --json: no/where: there is no folder",
+        ),
+    ],
+)
+def test_mistakes(scenes: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+    code, line = failure(capsys, channels.main, *(word.format(scenes=scenes) for word in arguments))
+    assert code == MISTAKE
+    assert message in line
+
+
+def test_no_image_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.npy").write_bytes(b"broken")
+    code, line = failure(capsys, channels.main, str(tmp_path), "--in_channels", "4", "--workers", "0")
+    assert (code, "none of the 1 images" in line) == (MISTAKE, True)
+
+
+def test_ctrl_c(scenes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(survey.Statistics, "of", interrupted)
+    code, line = failure(capsys, channels.main, str(scenes), "--in_channels", "4", "--workers", "0")
+    assert (code, line.splitlines()[-1]) == (INTERRUPTED, "interrupted")
+
+
+def test_as_a_script(scenes: Path) -> None:
+    command = [sys.executable, str(ROOT / "swin-mim stats"), str(scenes), "--in_channels", "4", "--workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "--data.std" in done.stdout
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(-1e6, 1e6), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None, database=None)
+def test_of_parts_together(sizes: list[int], offset: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = [rng.normal(offset, 2, (size, 3, 2)) for size in sizes]
+    total = Statistics.of(Raster(images[0]))
+    for image in images[1:]:
+        total = total.and_of(Statistics.of(Raster(image)))
+    pixels = np.concatenate(images).reshape(-1, 2)
+    np.testing.assert_allclose(total.mean, pixels.mean(axis=0), rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(total.std, pixels.std(axis=0), rtol=1e-7)
+    assert total.least == tuple(pixels.min(axis=0))
+    assert (total.images, total.valid, total.share) == (len(sizes), len(pixels), 1.0)
+    assert Statistics.from_json(json.loads(json.dumps(total.as_json()))) == total
+
+
+def test_six_digits_of_any_magnitude() -> None:
+    assert rounded((1234567.8, 0.00012345678)) == (1234570.0, 0.000123457)
+
+
+# packing as a command
+
+
+def test_prepare_packs_rasters(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(scenes), str(tmp_path / "packed"), "--in_channels", "4", "--nodata", "0", "--size", "16"]
+    prepare.main([*command, "--workers", "0"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tmp_path / 'packed'}: 9 images, 1 broken ones left out")
+    assert said[1].startswith("channels: 1, 2, 3, 4; images: 9 of uint16; 9")
+    assert said[-1] == f"--data.source {tmp_path / 'packed'}"
+    prepare.main(["--verify", str(tmp_path / "packed")])
+    assert "9 images, every shard whole (1)" in capsys.readouterr().out
+    channels.main([str(tmp_path / "packed"), "--in_channels", "4", "--workers", "0", "--json", "-"])
+    found = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(
+        rounded(tuple(found["mean"])), json.loads((tmp_path / "packed/packed.json").read_text())["mean"], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("option", [("--quality", "90"), ("--format", "raw")])
+def test_prepare_refuses_what_is_of_rgb(capsys: pytest.CaptureFixture[str], option: tuple[str, str]) -> None:
+    code, line = failure(capsys, prepare.main, "a", "b", "--in_channels", "4", *option)
+    assert code == MISTAKE
+    assert f"{' '.join(option)} is of RGB images" in line

@@ -1,0 +1,156 @@
+"""The images of `bench.py loader` and `bench.py decoders`: JPEGs that are made, and the same packed for training.
+
+How far pixels are off is told against a whole decode by Pillow, of which Pillow cuts the same crop.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from swin_mim.data.blue_marble.tiles import composite
+from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.data.decoding.rgb import Box, Decoded, Shrink
+from swin_mim.data.packing.pack import Format, pack
+from swin_mim.data.sampling import sample_generator
+from swin_mim.data.sources.open import FolderSource, Source, open_source, smaller_image
+from swin_mim.data.transforms.crops import PretrainTransform, random_crop_box, to_tensor
+from swin_mim.errors import UserError
+
+SIZES = ((500, 375), (1600, 1200))
+"""(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
+LARGEST = (5000, 2500)
+"""(W, H) that are cut from the composite, which has 5400 x 2700 pixels."""
+QUALITY = 90
+CLASSES = 2
+"""Folders of a made data set: torchvision insists on some."""
+MADE_BYTES = 200_000
+"""More than a made JPEG has on average."""
+COMPARED = 32
+"""Images whose crops are held against whole decodes."""
+
+
+class Prepared(NamedTuple):
+    """Images that were packed, and what that took."""
+
+    folder: Path
+    seconds: float
+    bytes: int
+
+
+def sizes_text(sizes: Sequence[tuple[int, int]] = SIZES) -> str:
+    return "JPEGs of " + " and ".join(f"{width} x {height} px" for width, height in sizes)
+
+
+def make_images(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
+    """JPEGs cut from the composite of the demo data set, in class folders, the sizes in turn."""
+    picture = Image.fromarray(composite())
+    rng = torch.Generator().manual_seed(0)
+    for index in range(count):
+        width, height = sizes[index % len(sizes)]
+        left = int(torch.randint(picture.width - width, (), generator=rng))
+        top = int(torch.randint(picture.height - height, (), generator=rng))
+        file = folder / f"class{index % CLASSES}" / f"{index:05d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.crop((left, top, left + width, top + height)).save(file, quality=QUALITY)
+    return folder
+
+
+def some_of(folder: Path, count: int, links: Path) -> Path:
+    """The folder, or one of links to so many of its images, evenly chosen: packing all of a large one takes hours."""
+    source = open_source(str(folder))
+    if not isinstance(source, FolderSource):
+        raise UserError(f"--source {folder} is no folder of images")
+    if len(source) <= count:
+        return folder
+    for index in np.linspace(0, len(source) - 1, count).astype(int):
+        link = links / source.paths[index]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((folder / source.paths[index]).resolve())
+    return links
+
+
+def prepared_side(image_size: int) -> int:
+    """The shorter side of packed images: what swin-mim prepare takes for crops of 192 pixels, and as much of others."""
+    return round(image_size * 4 / 3)
+
+
+def check_disk(folder: Path, images: int, image_size: int, *, made: bool) -> None:
+    """Raises `UserError` where a temporary folder lies on a disk that does not hold all that will be in it."""
+    raw_and_jpeg = 3 * prepared_side(image_size) ** 2 * 2  # sides of 4:3, and something to spare
+    need, free = images * (raw_and_jpeg + MADE_BYTES * made), shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free, and images and their packed copies take up to {need / 1e6:.0f}: "
+            "give fewer --images, or set TMPDIR to another disk"
+        )
+
+
+FORMATS: tuple[Format, ...] = ("jpeg", "raw")
+"""Of packed RGB images."""
+
+
+def prepare(folder: Path, target: Path, image_size: int) -> dict[Format, Prepared]:
+    """Pack the images of a folder in each format, one after the other."""
+    done: dict[Format, Prepared] = {}
+    for kind in FORMATS:
+        start = time.perf_counter()
+        packed = pack(
+            str(folder), target / kind, size=prepared_side(image_size), format=kind, workers=os.cpu_count() or 1
+        )
+        done[kind] = Prepared(target / kind, time.perf_counter() - start, packed.bytes)
+    return done
+
+
+def prepared_text(done: dict[Format, Prepared], image_size: int) -> str:
+    parts = [f"{kind} in {each.seconds:.1f} s, {each.bytes / 1e6:.0f} MB" for kind, each in done.items()]
+    return (
+        f"{'; '.join(parts)}; shorter side {prepared_side(image_size)} px, {os.cpu_count() or 1} processes, "
+        "outside of the clock"
+    )
+
+
+def pixel_differences(source: Source, whole: FolderSource, transform: PretrainTransform) -> dict[str, Any]:
+    """Grey levels of 255 by which crops of `source` differ from crops of the whole images it was made of."""
+    straight = replace(transform, flips="none")
+    seen = [np.abs(ours - theirs) for ours, theirs in _crops(source, whole, straight)]
+    return {
+        "mean": float(np.mean([each.mean() for each in seen])),
+        "greatest": int(max(each.max() for each in seen)),
+        "images": len(seen),
+    }
+
+
+def _crops(source: Any, whole: FolderSource, transform: PretrainTransform) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Crops of the same parts, int (3, H, W): as training takes them, and of whole images."""
+    places = {whole.name(index): index for index in range(len(whole))}
+    for index in np.linspace(0, len(source) - 1, min(COMPARED, len(source))).astype(int).tolist():
+        try:
+            decoded = smaller_image(source, index, _shrink(transform, index))
+            image = whole.image(places[source.path(index)])
+        except BrokenImage:
+            continue
+        assert isinstance(decoded, Decoded)
+        box = random_crop_box(decoded.size, transform.scale, transform.ratio, sample_generator(0, index))
+        ours, theirs = transform(decoded, sample_generator(0, index)), cut_whole(image, decoded.size, box, transform)
+        yield ours.numpy().astype(int), theirs.numpy().astype(int)
+
+
+def _shrink(transform: PretrainTransform, index: int) -> Shrink:
+    return lambda size: transform.shrink(size, sample_generator(0, index))
+
+
+def cut_whole(image: Image.Image, size: tuple[int, int], box: Box, transform: PretrainTransform) -> Tensor:
+    """The part of a whole image that `box` is of the same picture in another size (W, H)."""
+    x, y = image.width / size[0], image.height / size[1]
+    height, width = transform.size
+    part = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+    return to_tensor(image.resize((width, height), Image.Resampling.BILINEAR, box=part))

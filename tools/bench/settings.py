@@ -1,0 +1,145 @@
+"""The options of `bench.py`'s commands, and what of them is checked for all. Their meaning is in `bench.parse`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from swin_mim.architecture import SwinConfig
+from swin_mim.errors import UserError
+from swin_mim.masking import masked_cells
+from swin_mim.models.window_attention import Backend
+
+Precision = Literal["fp32", "bf16"]
+Mode = Literal["eager", "compiled"]
+
+MASK_RATIO = 0.6
+MAX_GRAD_NORM = 5.0
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of every command."""
+
+    repeats: int
+    threads: int | None
+    device: str
+    json: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """Of every command that names a model."""
+
+    model: str
+    image_size: int
+    window_size: int
+    batch: tuple[int, ...]
+    precision: Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings(ModelSettings):
+    """Of every command that builds other people's models; all of `attention`."""
+
+    warmup: int
+    steps: int | None
+    systems: tuple[str, ...]
+    microsoft: str | None
+    ceilings: bool
+    attention: Backend = "auto"
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings(PeerSettings):
+    modes: tuple[Mode, ...]
+    memory: bool
+    breakdown: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSettings(Settings):
+    source: str | None
+    images: int
+    sizes: tuple[tuple[int, int], ...]
+    """(W, H) of the images that are made."""
+    image_size: int
+    batch: int
+    workers: tuple[int, ...]
+    systems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Settings):
+    steps: int
+    warmup: int
+    overrides: tuple[str, ...]
+    """Of the recipe: what follows `--`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSettings(ModelSettings):
+    steps: int
+    backends: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings(ModelSettings):
+    steps: int
+    seeds: tuple[int, ...]
+    images: int
+    workers: int
+
+
+LEAST = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}
+
+
+def cells_of(config: SwinConfig) -> int:
+    """How many cells of an image have something masked: training decodes no others."""
+    cell = config.stride // config.patch_size
+    return masked_cells(config.stage_grid(0), cell, MASK_RATIO, cell)
+
+
+def check(settings: Settings) -> torch.device:
+    """The device, with its number of threads set. Raises `UserError`."""
+    for name, least in LEAST.items():
+        value = getattr(settings, name, None)
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and each < least:
+                raise UserError(f"--{name.replace('_', '-')} {each} must be at least {least}")
+    device = checked_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return device
+
+
+def check_model(settings: ModelSettings) -> SwinConfig:
+    config = SwinConfig.named(settings.model, image_size=settings.image_size, window_size=settings.window_size)
+    if settings.image_size % config.stride:
+        raise UserError(f"--image-size {settings.image_size} must be a multiple of the masked unit, {config.stride} px")
+    return config
+
+
+def check_microsoft(checkout: str | None) -> None:
+    if checkout is not None and not Path(checkout, "models", "simmim.py").is_file():
+        raise UserError(
+            f"--microsoft {checkout}: no models/simmim.py there; "
+            "name the folder of a checkout of github.com/microsoft/SimMIM"
+        )
+
+
+def checked_device(name: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device {name!r} must be cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return device
+
+
+def row_name(system: str, mode: Mode) -> str:
+    return system if mode == "eager" else f"{system} {mode}"
