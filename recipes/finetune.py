@@ -38,7 +38,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
 
     from swin_mim.architecture import as_pair
     from swin_mim.data.labels import class_weights
-    from swin_mim.data.loading.loader import Batch, training_batches
+    from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader
     from swin_mim.data.sampling import BalancedOrder
     from swin_mim.data.sources.inventory import explain_change, save_inventory
     from swin_mim.data.transforms.crops import FinetuneTransform
@@ -149,20 +149,18 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] | None = None) -> int:
         std=seen.std,
     )
 
+    loader = TrainingLoader(
+        training.images,
+        transform,
+        seed=run.seed,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        options=LoaderOptions(pin_memory=device.type == "cuda", pixel_bytes=reader.pixel_bytes, **share),
+        order=BalancedOrder(training.targets, run.seed) if data.balance == "sampling" else None,
+    )
+
     def batches(samples_seen: int) -> Iterator[Batch]:
-        loaded = training_batches(
-            training.images,
-            transform,
-            seed=run.seed,
-            samples_seen=samples_seen,
-            global_batch=train.global_batch,
-            micro_batch=train.micro_batch,
-            order=BalancedOrder(training.targets, run.seed) if data.balance == "sampling" else None,
-            pin_memory=device.type == "cuda",
-            pixel_bytes=reader.pixel_bytes,
-            **share,
-        )
-        return broken.watch(loaded)
+        return broken.watch(loader.batches(samples_seen))
 
     skips = run_folder.SkippedSteps(
         folder / "skipped_steps.jsonl", seed=run.seed, rank=job.rank, name_of=training.images.name

@@ -38,15 +38,14 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     from torch import Tensor
 
     from swin_mim.data.decoding.rgb import decoder_text
-    from swin_mim.data.loading.loader import Batch, owned, training_batches
+    from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, owned
+    from swin_mim.data.sources.base import StreamStatus
     from swin_mim.data.sources.inventory import explain_change, save_inventory
-    from swin_mim.data.streaming.source import StreamStatus
     from swin_mim.data.transforms.crops import PretrainTransform, denormalize
     from swin_mim.evaluation.false_colours import shown_channels
     from swin_mim.evaluation.heldout import ReconstructionEvaluator
     from swin_mim.evaluation.probes import Prober, by_name
     from swin_mim.evaluation.reader import Reader
-    from swin_mim.evaluation.validation import valid_of
     from swin_mim.hub import repository
     from swin_mim.masking import block_mask, masked_cells
     from swin_mim.models.simmim import SimMIM
@@ -136,30 +135,28 @@ def main(config: PretrainConfig, fit: Callable[..., bool] | None = None) -> int:
     cells = masked_cells(grid, unit, config.mask.ratio, swin.stride // swin.patch_size)
 
     def draw_mask(batch: Batch, seed: int) -> Tensor:
-        place: dict[str, Any] = {"seed": seed, "start": batch.start, "device": device, **valid_of(batch, device)}
+        place: dict[str, Any] = {"seed": seed, "start": batch.start, "device": device, **batch.valid_on(device)}
         return block_mask(len(batch.images), grid, unit, config.mask.ratio, **place)
 
     def loss_of(batch: Batch) -> Tensor:
-        valid: dict[str, Any] = valid_of(batch, device)  # moved once, for both
+        valid: dict[str, Any] = batch.valid_on(device)  # moved once, for both
         mask = draw_mask(batch._replace(**valid), run.seed)
         return prepared(reader.prepare(batch.images), mask, cells, **valid).loss
 
     supply = StreamStatus(stopped=lambda: job.stop.received)
 
+    loader = TrainingLoader(
+        training,
+        PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio, flips=data.flips),
+        seed=run.seed,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        options=LoaderOptions(pin_memory=device.type == "cuda", pixel_bytes=reader.pixel_bytes, **share),
+        stream=supply,
+    )
+
     def batches(samples_seen: int) -> Iterator[Batch]:
-        loaded = training_batches(
-            training,
-            PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio, flips=data.flips),
-            seed=run.seed,
-            samples_seen=samples_seen,
-            global_batch=train.global_batch,
-            micro_batch=train.micro_batch,
-            pin_memory=device.type == "cuda",
-            pixel_bytes=reader.pixel_bytes,
-            supply=supply,
-            **share,
-        )
-        return broken.watch(loaded)
+        return broken.watch(loader.batches(samples_seen))
 
     skips = run_folder.SkippedSteps(folder / "skipped_steps.jsonl", seed=run.seed, rank=job.rank, name_of=training.name)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from swin_mim.data.loading.loader import Batch
 from swin_mim.evaluation.false_colours import FalseColours
 from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
-from swin_mim.evaluation.validation import baseline_errors, evaluate, valid_of
+from swin_mim.evaluation.validation import baseline_errors, evaluate
 from swin_mim.models.simmim import SimMIM, local_statistics
 
 
@@ -58,7 +58,7 @@ class ReconstructionEvaluator:
         """Reconstructions of the first `count` images of this process, as a PNG."""
         batch = self.batches[0].first(count)
         images, mask = batch.images, self.draw_mask(batch)
-        valid = valid_of(batch, mask.device)
+        valid = batch.valid_on(mask.device)
 
         def restore(pixels: Tensor) -> Tensor:
             return self.restore(model.to_images(pixels.float(), self.prepare(images), **valid))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.data.decoding.raster import pixel_bytes
-from swin_mim.data.loading.loader import Batch, heldout_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, heldout_batches
 from swin_mim.data.sources.open import Source
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.models.saving import Preprocessing
@@ -25,7 +25,7 @@ class Reader:
         reduce: the sum of a float64 CPU tensor over all processes.
         watch: passes batches through, and takes note of what could not be read.
         batch: images of one forward.
-        rank, world, workers: as in `heldout_batches`.
+        rank, world, workers: as in `LoaderOptions`.
     """
 
     seen: Preprocessing
@@ -41,9 +41,8 @@ class Reader:
     def batches(self, source: Source) -> Iterable[Batch]:
         """This process's share of the images, decoded."""
         transform = EvaluationTransform(self.size, self.seen.interpolation, self.seen.crop_pct)
-        share = {"batch_size": self.batch, "rank": self.rank, "world": self.world, "workers": self.workers}
-        share["pixel_bytes"] = self.pixel_bytes
-        return self.watch(heldout_batches(source, transform, **share))
+        options = LoaderOptions(self.rank, self.world, self.workers, self.pixel_bytes)
+        return self.watch(heldout_batches(source, transform, self.batch, options))
 
     @property
     def pixel_bytes(self) -> int:

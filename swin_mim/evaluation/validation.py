@@ -44,7 +44,7 @@ def evaluate(
     with evaluation_mode(model):
         for batch in batches:
             images = prepare(batch.images)
-            losses.append(model(images, draw_mask(batch), **valid_of(batch, images.device))[0].detach())
+            losses.append(model(images, draw_mask(batch), **batch.valid_on(images.device))[0].detach())
             counts.append(len(batch.images))
     return _mean_over_images([losses], counts, reduce)[0]
 
@@ -76,7 +76,7 @@ def baseline_errors(
     counts = []
     for batch in batches:
         images, mask = prepare(batch.images), draw_mask(batch)
-        valid = valid_of(batch, images.device)
+        valid = batch.valid_on(images.device)
         unit = torch.ones_like(images) if deviation is None else deviation(images, **valid)
         unknown = pixel_mask(mask, patch)
         if valid:
@@ -86,11 +86,6 @@ def baseline_errors(
             found.append(masked_l1(filled / unit, images / unit, mask, **valid))
         counts.append(len(batch.images))
     return dict(zip(("mean_fill", "interpolation"), _mean_over_images(errors, counts, reduce), strict=True))
-
-
-def valid_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The argument of a model that says which pixels are there, for a batch that does not have all."""
-    return {} if batch.valid is None else {"valid": batch.valid.to(device, non_blocking=True)}
 
 
 @contextmanager

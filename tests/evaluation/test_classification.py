@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from swin_mim.data.decoding.rgb import BrokenImage
-from swin_mim.data.loading.loader import Batch, heldout_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, heldout_batches
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation import classification
@@ -73,7 +73,7 @@ def several(n):
 
 
 def share_of(source, rank=0, world=1, batch_size=3):
-    return heldout_batches(source, CENTRE, batch_size=batch_size, rank=rank, world=world, workers=0)
+    return heldout_batches(source, CENTRE, batch_size, LoaderOptions(rank, world))
 
 
 def alone(rows):

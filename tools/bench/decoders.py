@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from swin_mim.architecture import SwinConfig, as_pair
-from swin_mim.cli.json_report import text_stream, write_json
+from swin_mim.cli.options import text_stream, write_json
 from swin_mim.data.decoding.rgb import decoder_text
-from swin_mim.data.loading.loader import Batch, heldout_batches, training_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
 from swin_mim.data.sources.open import Source, open_source, split_heldout
 from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransform, normalize
 from swin_mim.errors import UserError
@@ -100,11 +100,9 @@ def training(
     model = SimMIM(config).to(device).train()
     contestant = enter(System(model, lambda images, mask: model(images, mask).loss), "eager")
     size, transform = settings.batch[0], PretrainTransform(as_pair(config.image_size))
-    batches = training_batches(
-        train, transform, seed=seed, samples_seen=0, global_batch=size, micro_batch=size, rank=0, world=1,
-        workers=settings.workers,
-    )  # fmt: skip
-    with closing(batches):  # type: ignore[type-var]
+    options = LoaderOptions(workers=settings.workers)
+    loader = TrainingLoader(train, transform, seed=seed, global_batch=size, micro_batch=size, options=options)
+    with closing(loader.batches(0)) as batches:  # type: ignore[type-var]
         losses = [
             train_step(contestant, on_device(batch, config, seed, device), settings.precision)
             for batch in islice(batches, settings.steps)
@@ -120,7 +118,7 @@ def heldout_loss(
     model.eval()
     transform = EvaluationTransform(as_pair(config.image_size))
     total = 0.0
-    for batch in heldout_batches(held, transform, batch_size=settings.batch[0], rank=0, world=1, workers=0):
+    for batch in heldout_batches(held, transform, settings.batch[0]):
         with autocast(device, settings.precision):
             loss = model(*on_device(batch, config, 0, device)).loss
         total += loss.item() * len(batch.images)

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from swin_mim.cli.json_report import text_stream, write_json
+from swin_mim.cli.options import text_stream, write_json
 from swin_mim.data.decoding.rgb import decoder_text
-from swin_mim.data.loading.loader import training_batches
+from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.packing.pack import Format
 from swin_mim.data.sources.open import FolderSource, open_source
 from swin_mim.data.transforms.crops import PretrainTransform, normalize
@@ -100,9 +100,9 @@ def open_ours(folder: Path, cache: Path, workers: int, settings: LoaderSettings,
     source, transform = open_source(str(folder)), our_transform(settings)
 
     def batches() -> Iterator[Tensor]:
-        sizes: dict[str, Any] = {"global_batch": settings.batch, "micro_batch": settings.batch, "workers": workers}
-        loaded = training_batches(source, transform, seed=0, samples_seen=0, rank=0, world=1, **sizes)
-        with closing(loaded):  # type: ignore[type-var]
+        size, options = settings.batch, LoaderOptions(workers=workers)
+        loader = TrainingLoader(source, transform, seed=0, global_batch=size, micro_batch=size, options=options)
+        with closing(loader.batches(0)) as loaded:  # type: ignore[type-var]
             for batch in loaded:
                 yield normalize(batch.images.to(device), MEAN, STD)
 

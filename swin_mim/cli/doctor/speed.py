@@ -1,4 +1,4 @@
-"""How fast images come and how fast the model takes them, on this machine. Part of `doctor.py`."""
+"""How fast images come and how fast the model takes them, on this machine. Part of `swin-mim doctor`."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from swin_mim.architecture import as_pair
 from swin_mim.data.decoding.raster import pixel_bytes
-from swin_mim.data.loading.loader import Batch, training_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader
 from swin_mim.data.sources.open import Source
 from swin_mim.data.timing import LoadingTime, together
 from swin_mim.data.transforms.crops import PretrainTransform
@@ -144,18 +144,16 @@ def _loaded(
 ) -> tuple[float, int, LoadingTime]:
     """(seconds, images in them, what loading those took), once every worker has delivered a batch."""
     data, size = config.data, as_pair(config.model.image_size)
-    batches = training_batches(
+    pixel = pixel_bytes(config.model.in_channels) if reads_rasters(data, config.model) else 3
+    loader = TrainingLoader(
         source,
         PretrainTransform(size, scale=data.crop_scale, ratio=data.crop_ratio, flips=data.flips),
         seed=config.run.seed,
-        samples_seen=0,
         global_batch=micro_batch,
         micro_batch=micro_batch,
-        rank=0,
-        world=1,
-        workers=workers,
-        pixel_bytes=pixel_bytes(config.model.in_channels) if reads_rasters(data, config.model) else 3,
+        options=LoaderOptions(workers=workers, pixel_bytes=pixel),
     )
+    batches = loader.batches(samples_seen=0)
     with closing(batches):  # type: ignore[type-var]  # it is a generator
         for _ in range(max(workers, 1)):
             next(batches)

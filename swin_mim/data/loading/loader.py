@@ -7,6 +7,7 @@ the number of processes nor the size of a micro batch changes a sample.
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
@@ -20,8 +21,9 @@ from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.decoding.rgb import BrokenImage, Decoded
 from swin_mim.data.loading.workers import PREFETCH, load_batches
 from swin_mim.data.sampling import Place, positions, sample_generator
+from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.sources.open import Source, smaller_image
-from swin_mim.data.streaming.source import ShardPrefetcher, StreamStatus, near, order_of
+from swin_mim.data.streaming.source import ShardPrefetcher, near, order_of
 from swin_mim.data.timing import LoadingTime, Stopwatch, together
 from swin_mim.data.transforms.crops import EvaluationTransform, FinetuneTransform, PretrainTransform
 from swin_mim.errors import MISTAKE, UserError
@@ -60,6 +62,10 @@ class Batch(NamedTuple):
         valid = None if self.valid is None else self.valid[:count]
         return self._replace(images=self.images[:count], indices=self.indices[:count], valid=valid)
 
+    def valid_on(self, device: torch.device) -> dict[str, Tensor]:
+        """{"valid": on that device}, an argument of models and masks; empty where all pixels are there."""
+        return {} if self.valid is None else {"valid": self.valid.to(device, non_blocking=True)}
+
 
 class Order(Protocol):
     """Which image of the source stands at a position."""
@@ -67,78 +73,93 @@ class Order(Protocol):
     def index(self, position: int) -> int: ...
 
 
-def training_batches(
-    source: Source,
-    transform: PretrainTransform | FinetuneTransform,
-    *,
-    seed: int,
-    samples_seen: int,
-    global_batch: int,
-    micro_batch: int,
-    rank: int,
-    world: int,
-    workers: int,
-    order: Order | None = None,
-    pin_memory: bool = False,
-    pixel_bytes: int = 3,
-    supply: StreamStatus | None = None,
-) -> Iterator[Batch]:
-    """The micro batches of one process, endlessly, from the position `samples_seen` on.
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How this process takes part in loading, whatever the images are."""
 
-    Closing or dropping the iterator ends its workers.
+    rank: int = 0
+    """Number of this process, from 0."""
+    world: int = 1
+    """Processes that the images are dealt to."""
+    workers: int = 0
+    """Processes that load for this one; 0: it loads by itself."""
+    pixel_bytes: int = 3
+    """Bytes of a pixel in a batch, such as 3 of RGB."""
+    pin_memory: bool = False
+    """Put batches into page-locked memory, from which a GPU copies them without waiting."""
+
+
+@dataclass(frozen=True)
+class TrainingLoader:
+    """The endless training images of one process, from any position on.
 
     Args:
+        seed: of the order and the crops.
+        global_batch: images of a step over all processes.
+        micro_batch: images of a batch.
         order: of the images; None visits all of them, epoch after epoch, those of a streamed source by its shards.
-        pixel_bytes: of a pixel in a batch, such as 3 of RGB.
-        supply: is told why no more images of a streamed source come, some steps before they run out.
-
-    Raises:
-        UserError: while iterating, when 8 images in a row cannot be read, or a shard cannot, and as `load_batches`.
+        stream: is told why no more images of a streamed source come, some steps before they run out.
     """
-    visits = order or order_of(source, seed)
 
-    def micro_batches() -> Iterator[list[Place]]:
-        for first in positions(samples_seen, global_batch, micro_batch, rank, world):
-            yield [Place(position, visits.index(position)) for position in range(first, first + micro_batch)]
+    source: Source
+    transform: PretrainTransform | FinetuneTransform
+    _: KW_ONLY
+    seed: int
+    global_batch: int
+    micro_batch: int
+    options: LoaderOptions = LoaderOptions()
+    order: Order | None = None
+    stream: StreamStatus | None = None
 
-    def read(index: int, position: int) -> Image.Image | Decoded | Raster:
+    def batches(self, samples_seen: int) -> Iterator[Batch]:
+        """Yield the micro batches of this process from the position `samples_seen` on, endlessly.
+
+        Closing or dropping the iterator ends its workers.
+
+        Raises:
+            UserError: while iterating, when 8 images in a row cannot be read, or a shard cannot, and as `load_batches`.
+        """
+        options, per_process = self.options, self.micro_batch * self.options.world
+        underway = (AHEAD + 1) * self.global_batch + PREFETCH * options.workers * per_process
+        ahead = AHEAD * self.global_batch // per_process
+        places = ShardPrefetcher(self.source, self._places(samples_seen), self.seed, underway, ahead, self.stream)
+        samples = _Samples(self.source, self._read, self._crop, self.seed)
+        return _batches(samples, places, self.micro_batch * math.prod(self.transform.size), options)
+
+    def _places(self, samples_seen: int) -> Iterator[list[Place]]:
+        """Yield the places of each micro batch."""
+        order = self.order or order_of(self.source, self.seed)
+        size, options = self.micro_batch, self.options
+        for first in positions(samples_seen, self.global_batch, size, options.rank, options.world):
+            yield [Place(position, order.index(position)) for position in range(first, first + size)]
+
+    def _read(self, index: int, position: int) -> Image.Image | Decoded | Raster:
+        transform = self.transform
         if isinstance(transform, FinetuneTransform):
-            return source.image(index)
+            return self.source.image(index)
         # the crop is drawn here too, from a generator of its own, to know how large the image must be
-        return smaller_image(source, index, lambda size: transform.shrink(size, sample_generator(seed, position)))
+        generator = sample_generator(self.seed, position)
+        return smaller_image(self.source, index, lambda size: transform.shrink(size, generator))
 
-    def crop(image: Any, position: int) -> Tensor:
-        return transform(image, sample_generator(seed, position))
-
-    size = micro_batch * pixel_bytes * math.prod(transform.size)
-    underway = (AHEAD + 1) * global_batch + PREFETCH * workers * micro_batch * world
-    ahead = AHEAD * global_batch // (micro_batch * world)
-    places = ShardPrefetcher(source, micro_batches(), seed, underway, ahead, supply)
-    return _batches(_Samples(source, read, crop, seed), places, workers, size, pin_memory)
+    def _crop(self, image: Any, position: int) -> Tensor:
+        return self.transform(image, sample_generator(self.seed, position))
 
 
 def heldout_batches(
-    source: Source,
-    transform: EvaluationTransform,
-    *,
-    batch_size: int,
-    rank: int,
-    world: int,
-    workers: int,
-    pixel_bytes: int = 3,
+    source: Source, transform: EvaluationTransform, batch_size: int, options: LoaderOptions = LoaderOptions()
 ) -> Iterator[Batch]:
     """One pass over a source: contiguous batches dealt to the processes in turn, each image once over all of them.
 
     The last batch may be smaller, and processes may get one batch more than others, or none.
 
     Raises:
-        UserError: while iterating, as `training_batches`.
+        UserError: while iterating, as `TrainingLoader.batches`.
     """
-    starts = range(0, len(source), batch_size)[rank::world]
+    starts = range(0, len(source), batch_size)[options.rank :: options.world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
     places = ShardPrefetcher(source, ([Place(index, index) for index in batch] for batch in ranges))
     samples = _Samples(source, lambda index, _: source.image(index), lambda image, _: transform(image), seed=0)
-    return _batches(samples, places, workers, batch_size * pixel_bytes * math.prod(transform.size))
+    return _batches(samples, places, batch_size * math.prod(transform.size), options)
 
 
 class _Sample(NamedTuple):
@@ -219,9 +240,17 @@ def _collate(samples: list[_Sample]) -> _Collated:
 
 
 def _batches(
-    samples: _Samples, places: ShardPrefetcher, workers: int, batch_bytes: int, pin_memory: bool = False
+    samples: _Samples, places: ShardPrefetcher, pixels: int, options: LoaderOptions
 ) -> Generator[Batch, None, None]:
-    loaded = load_batches(samples, places, _collate, workers=workers, batch_bytes=batch_bytes, pin_memory=pin_memory)
+    """`pixels` are those of a batch."""
+    loaded = load_batches(
+        samples,
+        places,
+        _collate,
+        workers=options.workers,
+        batch_bytes=pixels * options.pixel_bytes,
+        pin_memory=options.pin_memory,
+    )
     with closing(places), closing(loaded):
         for batch, failure, code in loaded:
             if failure:

@@ -10,8 +10,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.decoding.rgb import Decoded, Shrink, decode_image, decode_smaller
 from swin_mim.data.sampling import HELDOUT_EPOCH, Place, SampleOrder, ShardGroup, ShardOrder, epoch_order
+from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.sources.folder_files import sha256
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
 from swin_mim.data.sources.open import Source
@@ -225,20 +225,6 @@ def order_of(source: Source, seed: int) -> SampleOrder | ShardOrder:
 def near(source: Source, index: int) -> range:
     """What may take the place of a broken image: any one, or of a streamed source one of the same shard."""
     return source.near(index) if isinstance(source, StreamedSource) else range(len(source))
-
-
-@dataclass
-class StreamStatus:
-    """What a training and the images that are brought for it tell each other."""
-
-    stopped: Callable[[], bool] = lambda: False
-    """Whether the training was asked to stop: nothing is waited for any more."""
-    failure: UserError | None = None
-    """Why there will be no more images; known some steps before they run out."""
-
-    def is_set(self) -> bool:
-        """As a `CancelToken` of the cache."""
-        return self.stopped()
 
 
 class ShardPrefetcher:

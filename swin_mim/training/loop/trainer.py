@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from swin_mim.data.loading.loader import Batch
-from swin_mim.data.streaming.source import StreamStatus
+from swin_mim.data.sources.base import StreamStatus
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training.checkpoints.manager import RunState
 from swin_mim.training.config.schedule import due

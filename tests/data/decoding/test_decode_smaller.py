@@ -19,7 +19,7 @@ from swin_mim.data.blue_marble.tiles import composite
 from swin_mim.data.decoding import decode_limits as limits
 from swin_mim.data.decoding import rgb as decode
 from swin_mim.data.decoding.rgb import BrokenImage, Decoded, decode_image, decode_smaller, decoder_text
-from swin_mim.data.loading.loader import training_batches
+from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.sampling import SampleOrder, sample_generator
 from swin_mim.data.sources.open import Source, Subset, open_source, smaller_image
 from swin_mim.data.transforms.crops import Flips, PretrainTransform
@@ -404,18 +404,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(source: Source, workers: int, start: int = 0, count: int = 36) -> dict[int, torch.Tensor]:
-    batches = training_batches(
+    loader = TrainingLoader(
         source,
         PretrainTransform((48, 48), flips="both"),
         seed=3,
-        samples_seen=start,
         global_batch=6,
         micro_batch=3,
-        rank=0,
-        world=1,
-        workers=workers,
+        options=LoaderOptions(workers=workers),
     )
-    taken = islice(batches, count // 3)
+    taken = islice(loader.batches(start), count // 3)
     return {batch.start + i: image.clone() for batch in taken for i, image in enumerate(batch.images)}
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swin_mim.data.loading.loader import training_batches
+from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
+from swin_mim.data.packing import writer as shard_file
 from swin_mim.data.packing.pack import pack
-from swin_mim.data.packing.pack import writer as shard_file
 from swin_mim.data.sources.open import Source, open_source
 from swin_mim.data.streaming.source import open_streamed
 from swin_mim.data.transforms.crops import PretrainTransform
@@ -93,8 +93,9 @@ def delivered(source: Source, *, start: int, steps: int, world: int = 1, workers
     """The samples at the positions of so many global batches, of all processes together."""
     found: dict[int, Sample] = {}
     for rank in range(world):
-        sizes = {"global_batch": GLOBAL, "micro_batch": MICRO, "rank": rank, "world": world, "workers": workers}
-        batches = training_batches(source, TRANSFORM, seed=SEED, samples_seen=start, **sizes)
+        options = LoaderOptions(rank, world, workers)
+        loader = TrainingLoader(source, TRANSFORM, seed=SEED, global_batch=GLOBAL, micro_batch=MICRO, options=options)
+        batches = loader.batches(start)
         for batch in islice(batches, steps * GLOBAL // (MICRO * world)):
             assert not batch.broken
             masks = block_mask(MICRO, (4, 4), 2, 0.6, seed=SEED, start=batch.start)

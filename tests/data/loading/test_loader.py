@@ -17,7 +17,7 @@ from PIL import Image
 from swin_mim.data import timing as loading_time
 from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.loading import loader
-from swin_mim.data.loading.loader import Batch, heldout_batches, training_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
 from swin_mim.data.sampling import SampleOrder, sample_generator
 from swin_mim.data.sources.open import open as sources
 from swin_mim.data.timing import LoadingTime
@@ -51,18 +51,9 @@ def take(
     source: Noise, steps: int, *, start: int = 0, micro: int = 4, rank: int = 0, world: int = 1, workers: int = 0
 ) -> list[Batch]:
     """The micro batches of `steps` global batches of 12 images."""
-    batches = training_batches(
-        source,
-        CROP,
-        seed=3,
-        samples_seen=start,
-        global_batch=12,
-        micro_batch=micro,
-        rank=rank,
-        world=world,
-        workers=workers,
-    )
-    return list(islice(batches, steps * 12 // (micro * world)))
+    options = LoaderOptions(rank, world, workers)
+    loader = TrainingLoader(source, CROP, seed=3, global_batch=12, micro_batch=micro, options=options)
+    return list(islice(loader.batches(start), steps * 12 // (micro * world)))
 
 
 def by_position(batches: list[Batch]) -> dict[int, torch.Tensor]:
@@ -157,7 +148,7 @@ def test_nothing_but_broken_images_stops_with_a_clean_text(workers: int) -> None
     with pytest.raises(UserError, match=r"^8 images in a row cannot be read, the last: image \d+: no good: \d+$"):
         take(Noise(5, frozenset(range(5))), steps=1, workers=workers)
     with pytest.raises(UserError, match="8 images in a row"):
-        list(heldout_batches(Noise(1, frozenset({0})), CENTRE, batch_size=1, rank=0, world=1, workers=workers))
+        list(heldout_batches(Noise(1, frozenset({0})), CENTRE, 1, LoaderOptions(workers=workers)))
 
 
 def test_what_comes_before_a_hopeless_image_is_still_delivered() -> None:
@@ -174,7 +165,7 @@ def test_held_out_images_come_once_over_all_processes(world: int, workers: int) 
     source = Noise(23)
     seen: dict[int, torch.Tensor] = {}
     for rank in range(world):
-        batches = heldout_batches(source, CENTRE, batch_size=5, rank=rank, world=world, workers=workers)
+        batches = heldout_batches(source, CENTRE, 5, LoaderOptions(rank, world, workers))
         for batch in batches:
             assert batch.start % 5 == 0
             assert len(batch.images) == min(5, 23 - batch.start)
@@ -185,20 +176,21 @@ def test_held_out_images_come_once_over_all_processes(world: int, workers: int) 
 
 def test_held_out_images_that_are_broken_are_replaced_by_the_same_ones() -> None:
     source = Noise(23, BROKEN)
-    runs = [list(heldout_batches(source, CENTRE, batch_size=size, rank=0, world=1, workers=0)) for size in (4, 23)]
+    runs = [list(heldout_batches(source, CENTRE, size)) for size in (4, 23)]
     assert_equal(by_position(runs[0]), by_position(runs[1]))
     assert {name for batch in runs[0] for name, _ in batch.broken} == {f"image {index}" for index in BROKEN}
 
 
 def test_a_process_may_have_no_held_out_images() -> None:
-    assert not list(heldout_batches(Noise(3), CENTRE, batch_size=5, rank=1, world=2, workers=0))
-    assert not list(heldout_batches(Noise(0), CENTRE, batch_size=5, rank=0, world=1, workers=0))
+    assert not list(heldout_batches(Noise(3), CENTRE, 5, LoaderOptions(rank=1, world=2)))
+    assert not list(heldout_batches(Noise(0), CENTRE, 5))
 
 
 def running(source: Noise | None = None) -> Iterator[Batch]:
     """A stream with two workers, of which one batch has been taken."""
-    batches = training_batches(
-        source or Noise(17), CROP, seed=0, samples_seen=0, global_batch=4, micro_batch=4, rank=0, world=1, workers=2
+    options = LoaderOptions(workers=2)
+    batches = TrainingLoader(source or Noise(17), CROP, seed=0, global_batch=4, micro_batch=4, options=options).batches(
+        0
     )
     next(batches)
     return batches
@@ -292,9 +284,8 @@ def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeyp
     source = sources.open_source(str(tmp_path))
     transform = PretrainTransform((8, 8))
     monkeypatch.setattr(PretrainTransform, "__call__", later(1.0, PretrainTransform.__call__))
-    batches = training_batches(
-        source, transform, seed=0, samples_seen=0, global_batch=4, micro_batch=4, rank=0, world=1, workers=workers
-    )
+    options = LoaderOptions(workers=workers)
+    batches = TrainingLoader(source, transform, seed=0, global_batch=4, micro_batch=4, options=options).batches(0)
     for batch in islice(batches, 3):
         assert batch.seconds == LoadingTime(read=1.0, decode=2.0, transform=4.0, collate=0.0)
 

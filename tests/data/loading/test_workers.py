@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from swin_mim.data.loading import workers
-from swin_mim.data.loading.loader import Batch, heldout_batches, training_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
 from swin_mim.data.loading.workers import affordable_prefetch
 from swin_mim.data.sampling import SampleOrder
 from swin_mim.data.transforms.crops import EvaluationTransform
@@ -35,17 +35,9 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stream(count: int, source: Noise | None = None) -> Iterator[Batch]:
     """Batches of positions 0-3, 4-7, ... by `count` workers."""
-    return training_batches(
-        source or Noise(17),
-        CROP,
-        seed=3,
-        samples_seen=0,
-        global_batch=4,
-        micro_batch=4,
-        rank=0,
-        world=1,
-        workers=count,
-    )
+    options = LoaderOptions(workers=count)
+    loader = TrainingLoader(source or Noise(17), CROP, seed=3, global_batch=4, micro_batch=4, options=options)
+    return loader.batches(0)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +120,7 @@ def test_workers_may_die_any_number_of_times_if_batches_come_in_between(undistur
 
 def test_held_out_images_come_once_though_workers_die() -> None:
     source, transform = Noise(23), EvaluationTransform((8, 8))
-    batches = heldout_batches(source, transform, batch_size=2, rank=0, world=1, workers=2)
+    batches = heldout_batches(source, transform, 2, LoaderOptions(workers=2))
     received = list(islice(batches, 2))
     for worker in multiprocessing.active_children():
         kill(worker)
@@ -275,11 +267,12 @@ SMALL = """
 import sys, time
 from itertools import islice
 from test_loader import Noise
-from swin_mim.data.loading.loader import training_batches
+from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.transforms.crops import PretrainTransform
 
-batches = training_batches(Noise(17), PretrainTransform((256, 256)), seed=3, samples_seen=0, global_batch=4,
-    micro_batch=4, rank=0, world=1, workers=2)
+loader = TrainingLoader(Noise(17), PretrainTransform((256, 256)), seed=3, global_batch=4, micro_batch=4,
+    options=LoaderOptions(workers=2))
+batches = loader.batches(0)
 starts = []
 for batch in islice(batches, 20):  # a loop that is slower than the workers, and holds a batch while the next one comes
     starts.append(batch.start)

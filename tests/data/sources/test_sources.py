@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swin_mim.data.decoding.rgb import BrokenImage
-from swin_mim.data.loading.loader import training_batches
+from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.sources.open import FolderSource, Source, Subset, open_source, split_heldout
 from swin_mim.data.sources.tables import TableSource
 from swin_mim.data.transforms.crops import PretrainTransform
@@ -238,17 +238,15 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_files_that_go_while_a_run_reads_them_are_replaced_and_listed(tmp_path: Path) -> None:
     for red in range(40):
         write(tmp_path / f"{red:02}.png", red)
-    batches = training_batches(
+    loader = TrainingLoader(
         open_source(str(tmp_path)),
         PretrainTransform((2, 2)),
         seed=0,
-        samples_seen=0,
         global_batch=8,
         micro_batch=8,
-        rank=0,
-        world=1,
-        workers=2,
+        options=LoaderOptions(workers=2),
     )
+    batches = loader.batches(0)
     assert not next(batches).broken
     gone = {red + k for red in range(0, 40, 10) for k in range(3)}
     for red in range(0, 40, 10):

@@ -32,14 +32,15 @@ from PIL import Image
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.decoding.rgb import BrokenImage, decode_image
 from swin_mim.data.loading import loader
-from swin_mim.data.loading.loader import Batch, heldout_batches, training_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
 from swin_mim.data.sampling import sample_generator
+from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.sources.inventory import explain_change, save_inventory
 from swin_mim.data.sources.multichannel import channels_of
 from swin_mim.data.sources.open import split_heldout
 from swin_mim.data.streaming import storage as stores
 from swin_mim.data.streaming.cache import ShardCache
-from swin_mim.data.streaming.source import StreamedSource, StreamStatus, open_streamed
+from swin_mim.data.streaming.source import StreamedSource, open_streamed
 from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransform
 from swin_mim.errors import CANNOT_WRITE, MISTAKE, STOPPED, UNAVAILABLE, UserError
 
@@ -126,9 +127,8 @@ def opened(spec: str, cache: Path, **settings: Any) -> StreamedSource:
 
 
 def stream(source: Any, *, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0) -> Iterator[Batch]:
-    share: dict[str, Any] = {"rank": rank, "world": world, "workers": workers}
-    micro = 6 if world == 2 else 4
-    return training_batches(source, CROP, seed=3, samples_seen=start, global_batch=12, micro_batch=micro, **share)
+    micro, options = 6 if world == 2 else 4, LoaderOptions(rank, world, workers)
+    return TrainingLoader(source, CROP, seed=3, global_batch=12, micro_batch=micro, options=options).batches(start)
 
 
 def take(source: Any, steps: int, world: int = 1, **settings: Any) -> list[Batch]:
@@ -273,7 +273,7 @@ def test_few_shards_are_held_out_of(tmp_path: Path) -> None:
     assert {len(part) for _, part in every} == {5}  # also where the first shard has one row
     pictures = [PICTURES[int(STARTS[int(name[6:8])]) + int(name.split()[-1])] for name in names[:49]]
     assert_as_defined(training, take(training, 9), pictures)
-    batches = heldout_batches(heldout, CENTRE, batch_size=3, rank=0, world=1, workers=2)
+    batches = heldout_batches(heldout, CENTRE, 3, LoaderOptions(workers=2))
     images = torch.cat([batch.images for batch in batches])
     assert torch.equal(images, torch.stack([CENTRE(heldout.image(index)) for index in range(4)]))
     assert len(split_heldout(source, 0, seed=0)[1]) == 0
@@ -761,15 +761,13 @@ def test_a_failure_is_known_while_there_are_images_for_two_steps(
 ) -> None:
     monkeypatch.setattr(loader, "AHEAD", 2)
     folder = write(tmp_path / "shards", PARQUET)
-    source, supply = opened(folder, tmp_path / "cache"), StreamStatus()
+    source, status = opened(folder, tmp_path / "cache"), StreamStatus()
     last = source.order(3).group(40).shards[0]
-    batches = training_batches(
-        source, CROP, seed=3, samples_seen=0, global_batch=12, micro_batch=4, rank=0, world=1, workers=0, supply=supply
-    )
+    batches = TrainingLoader(source, CROP, seed=3, global_batch=12, micro_batch=4, stream=status).batches(0)
     (Path(folder) / f"train-{last:02}.parquet").unlink()
     known = []
     with pytest.raises(UserError, match="cannot be read"):
-        known.extend(supply.failure is not None for _ in batches)
+        known.extend(status.failure is not None for _ in batches)
     assert sum(known) == 6, "two steps of three micro batches"
 
 
@@ -787,9 +785,8 @@ def test_nobody_waits_for_a_shard_once_a_stop_was_asked_for(tmp_path: Path) -> N
     other.start()
     ready.wait()
     began = time.monotonic()
-    share: dict[str, Any] = {"rank": 0, "world": 1, "workers": 0, "global_batch": 4, "micro_batch": 4}
-    supply = StreamStatus(stopped=lambda: time.monotonic() > began + 0.3)
-    batches = training_batches(source, CROP, seed=3, samples_seen=0, supply=supply, **share)
+    status = StreamStatus(stopped=lambda: time.monotonic() > began + 0.3)
+    batches = TrainingLoader(source, CROP, seed=3, global_batch=4, micro_batch=4, stream=status).batches(0)
     try:
         with pytest.raises(UserError, match="stopped while images were still being brought") as error:
             next(batches)

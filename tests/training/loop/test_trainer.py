@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from swin_mim.data.loading.loader import Batch
-from swin_mim.data.streaming.source import StreamStatus
+from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.timing import LoadingTime
 from swin_mim.errors import CANNOT_WRITE, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training.checkpoints.manager import RunState
