@@ -1,0 +1,155 @@
+"""Write docs/configuration.md: every setting of both recipes, its type, default and meaning, from the settings' code.
+
+    python -m tools.docs.configuration
+
+A test compares the page with what this gives.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.pretrain import PretrainConfig
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+INTRODUCTION = """\
+# Configuration
+
+*This page is generated from the settings' code by `python -m tools.docs.configuration`.*
+
+Settings are plain values in sections. They come from three places, the later one wins: the defaults below, a YAML file
+(`--config`), flags. `--config` takes a path or the name of a shipped file, and without it the recipe runs its demo.
+
+```bash
+swin-mim pretrain --config simmim_swin_tiny_192_100ep --data.source photos --train.micro-batch 64
+swin-mim pretrain --help                                                  # every setting with its present value
+swin-mim pretrain --config simmim_swin_base_192_100ep --print-config      # the result as YAML, nothing is run
+swin-mim copy pretrain.py .                                               # the recipe and its configs, to change them
+```
+
+* Flags are `--section.key value`; `-` and `_` mean the same in a key. Several values stand one after the other
+  (`--model.image_size 192 640`), nothing is written `None` (in YAML `null`).
+* Durations are texts: `"100 epochs"`, `"500 steps"`, `"2e6 images"`.
+* An unknown key or flag, or a value of another type, ends the command with exit code 2 and the nearest key.
+* When a run is continued, only the settings marked ↻ may differ from before; what changed is written to
+  `config_changes.jsonl`. Any other difference is refused: it would be another run.
+"""
+SHIPPED = """\
+## Shipped files
+
+The files are those of SimMIM's authors where a published number is given; the number is theirs
+([microsoft/SimMIM](https://github.com/microsoft/SimMIM), top-1 on ImageNet-1k after fine-tuning). Nobody has yet run
+them to their end with this code.
+
+| pretraining | encoder | published |
+|---|---|---|
+| `simmim_swin_base_192_100ep` | Swin-B, 192 px, window 6 | 82.8 at 192 px, 83.5 at 224 px |
+| `simmim_swin_base_192_800ep` | Swin-B, 192 px, window 6 | 84.0 at 224 px |
+| `simmim_swin_large_192_800ep` | Swin-L, 192 px, window 12 | 85.4 at 224 px |
+| `simmim_swin_tiny_192_100ep` | Swin-T, 192 px, window 6 | none (ours, for one GPU) |
+| `demo`, `blue_marble_20min` | two stages, 64 px | none (ours, for a CPU) |
+
+| fine-tuning | from | published |
+|---|---|---|
+| `finetune_swin_base_192` | `simmim_swin_base_192_100ep` | 82.8 |
+| `finetune_swin_base_224` | `simmim_swin_base_192_100ep` | 83.5 |
+| `finetune_swin_base_224_800ep` | `simmim_swin_base_192_800ep` | 84.0 |
+| `finetune_swin_large_224_800ep` | `simmim_swin_large_192_800ep` | 85.4 |
+| `finetune_swin_tiny_192` | `simmim_swin_tiny_192_100ep` | none (ours, for one GPU) |
+| `finetune_demo`, `finetune_blue_marble` | `demo`, `blue_marble_20min` | none (ours, for a CPU) |
+
+Each file opens with its command, its hardware, its published number, its learning rate in words, and what differs from
+the official code.
+"""
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    return "\n".join(
+        [
+            INTRODUCTION,
+            SHIPPED,
+            *recipe("Pretraining: `swin-mim pretrain`", PretrainConfig, ()),
+            *recipe("Fine-tuning: `swin-mim finetune`", FinetuneConfig, sections(PretrainConfig)),
+        ]
+    )
+
+
+def recipe(title: str, config: type, known: Iterator[tuple[str, type]] | tuple[()]) -> Iterator[str]:
+    """A table for each section; a section of a class that was shown before only names it."""
+    shown = dict(known)
+    mutable = frozenset(config.mutable)  # type: ignore[attr-defined]
+    yield f"## {title}\n"
+    for name, section in sections(config):
+        if shown.get(name) is section:
+            yield f"### {name}\n\nAs in a pretraining.\n"
+        else:
+            yield f"### {name}\n\n{' '.join((section.__doc__ or '').split())}\n\n{table(section, f'{name}.', mutable)}\n"
+    if own := table(config, "", mutable):
+        yield f"### Outside a section\n\n{own}\n"
+
+
+def sections(config: type) -> Iterator[tuple[str, type]]:
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield field.name, hints[field.name]
+
+
+def table(section: type, prefix: str, mutable: frozenset[str]) -> str:
+    hints, texts = get_type_hints(section), documentation(section)
+    rows = [
+        f"| `{prefix}{field.name}`{' ↻' if prefix + field.name in mutable else ''} "
+        f"| {kind(hints[field.name])} | {default(field)} | {texts[field.name]} |"
+        for field in dataclasses.fields(section)
+        if not dataclasses.is_dataclass(hints[field.name])
+    ]
+    return "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+def documentation(section: type) -> dict[str, str]:
+    """The text under each field, of the class itself or of the nearest one that it inherits from."""
+    found: dict[str, str] = {}
+    for cls in reversed([cls for cls in section.__mro__ if dataclasses.is_dataclass(cls)]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                found[field.target.id] = " ".join(ast.literal_eval(text.value).split()).replace("|", "\\|")
+    return found
+
+
+def kind(hint: Any) -> str:
+    """`tuple[int, ...] | None` -> "integers, or None"."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        rest = [option for option in options if option is not type(None)]
+        return ", or ".join([*map(kind, rest), *(["None"] if len(rest) < len(options) else [])])
+    if origin is Literal:
+        return ", ".join(f"`{option}`" for option in options)
+    if origin is tuple:
+        many = {int: "integers", float: "numbers", str: "texts"}[options[0]]
+        return many if options[-1] is Ellipsis else f"{len(options)} {many}"
+    return {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}[hint]
+
+
+def default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is dataclasses.MISSING:
+        return "*from the file*"
+    value = field.default
+    if isinstance(value, tuple):
+        return " ".join(f"`{part}`" for part in value) or "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    main()
