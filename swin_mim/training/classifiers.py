@@ -55,7 +55,7 @@ def to_train(
         mean=data.mean or seen.mean,
         std=data.std or seen.std,
         interpolation=data.interpolation,
-        crop_pct=data.crop_share,
+        crop_pct=data.crop_pct,
         nodata=data.nodata,
         mask_channel=data.mask_channel,
     )

@@ -7,7 +7,8 @@ from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sources.multichannel import channels_of
 from swin_mim.data.sources.open import Source, open_source, split_heldout
 from swin_mim.data.streaming.source import open_streamed
-from swin_mim.training.config.pretrain_checks import PretrainConfig, reads_rasters
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import reads_rasters
 
 
 class Images(NamedTuple):

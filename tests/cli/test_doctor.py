@@ -25,7 +25,8 @@ from swin_mim.cli.doctor import speed as doctor_speed
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.packing.pack import pack
 from swin_mim.data.sources.open import open_source
-from swin_mim.training.config.pretrain_checks import PretrainConfig, from_mapping
+from swin_mim.training.config.parsing import from_mapping
+from swin_mim.training.config.pretrain import PretrainConfig
 
 CONFIG = """
 run: {name: tiny}

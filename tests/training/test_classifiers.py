@@ -252,7 +252,7 @@ def test_weights_of_another_architecture_are_refused(
         ({"mean": (0.0, 0.5, 1.0)}, {"mean": (0.0, 0.5, 1.0)}),
         ({"std": (1.0, 2.0, 3.0)}, {"std": (1.0, 2.0, 3.0)}),
         ({"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
-        ({"interpolation": "bilinear", "crop_share": 1.0}, {"interpolation": "bilinear", "crop_pct": 1.0}),
+        ({"interpolation": "bilinear", "crop_pct": 1.0}, {"interpolation": "bilinear", "crop_pct": 1.0}),
     ],
 )
 @pytest.mark.parametrize("resumed", [False, True])

@@ -17,7 +17,7 @@ from swin_mim.data.labels import Labelled
 from swin_mim.data.packing.pack import pack
 from swin_mim.errors import UserError
 from swin_mim.training.config.finetune import LabelledDataConfig
-from swin_mim.training.config.pretrain_checks import DataConfig, PretrainConfig, ProbeConfig, RunConfig
+from swin_mim.training.config.pretrain import DataConfig, PretrainConfig, ProbeConfig, RunConfig
 from swin_mim.training.labelled_images import named_by, to_evaluate, to_probe, to_probe_in, to_train_and_evaluate
 
 COUNTS = {"ant": 30, "bee": 20, "cow": 6}

@@ -17,11 +17,14 @@ from typing import Any, TextIO
 
 import torch
 
-from swin_mim.cli.json_report import text_stream, write_json
+from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM
-from swin_mim.training.config import pretrain_checks as recipe_config
-from swin_mim.training.config.pretrain_checks import PretrainConfig, load_config, swin_config
+from swin_mim.training.config.common_checks import accumulation
+from swin_mim.training.config.parsing import load_config
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import check as check_config
+from swin_mim.training.config.pretrain_checks import swin_config, with_packed_channels
 from swin_mim.training.run.tracking import read_metrics
 from tools.bench.peers import System
 from tools.bench.report import describe, number, print_machine, print_table
@@ -72,7 +75,7 @@ def read_config(arguments: Sequence[str]) -> PretrainConfig:
     demo = RECIPE.parent / "configs" / "demo.yaml"
     return load_config(
         PretrainConfig, arguments, default_config=demo, prog="python -m tools.bench train --", description="The recipe.",
-        complete=recipe_config.with_packed_channels, check=recipe_config.check,
+        complete=with_packed_channels, check=check_config,
     )  # fmt: skip
 
 
@@ -122,8 +125,7 @@ def bare_turn(config: PretrainConfig, settings: TrainSettings, device: torch.dev
     system = System(model.to(device).train(), lambda images, mask: model(images, mask).loss)
     contestant = enter(system, "compiled" if train.compile else "eager")
     batch = random_batch(geometry, train.micro_batch, repeat, device)
-    accumulation = recipe_config.accumulation(train, world=1)
-    run = partial(train_step, contestant, batch, precision(config, device), accumulation=accumulation)
+    run = partial(train_step, contestant, batch, precision(config, device), accumulation=accumulation(train, 1))
     for _ in range(settings.warmup):
         run()
     seconds = seconds_per_call(run, settings.steps, device)

@@ -55,7 +55,9 @@ def plain_loop(accelerator: Any, model: Any, optimizer: Any, **job: Any) -> bool
 
 def main(kind: str, steps: int, folder: Path) -> None:
     from swin_mim.recipes import pretrain
-    from swin_mim.training.config.pretrain_checks import PretrainConfig, check, load_config
+    from swin_mim.training.config.parsing import load_config
+    from swin_mim.training.config.pretrain import PretrainConfig
+    from swin_mim.training.config.pretrain_checks import check
     from swin_mim.training.loop import trainer as engine
 
     taken: list[float] = []

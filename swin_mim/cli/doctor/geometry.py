@@ -1,11 +1,12 @@
-"""What patches, windows and stages make of an image size. Part of `doctor.py`."""
+"""What patches, windows and stages make of an image size. For `swin-mim doctor`."""
 
 from dataclasses import dataclass, replace
 
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.errors import UserError
 from swin_mim.masking import masked_units
-from swin_mim.training.config.pretrain_checks import ModelConfig, PretrainConfig, swin_config
+from swin_mim.training.config.pretrain import ModelConfig, PretrainConfig
+from swin_mim.training.config.pretrain_checks import swin_config
 
 Pair = tuple[int, int]
 

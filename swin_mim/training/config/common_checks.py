@@ -5,46 +5,56 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from swin_mim.architecture import as_pair, nearest_multiple
 from swin_mim.errors import UserError
+from swin_mim.training.config.durations import to_steps
+from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.parsing import leaves
-from swin_mim.training.config.pretrain import HubConfig, ImagesConfig, OptimConfig, RunConfig, SaveConfig, TrainConfig
-from swin_mim.training.config.schedule import to_steps
+from swin_mim.training.config.pretrain import (
+    HubConfig,
+    ImagesConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    SaveConfig,
+    TrainConfig,
+)
 
-Rules = Iterator[tuple[str, bool, str]]
+Constraints = Iterator[tuple[str, bool, str]]
 """(key, whether its value is legal, what would be)"""
 
 
-def refuse(config: Any, rules: Iterable[tuple[str, bool, str]]) -> None:
+def validate(config: Any, constraints: Iterable[tuple[str, bool, str]]) -> None:
     """Raise a UserError for a number that is not finite, and for the first rule that does not hold."""
     values = dict(leaves(config))
     for key, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{key} {value} must be finite")
-    for key, legal, rule in rules:
+    for key, legal, rule in constraints:
         if not legal:
             raise UserError(f"{key} {values[key]!r} {rule}")
 
 
-def hub_rules(hub: HubConfig) -> Rules:
+def hub_constraints(hub: HubConfig) -> Constraints:
     named = hub.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", hub.repo) is not None
     yield "hub.repo", named, "must be user/name, a repository of the Hugging Face Hub"
     yield "hub.every", hub.every >= 0, "must not be negative: use 0 to push at the end only"
     yield "hub.every", not hub.every or hub.repo is not None, "pushes nowhere: name a repository with hub.repo"
 
 
-def run_rules(run: RunConfig) -> Rules:
+def run_constraints(run: RunConfig) -> Constraints:
     one_folder = run.name.strip() not in ("", ".", "..") and not set(run.name) & set("/\\")
     yield "run.name", one_folder, "must name one folder, without / and \\: the folder above it is run.root"
     yield "run.seed", run.seed >= 0, "must not be negative: use 0"
 
 
-def image_rules(data: ImagesConfig) -> Rules:
+def image_constraints(data: ImagesConfig) -> Constraints:
     yield "data.workers", data.workers >= 0, "must not be negative: use 0 to decode without workers"
     yield "data.max_broken", 0 <= data.max_broken <= 1, "must be at least 0 and at most 1: use 0.01"
 
 
-def channel_rules(data: ImagesConfig, rasters: bool, way_out: str) -> Rules:
+def channel_constraints(data: ImagesConfig, rasters: bool, way_out: str) -> Constraints:
     """Args: `rasters`: images keep their channels and values, and are not made RGB; `way_out`: how they come to."""
     chosen = data.channels or ()
     yield "data.channels", data.channels != (), "names no channel: leave it out, or name some"
@@ -58,14 +68,14 @@ def channel_rules(data: ImagesConfig, rasters: bool, way_out: str) -> Rules:
     yield "data.stack", once, "must have {image} and {channel} once each, such as {image}_{channel}.tif"
 
 
-def crop_rules(scale: tuple[float, float], ratio: tuple[float, float]) -> Rules:
+def crop_constraints(scale: tuple[float, float], ratio: tuple[float, float]) -> Constraints:
     least, greatest = scale
     yield "data.crop_scale", 0 < least <= greatest <= 1, "must be least and greatest, above 0 and up to 1"
     least, greatest = ratio
     yield "data.crop_ratio", 0 < least <= greatest, "must be least and greatest, above 0"
 
 
-def training_rules(optim: OptimConfig, train: TrainConfig, save: SaveConfig) -> Rules:
+def training_constraints(optim: OptimConfig, train: TrainConfig, save: SaveConfig) -> Constraints:
     for name in ("base_lr", "gamma", "eps", "clip_norm"):
         yield f"optim.{name}", getattr(optim, name) > 0, "must be positive"
     for name in ("warmup_lr", "min_lr", "weight_decay"):
@@ -97,3 +107,53 @@ def check_durations(optim: OptimConfig, train: TrainConfig, save: SaveConfig, pe
             raise UserError(f"{key}: {error}") from None
         if steps == 0 and key not in never:
             raise UserError(f'{key} "{duration}" must be positive: the smallest is "1 step"')
+
+
+def one_or_pair(sides: tuple[int, ...]) -> int | tuple[int, int]:
+    """(6,) or (6, 6) -> 6; (4, 8) stays."""
+    height, width = as_pair(sides)
+    return height if height == width else (height, width)
+
+
+def accumulation(train: TrainConfig, world: int) -> int:
+    """Micro batches of each process in one step.
+
+    Raises:
+        UserError: the global batch is not a multiple of micro batch x processes; names the nearest that are.
+    """
+    together = train.micro_batch * world
+    if train.global_batch % together == 0:
+        return train.global_batch // together
+    parts = f"train.micro_batch {train.micro_batch}"
+    parts += f" x {world} processes = {together}" if world > 1 else ""
+    proposals = [f"train.global_batch {nearest_multiple(train.global_batch, together)}"]
+    if train.global_batch % world == 0:
+        share = train.global_batch // world
+        proposals.append(f"train.micro_batch {nearest_divisor(train.micro_batch, share)}")
+    use = " or ".join(proposals)
+    raise UserError(f"train.global_batch {train.global_batch} is not a multiple of {parts}: use {use}")
+
+
+def nearest_divisor(value: int, of: int, step: int = 1) -> int:
+    """The divisor of `of`, among the multiples of `step`, that is nearest to `value`; the smaller of two."""
+    divisors = [number for number in range(step, of + 1, step) if of % number == 0]
+    return min(divisors, key=lambda number: (abs(number - value), number))
+
+
+def immutable_differences(
+    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
+) -> list[str]:
+    """Settings that differ and may not: lines such as "optim.base_lr: 0.0002 -> 0.0004"."""
+    return [line for key, line in _differences(saved, current) if key not in current.mutable]
+
+
+def mutable_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
+    """Settings that differ and may, in the same words."""
+    return [line for key, line in _differences(saved, current) if key in current.mutable]
+
+
+def _differences(
+    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
+) -> list[tuple[str, str]]:
+    now = dict(leaves(current))
+    return [(key, f"{key}: {value} -> {now[key]}") for key, value in leaves(saved) if value != now[key]]

@@ -6,7 +6,7 @@ The text under a setting is what `--help` says of it.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from swin_mim.training.config.pretrain import FREE as FREE_OF_PRETRAINING
+from swin_mim.training.config import pretrain
 from swin_mim.training.config.pretrain import HubConfig, ImagesConfig, OptimConfig, RunConfig, SaveConfig, TrainConfig
 
 
@@ -44,7 +44,7 @@ class LabelledDataConfig(ImagesConfig):
     """Least and greatest width / height of a random crop, relative to those of model.image_size."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """How images are resized."""
-    crop_share: float = 0.875
+    crop_pct: float = 0.875
     """Side of the centred crop that is evaluated, as a part of the image's shorter side."""
 
 
@@ -149,7 +149,7 @@ class FinetuneSaveConfig(SaveConfig):
     """What is published: the weights that were best on the evaluation images, or the last ones."""
 
 
-FREE = FREE_OF_PRETRAINING | {
+MUTABLE = pretrain.MUTABLE | {
     "data.validation",
     "data.validation_split",
     "save.export",
@@ -177,4 +177,4 @@ class FinetuneConfig:
     predictions: str | None = None
     """File for what is predicted of every evaluation image at the end: .csv or .parquet."""
 
-    free: ClassVar[frozenset[str]] = FREE
+    mutable: ClassVar[frozenset[str]] = MUTABLE

@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run: what goes together. The settings are in `finetune_settings.py`."""
+"""The configuration of a fine-tuning run: what goes together. The settings are in `finetune.py`."""
 
 from dataclasses import fields
 from itertools import chain
@@ -9,6 +9,7 @@ from swin_mim.architecture import NAMED, SwinConfig
 from swin_mim.data.transforms.rand_augment import check_policy
 from swin_mim.errors import UserError
 from swin_mim.training.config import common_checks
+from swin_mim.training.config.common_checks import accumulation, one_or_pair
 from swin_mim.training.config.finetune import (
     AugmentConfig,
     ClassifierConfig,
@@ -16,9 +17,6 @@ from swin_mim.training.config.finetune import (
     FinetuneSaveConfig,
     LabelledDataConfig,
 )
-from swin_mim.training.config.pretrain_checks import accumulation, one_or_pair
-
-__all__ = ["FinetuneConfig", "best_by", "check", "check_architecture", "new_encoder", "sizes"]
 
 TABLES = (".csv", ".parquet")
 """What predictions are written as."""
@@ -31,19 +29,19 @@ def check(config: FinetuneConfig) -> None:
         UserError: names the keys, the values, the relation that fails and what is legal.
     """
     data = config.data
-    rules = (
-        common_checks.run_rules(config.run),
-        common_checks.image_rules(data),
-        common_checks.crop_rules(data.crop_scale, data.crop_ratio),
-        _data_rules(data),
-        _channel_rules(config),
-        _model_rules(config.model),
-        _augment_rules(config.augment, config.model, config.train.micro_batch),
-        _result_rules(config),
-        common_checks.hub_rules(config.hub),
-        common_checks.training_rules(config.optim, config.train, config.save),
+    constraints = (
+        common_checks.run_constraints(config.run),
+        common_checks.image_constraints(data),
+        common_checks.crop_constraints(data.crop_scale, data.crop_ratio),
+        _data_constraints(data),
+        _channel_constraints(config),
+        _model_constraints(config.model),
+        _augment_constraints(config.augment, config.model, config.train.micro_batch),
+        _result_constraints(config),
+        common_checks.hub_constraints(config.hub),
+        common_checks.training_constraints(config.optim, config.train, config.save),
     )
-    common_checks.refuse(config, chain(*rules))
+    common_checks.validate(config, chain(*constraints))
     check_policy(config.augment.auto)
     periods = {"log.every": config.log.every, "log.evaluate_every": config.log.evaluate_every}
     common_checks.check_durations(config.optim, config.train, config.save, periods)
@@ -112,7 +110,7 @@ def _architecture(model: ClassifierConfig) -> dict[str, Any]:
     return named | {key: getattr(model, key) for key in keys if getattr(model, key) is not None}
 
 
-def _data_rules(data: LabelledDataConfig) -> common_checks.Rules:
+def _data_constraints(data: LabelledDataConfig) -> common_checks.Constraints:
     count, what = (3, "red, green and blue") if data.channels is None else (len(data.channels), "data.channels")
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
         yield key, values is None or len(values) == count, f"must have {count} entries, for {what}"
@@ -126,13 +124,13 @@ def _data_rules(data: LabelledDataConfig) -> common_checks.Rules:
     rule = "needs one label for each image, and data.multi_label is on: use {}"
     yield "data.labels_per_class", not (data.multi_label and data.labels_per_class), rule.format("0")
     yield "data.balance", not data.multi_label or data.balance == "none", rule.format("none")
-    yield "data.crop_share", 0 < data.crop_share <= 1, "must be above 0 and up to 1: use 0.875"
+    yield "data.crop_pct", 0 < data.crop_pct <= 1, "must be above 0 and up to 1: use 0.875"
 
 
-def _channel_rules(config: FinetuneConfig) -> common_checks.Rules:
+def _channel_constraints(config: FinetuneConfig) -> common_checks.Constraints:
     """Of images that are not read as RGB, and of options that are for one of the two kinds."""
     data, augment, rasters = config.data, config.augment, config.data.channels is not None
-    yield from common_checks.channel_rules(data, rasters, "set data.channels")
+    yield from common_checks.channel_constraints(data, rasters, "set data.channels")
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: leave data.channels out"
     new = rasters and config.model.pretrained is None and not config.evaluate
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
@@ -144,7 +142,7 @@ def _channel_rules(config: FinetuneConfig) -> common_checks.Rules:
         yield f"augment.{name}", not augmented or not getattr(augment, name), rule.format(0)
 
 
-def _model_rules(model: ClassifierConfig) -> common_checks.Rules:
+def _model_constraints(model: ClassifierConfig) -> common_checks.Constraints:
     for key in ("image_size", "window_size"):
         sides = getattr(model, key)
         rule = "must be one number, or height and width"
@@ -157,7 +155,9 @@ def _model_rules(model: ClassifierConfig) -> common_checks.Rules:
     yield "model.freeze", not model.freeze or model.pretrained is not None, "needs model.pretrained: new weights learn"
 
 
-def _augment_rules(augment: AugmentConfig, model: ClassifierConfig, micro_batch: int) -> common_checks.Rules:
+def _augment_constraints(
+    augment: AugmentConfig, model: ClassifierConfig, micro_batch: int
+) -> common_checks.Constraints:
     square = len(set(model.image_size or (0,))) == 1
     rule = "turns images by quarters, and model.image_size is not square: use both"
     yield "augment.flips", square or augment.flips != "dihedral", rule
@@ -171,7 +171,7 @@ def _augment_rules(augment: AugmentConfig, model: ClassifierConfig, micro_batch:
     yield "train.micro_batch", not mixes(augment) or micro_batch % 2 == 0, rule
 
 
-def _result_rules(config: FinetuneConfig) -> common_checks.Rules:
+def _result_constraints(config: FinetuneConfig) -> common_checks.Constraints:
     yield "optim.layer_decay", 0 < config.optim.layer_decay <= 1, "must be above 0 and up to 1: use 1 for none"
     yield "train.ema", 0 <= config.train.ema < 1, "must be at least 0 and less than 1: use 0 for none"
     table = config.predictions is None or PurePath(config.predictions).suffix in TABLES

@@ -18,20 +18,22 @@ import tyro
 import yaml
 
 from swin_mim.errors import UserError
+from swin_mim.training.config.shipped import config_path
 
 Config = TypeVar("Config")
 
 _HELP = """{description}
 
-Settings come from a YAML file; a flag goes before the file. --config FILE.yaml chooses the file (default:
-{default}). --print-config prints the result as YAML and leaves. The defaults below are those of {file}."""
+Settings come from a YAML file; a flag goes before the file. --config FILE.yaml chooses the file, or a
+shipped one by its name (default: {default}). --print-config prints the result as YAML and leaves. The defaults below
+are those of {file}."""
 
 
 def load_config(
     cls: type[Config],
     arguments: Sequence[str] | None = None,
     *,
-    default_config: Path,
+    default_config: str | Path,
     prog: str,
     description: str,
     complete: Callable[[Config], Config] = lambda config: config,
@@ -42,7 +44,7 @@ def load_config(
     Args:
         cls: a dataclass whose fields are dataclasses (the sections) of plain values.
         arguments: the command line without the program; None takes that of the process.
-        default_config: the YAML file without `--config`.
+        default_config: the YAML file without `--config`, or the name of a shipped one.
         complete: fills in what the images say themselves, before the check.
         check: raises where settings cannot go together.
 
@@ -50,15 +52,16 @@ def load_config(
         UserError: a file that cannot be read, an unknown key or flag (with the nearest one), a wrong type.
     """
     own = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--config", type=Path, default=default_config)
+    own.add_argument("--config", default=str(default_config))
     own.add_argument("--print-config", "--print_config", action="store_true")
     try:
         chosen, flags = own.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
-    defaults = from_mapping(cls, read_yaml(chosen.config), chosen.config)
+    file = config_path(chosen.config)
+    defaults = from_mapping(cls, read_yaml(file), file)
     flags = _whole_flags(flags, dict(_leaf_types(cls)))
-    text = _HELP.format(description=description, default=default_config, file=chosen.config)
+    text = _HELP.format(description=description, default=default_config, file=file)
     config = _override(cls, defaults, flags, prog=prog, description=text)
     config = complete(config)
     check(config)

@@ -6,7 +6,7 @@ The text under a setting is what `--help` says of it.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from swin_mim.training.config.schedule import Schedule
+from swin_mim.training.config.durations import LearningRateSchedule
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class OptimConfig:
     """Learning rate at the end of the cosine, per 512 images."""
     warmup: str = "10 epochs"
     """Duration of the straight line from warmup_lr to base_lr."""
-    schedule: Schedule = "cosine"
+    schedule: LearningRateSchedule = "cosine"
     """Shape after the warm-up."""
     milestones: tuple[str, ...] = ()
     """Durations from the start after which multistep multiplies the rate by gamma."""
@@ -243,7 +243,7 @@ class ProbeConfig:
     """Images to learn from, at most; the same number of each class."""
 
 
-FREE = frozenset(
+MUTABLE = frozenset(
     {
         "run.root",
         # Whether the images are still the same is told by their fingerprint, which every checkpoint holds.
@@ -305,4 +305,4 @@ class PretrainConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
-    free: ClassVar[frozenset[str]] = FREE
+    mutable: ClassVar[frozenset[str]] = MUTABLE

@@ -1,8 +1,4 @@
-"""The configuration of a pretraining run: what goes together, and what may change when a run is resumed.
-
-Everything about configuration is imported from here. The settings are in `settings.py`, YAML and the command
-line in `config_file.py`; none of them needs torch, so that `--help` is quick.
-"""
+"""Constraints of a pretraining run: what goes together. The settings are in `pretrain.py`."""
 
 import math
 import os
@@ -15,50 +11,16 @@ from swin_mim.architecture import SwinConfig, as_pair, nearest_multiple
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.errors import UserError
 from swin_mim.training.config import common_checks
-from swin_mim.training.config.finetune import FinetuneConfig
-from swin_mim.training.config.parsing import from_mapping, leaves, load_config, to_yaml
+from swin_mim.training.config.common_checks import accumulation, nearest_divisor, one_or_pair
+from swin_mim.training.config.durations import to_steps
 from swin_mim.training.config.pretrain import (
-    FREE,
     DataConfig,
-    HubConfig,
     LogConfig,
     MaskConfig,
     ModelConfig,
-    OptimConfig,
     PretrainConfig,
     ProbeConfig,
-    RunConfig,
-    SaveConfig,
-    TrainConfig,
 )
-from swin_mim.training.config.schedule import to_steps
-
-__all__ = [
-    "FREE",
-    "DataConfig",
-    "FinetuneConfig",
-    "HubConfig",
-    "LogConfig",
-    "MaskConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PretrainConfig",
-    "ProbeConfig",
-    "RunConfig",
-    "SaveConfig",
-    "TrainConfig",
-    "accumulation",
-    "check",
-    "free_differences",
-    "from_mapping",
-    "frozen_differences",
-    "leaves",
-    "load_config",
-    "reads_rasters",
-    "swin_config",
-    "to_yaml",
-    "with_packed_channels",
-]
 
 
 def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
@@ -92,23 +54,6 @@ def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
     )
 
 
-def frozen_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
-    """Settings that differ and may not: lines such as "optim.base_lr: 0.0002 -> 0.0004"."""
-    return [line for key, line in _differences(saved, current) if key not in current.free]
-
-
-def free_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
-    """Settings that differ and may, in the same words."""
-    return [line for key, line in _differences(saved, current) if key in current.free]
-
-
-def _differences(
-    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
-) -> list[tuple[str, str]]:
-    now = dict(leaves(current))
-    return [(key, f"{key}: {value} -> {now[key]}") for key, value in leaves(saved) if value != now[key]]
-
-
 def swin_config(model: ModelConfig) -> SwinConfig:
     """The encoder that the settings describe.
 
@@ -131,37 +76,6 @@ def swin_config(model: ModelConfig) -> SwinConfig:
         raise UserError(f"model: {error}") from None
 
 
-def one_or_pair(sides: tuple[int, ...]) -> int | tuple[int, int]:
-    """(6,) or (6, 6) -> 6; (4, 8) stays."""
-    height, width = as_pair(sides)
-    return height if height == width else (height, width)
-
-
-def accumulation(train: TrainConfig, world: int) -> int:
-    """Micro batches of each process in one step.
-
-    Raises:
-        UserError: the global batch is not a multiple of micro batch x processes; names the nearest that are.
-    """
-    together = train.micro_batch * world
-    if train.global_batch % together == 0:
-        return train.global_batch // together
-    parts = f"train.micro_batch {train.micro_batch}"
-    parts += f" x {world} processes = {together}" if world > 1 else ""
-    proposals = [f"train.global_batch {nearest_multiple(train.global_batch, together)}"]
-    if train.global_batch % world == 0:
-        share = train.global_batch // world
-        proposals.append(f"train.micro_batch {_nearest_divisor(train.micro_batch, share)}")
-    use = " or ".join(proposals)
-    raise UserError(f"train.global_batch {train.global_batch} is not a multiple of {parts}: use {use}")
-
-
-def _nearest_divisor(value: int, of: int, step: int = 1) -> int:
-    """The divisor of `of`, among the multiples of `step`, that is nearest to `value`; the smaller of two."""
-    divisors = [number for number in range(step, of + 1, step) if of % number == 0]
-    return min(divisors, key=lambda number: (abs(number - value), number))
-
-
 def check(config: PretrainConfig) -> None:
     """Refuse settings that cannot go together.
 
@@ -172,18 +86,18 @@ def check(config: PretrainConfig) -> None:
         UserError: names the keys, the values, the relation that fails and the nearest values that are legal.
     """
     run, data, log = config.run, config.data, config.log
-    rules = (
-        common_checks.run_rules(run),
-        common_checks.image_rules(data),
-        _streaming_rules(data),
-        common_checks.crop_rules(data.crop_scale, data.crop_ratio),
-        _model_rules(config.model, config.mask, data),
-        _channel_rules(data, config.model, log),
-        _log_rules(data, log, config.probe),
-        common_checks.hub_rules(config.hub),
-        common_checks.training_rules(config.optim, config.train, config.save),
+    constraints = (
+        common_checks.run_constraints(run),
+        common_checks.image_constraints(data),
+        _streaming_constraints(data),
+        common_checks.crop_constraints(data.crop_scale, data.crop_ratio),
+        _model_constraints(config.model, config.mask, data),
+        _channel_constraints(data, config.model, log),
+        _log_constraints(data, log, config.probe),
+        common_checks.hub_constraints(config.hub),
+        common_checks.training_constraints(config.optim, config.train, config.save),
     )
-    common_checks.refuse(config, chain(*rules))
+    common_checks.validate(config, chain(*constraints))
     periods = {
         "log.every": log.every,
         "log.evaluate_every": log.evaluate_every,
@@ -216,13 +130,13 @@ def _check_probes(config: PretrainConfig) -> None:
         )
 
 
-def _log_rules(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> common_checks.Rules:
+def _log_constraints(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> common_checks.Constraints:
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 to keep none"
     yield "log.pictures", log.pictures >= 0, "must not be negative: use 0 for none"
     yield "probe.images", probe.images > 0, "must be positive: use 2000"
 
 
-def _streaming_rules(data: DataConfig) -> common_checks.Rules:
+def _streaming_constraints(data: DataConfig) -> common_checks.Constraints:
     yield "data.shards_at_once", data.shards_at_once > 0, "must be positive: the smallest is 1"
     yield "data.cache_gb", data.cache_gb > 0, "must be positive: use 20"
     streamed = not data.streaming or data.source != "blue_marble"
@@ -230,7 +144,7 @@ def _streaming_rules(data: DataConfig) -> common_checks.Rules:
     yield "data.stack", not data.streaming or data.stack is None, "is a folder's: a shard has an image as one file"
 
 
-def _model_rules(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> common_checks.Rules:
+def _model_constraints(model: ModelConfig, mask: MaskConfig, data: DataConfig) -> common_checks.Constraints:
     yield "model.in_channels", model.in_channels > 0, "must be positive: 3 for RGB"
     measure = ", as swin-mim stats measures them" if reads_rasters(data, model) else ""
     for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
@@ -255,11 +169,11 @@ def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
     return data.channels is not None or model.in_channels != 3
 
 
-def _channel_rules(data: DataConfig, model: ModelConfig, log: LogConfig) -> common_checks.Rules:
+def _channel_constraints(data: DataConfig, model: ModelConfig, log: LogConfig) -> common_checks.Constraints:
     rasters, way_out = reads_rasters(data, model), "set model.in_channels, or data.channels"
     count = f"has {len(data.channels or ())} entries and model.in_channels is {model.in_channels}: name as many"
     yield "data.channels", data.channels is None or len(data.channels) == model.in_channels, count
-    yield from common_checks.channel_rules(data, rasters, way_out)
+    yield from common_checks.channel_constraints(data, rasters, way_out)
     rule = f"is for images that are not read as RGB: {way_out}"
     yield "log.picture_channels", log.picture_channels is None or rasters, rule
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: name a folder or a data set of yours"
@@ -289,7 +203,7 @@ def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:
 
 def _nearest_unit(unit: int, patch: int, side: int) -> int:
     """A multiple of the patch, and one that divides the image's side where that can be."""
-    return nearest_multiple(unit, patch) if side % patch else _nearest_divisor(unit, side, patch)
+    return nearest_multiple(unit, patch) if side % patch else nearest_divisor(unit, side, patch)
 
 
 def _proposal(model: ModelConfig, side: int) -> str:

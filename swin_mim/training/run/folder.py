@@ -9,20 +9,16 @@ import yaml
 
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import PEER_LOST, UserError
+from swin_mim.redaction import without_home, without_tokens
 from swin_mim.training.checkpoints import store as checkpoint
 from swin_mim.training.checkpoints.manager import RunState
-from swin_mim.training.config.pretrain_checks import (
-    FinetuneConfig,
-    PretrainConfig,
-    free_differences,
-    from_mapping,
-    frozen_differences,
-    to_yaml,
-)
+from swin_mim.training.config.common_checks import immutable_differences, mutable_differences
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.parsing import from_mapping, to_yaml
+from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.distributed.processes import lost_peer
 from swin_mim.training.loop.trainer import SkippedStep
 from swin_mim.training.run.jsonl import append_line, disk_may_fail, timestamp, whole_lines
-from swin_mim.training.run.private import without_secrets
 
 Config = PretrainConfig | FinetuneConfig
 CONFIG = "config.yaml"
@@ -40,16 +36,16 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
     Raises:
         UserError: the folder has checkpoints of a run with other settings; names each of them.
     """
-    path, text = folder / CONFIG, without_secrets(to_yaml(config))
+    path, text = folder / CONFIG, without_home(without_tokens(to_yaml(config)))
     if path.exists() and checkpoint.steps_on_disk(folder / "checkpoints"):
         saved, current = _saved(path, config), _parsed(text, config, path)
-        differences = frozen_differences(saved, current)
+        differences = immutable_differences(saved, current)
         if differences:
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(differences)}): "
                 "start another run with --run.name, or continue this one with its own settings"
             )
-        changes = free_differences(saved, current)
+        changes = mutable_differences(saved, current)
         if write and changes:
             step = max(checkpoint.step_of(found) for found in checkpoint.steps_on_disk(folder / "checkpoints"))
             _LOG.info("settings that changed since the last start: %s", "; ".join(changes))
@@ -63,7 +59,7 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
 
 def _saved(path: Path, config: Config) -> Config:
     try:
-        return _parsed(without_secrets(path.read_text()), config, path)
+        return _parsed(without_home(without_tokens(path.read_text())), config, path)
     except UserError as error:
         raise UserError(
             f"{path.parent} holds a run of another kind or version ({error}): start another one with --run.name"

@@ -10,7 +10,9 @@ from accelerate.utils import broadcast_object_list
 
 from swin_mim.data.loading.workers import tell_if_more_than_cores
 from swin_mim.errors import UserError
-from swin_mim.training.config.pretrain_checks import FinetuneConfig, PretrainConfig, accumulation
+from swin_mim.training.config.common_checks import accumulation
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.distributed import processes
 from swin_mim.training.run import folder as run_folder
 from swin_mim.training.run.lock import lock

@@ -13,24 +13,17 @@ from swin_mim import SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.training.config import finetune as finetune_settings
 from swin_mim.training.config import pretrain as common_settings
-from swin_mim.training.config.finetune import FREE, AugmentConfig, ClassifierConfig, FinetuneSaveConfig
-from swin_mim.training.config.finetune_checks import (
+from swin_mim.training.config.common_checks import immutable_differences
+from swin_mim.training.config.finetune import (
+    MUTABLE,
+    AugmentConfig,
+    ClassifierConfig,
     FinetuneConfig,
-    best_by,
-    check,
-    check_architecture,
-    mixes,
-    new_encoder,
-    sizes,
+    FinetuneSaveConfig,
 )
-from swin_mim.training.config.pretrain_checks import (
-    RunConfig,
-    from_mapping,
-    frozen_differences,
-    leaves,
-    load_config,
-    to_yaml,
-)
+from swin_mim.training.config.finetune_checks import best_by, check, check_architecture, mixes, new_encoder, sizes
+from swin_mim.training.config.parsing import from_mapping, leaves, load_config, to_yaml
+from swin_mim.training.config.pretrain import RunConfig
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 RECIPES = sorted(CONFIGS.glob("finetune_*.yaml"))
@@ -100,7 +93,7 @@ def test_recipes_hold_the_published_values(
     assert (optim.layer_decay, optim.weight_decay, optim.clip_norm, optim.schedule) == (layer_decay, 0.05, 5, "cosine")
     assert (config.train.global_batch, config.train.duration, config.train.ema) == (2048, "100 epochs", 0)
     assert augment == AugmentConfig("horizontal", "rand-m9-mstd0.5-inc1", 0.0, 0.25, 0.8, 1.0, 1.0, 0.5, 0.1)
-    assert (data.crop_scale, data.interpolation, data.crop_share) == ((0.08, 1), "bicubic", 0.875)
+    assert (data.crop_scale, data.interpolation, data.crop_pct) == ((0.08, 1), "bicubic", 0.875)
     assert (config.model.bias_tables, config.model.freeze) == ("geometric", 0)
 
 
@@ -194,8 +187,8 @@ def test_every_setting_is_explained() -> None:
 def test_configuration_loads_no_torch() -> None:
     heavy = {"torch", "accelerate", "datasets", "numpy", "PIL", "timm"}
     code = (
-        "import sys; from pathlib import Path; from swin_mim.training.config.pretrain_checks import load_config\n"
-        "from swin_mim.training.config.finetune_checks import *\n"
+        "import sys; from pathlib import Path; from swin_mim.training.config.parsing import load_config\n"
+        "from swin_mim.training.config.finetune_checks import *; from swin_mim.training.config.finetune import *\n"
         f"config = load_config(FinetuneConfig, [], default_config=Path({str(BASE)!r}), prog='', description='')\n"
         f"check(config); print(sorted({heavy!r} & set(sys.modules)))"
     )
@@ -259,8 +252,8 @@ RASTERS: dict[str, Any] = {"data.channels": ("nir", "red"), "data.source": "x", 
         ({"data.labels_per_class": 3, "data.multi_label": True}, f"data.labels_per_class 3 {ONE_LABEL} 0"),
         ({"data.balance": "sampling", "data.multi_label": True}, f"data.balance 'sampling' {ONE_LABEL} none"),
         ({"data.balance": "weights", "data.multi_label": True}, f"data.balance 'weights' {ONE_LABEL} none"),
-        ({"data.crop_share": 0.0}, "data.crop_share 0.0 must be above 0 and up to 1: use 0.875"),
-        ({"data.crop_share": 1.1}, "data.crop_share 1.1 must be above 0 and up to 1: use 0.875"),
+        ({"data.crop_pct": 0.0}, "data.crop_pct 0.0 must be above 0 and up to 1: use 0.875"),
+        ({"data.crop_pct": 1.1}, "data.crop_pct 1.1 must be above 0 and up to 1: use 0.875"),
         ({"model.image_size": ()}, f"model.image_size () {SIDES}"),
         ({"model.image_size": (1, 2, 3)}, f"model.image_size (1, 2, 3) {SIDES}"),
         ({"model.image_size": (64, 0)}, "model.image_size (64, 0) must be positive"),
@@ -359,8 +352,8 @@ def test_what_cannot_go_together_is_refused_with_a_way_out(changes: dict[str, An
     [
         {},
         {"run.seed": 0, "data.workers": 0, "data.max_broken": 0.0, "data.heldout": 0, "data.subset_seed": 0},
-        {"data.max_broken": 1.0, "data.crop_scale": (1.0, 1.0), "data.crop_ratio": (1.0, 1.0), "data.crop_share": 1.0},
-        {"data.crop_scale": (1e-9, 1e-9), "data.crop_ratio": (1e-9, 1e-9), "data.crop_share": 1e-9},
+        {"data.max_broken": 1.0, "data.crop_scale": (1.0, 1.0), "data.crop_ratio": (1.0, 1.0), "data.crop_pct": 1.0},
+        {"data.crop_scale": (1e-9, 1e-9), "data.crop_ratio": (1e-9, 1e-9), "data.crop_pct": 1e-9},
         {"data.mean": (-1.0, 0.0, 2.0), "data.std": (1e-9, 1.0, 2.0)},
         {"data.mean": (0.0, 0.0, 0.0)},
         {"data.source": "trees", "data.heldout": 5, "data.labels_per_class": 3, "data.balance": "sampling"},
@@ -543,16 +536,16 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
     other = {str: "other", int: 12345, float: 0.12345, bool: True, tuple: ("other",), type(None): "other"}
     keys = [key for key, _ in leaves(DEFAULTS)]
     assert len(keys) == len(set(keys)) == 85
-    assert {*keys, *(key for key, _ in leaves(common_settings.PretrainConfig(RunConfig("x"))))} >= FREE
+    assert {*keys, *(key for key, _ in leaves(common_settings.PretrainConfig(RunConfig("x"))))} >= MUTABLE
     for key, value in leaves(DEFAULTS):
         changed = not value if isinstance(value, bool) else other[type(value)]
-        lines = frozen_differences(DEFAULTS, with_settings(DEFAULTS, {key: changed}))
-        assert lines == ([] if key in FREE else [f"{key}: {value} -> {changed}"]), key
+        lines = immutable_differences(DEFAULTS, with_settings(DEFAULTS, {key: changed}))
+        assert lines == ([] if key in MUTABLE else [f"{key}: {value} -> {changed}"]), key
 
 
 def test_what_decides_the_result_is_frozen() -> None:
     """A second list, kept by hand: a new setting has to be put in one of the two on purpose."""
-    frozen = {key for key, _ in leaves(DEFAULTS)} - FREE
+    frozen = {key for key, _ in leaves(DEFAULTS)} - MUTABLE
     assert {key.partition(".")[0] for key in frozen} == {"run", "data", "model", "augment", "optim", "train", "save"}
     assert {key for key in frozen if key.startswith(("run.", "data.", "train.", "save."))} == {
         "run.name",
@@ -571,7 +564,7 @@ def test_what_decides_the_result_is_frozen() -> None:
         "data.crop_scale",
         "data.crop_ratio",
         "data.interpolation",
-        "data.crop_share",
+        "data.crop_pct",
         "train.duration",
         "train.global_batch",
         "train.precision",

@@ -12,22 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swin_mim.errors import UserError
-from swin_mim.training.config.pretrain_checks import (
-    FREE,
-    ModelConfig,
-    PretrainConfig,
-    RunConfig,
-    TrainConfig,
-    accumulation,
-    check,
-    from_mapping,
-    frozen_differences,
-    leaves,
-    load_config,
-    swin_config,
-    to_yaml,
-    with_packed_channels,
-)
+from swin_mim.training.config.common_checks import accumulation, immutable_differences
+from swin_mim.training.config.parsing import from_mapping, leaves, load_config, to_yaml
+from swin_mim.training.config.pretrain import MUTABLE, ModelConfig, PretrainConfig, RunConfig, TrainConfig
+from swin_mim.training.config.pretrain_checks import check, swin_config, with_packed_channels
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 BASE = Path(__file__).with_name("base.yaml")
@@ -284,6 +272,7 @@ def test_bad_flags_are_one_line(flags: list[str], message: str | None, capsys: p
 def test_bad_flags_are_one_line_on_any_terminal(encoding: str, columns: str) -> None:
     code = (
         "from pathlib import Path; from swin_mim.training.config.pretrain_checks import *\n"
+        "from swin_mim.training.config.parsing import *; from swin_mim.training.config.pretrain import *\n"
         f"try: load_config(PretrainConfig, ['--train.precision', 'fp8'], default_config=Path({str(BASE)!r}), "
         "prog='', description='')\nexcept ValueError as error: print(error)"
     )
@@ -344,6 +333,7 @@ def test_configuration_loads_no_torch() -> None:
     heavy = {"torch", "accelerate", "datasets", "numpy", "PIL", "timm"}
     code = (
         "import sys; from pathlib import Path; from swin_mim.training.config.pretrain_checks import *\n"
+        "from swin_mim.training.config.parsing import *; from swin_mim.training.config.pretrain import *\n"
         f"config = load_config(PretrainConfig, [], default_config=Path({str(BASE)!r}), prog='', description='')\n"
         f"check(config); print(sorted({heavy!r} & set(sys.modules)))"
     )
@@ -606,15 +596,15 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
     assert len(keys) == len(set(keys)) == 79
-    assert set(keys) >= FREE
+    assert set(keys) >= MUTABLE
     for key, value in leaves(DEFAULTS):
-        lines = frozen_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
-        assert lines == ([] if key in FREE else [f"{key}: {value} -> {other[type(value)]}"])
+        lines = immutable_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
+        assert lines == ([] if key in MUTABLE else [f"{key}: {value} -> {other[type(value)]}"])
 
 
 def test_what_decides_the_result_is_frozen() -> None:
     """A second list, kept by hand: a new setting has to be put in one of the two on purpose."""
-    frozen = {key for key, _ in leaves(DEFAULTS)} - FREE
+    frozen = {key for key, _ in leaves(DEFAULTS)} - MUTABLE
     assert {key.partition(".")[0] for key in frozen} == {"run", "data", "model", "mask", "optim", "train"}
     assert {key for key in frozen if key.startswith(("run.", "data.", "train."))} == {
         "run.name",
@@ -641,11 +631,11 @@ def test_what_decides_the_result_is_frozen() -> None:
 
 def test_frozen_differences_read_like_a_diff() -> None:
     changed = load("--optim.base-lr", "0.0004", "--train.micro-batch", "8", "--model.image-size", "48")
-    assert frozen_differences(load(), changed) == [
+    assert immutable_differences(load(), changed) == [
         "model.image_size: (96,) -> (48,)",
         "optim.base_lr: 0.008 -> 0.0004",
     ]
-    assert frozen_differences(changed, changed) == []
+    assert immutable_differences(changed, changed) == []
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,9 @@ import yaml
 from swin_mim.errors import PEER_LOST, UserError
 from swin_mim.training.checkpoints import store as checkpoint
 from swin_mim.training.checkpoints.manager import RunState
-from swin_mim.training.config.pretrain_checks import (
-    FREE,
-    FinetuneConfig,
-    PretrainConfig,
-    RunConfig,
-    from_mapping,
-    leaves,
-    to_yaml,
-)
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.parsing import from_mapping, leaves, to_yaml
+from swin_mim.training.config.pretrain import MUTABLE, PretrainConfig, RunConfig
 from swin_mim.training.loop.trainer import SkippedPart, SkippedStep
 from swin_mim.training.run import folder as run_folder
 from swin_mim.training.run.jsonl import whole_lines
@@ -99,7 +93,7 @@ def test_free_settings_may_change_and_the_change_is_recorded(tmp_path: Path) -> 
     with_checkpoint(tmp_path)
     values = dict(leaves(CONFIG))
     other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, bool: True, tuple: (), type(None): "text"}
-    for key in FREE:
+    for key in MUTABLE:
         one_of = {"train.attention": "reference", "log.picture_channels": ("text",)}
         value = one_of.get(key, other[type(values[key])])
         run_folder.claim(tmp_path, changed(key, value))
@@ -125,7 +119,7 @@ def test_free_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> None:
     values = dict(leaves(TUNING))
     other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, tuple: (), type(None): "text"}
     special = {"train.attention": "reference", "save.export": "last"}
-    free = FinetuneConfig.free & values.keys()
+    free = FinetuneConfig.mutable & values.keys()
     assert {"save.export", "evaluate", "predictions", "data.validation", "hub.repo"} < free
     for key in sorted(free):
         was = values[key]

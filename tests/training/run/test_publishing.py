@@ -20,8 +20,9 @@ from swin_mim.evaluation.classification import Outcome
 from swin_mim.evaluation.evaluators import ClassificationEvaluator, last_report
 from swin_mim.hub.about import About, Result
 from swin_mim.training.checkpoints.manager import RunState
-from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
-from swin_mim.training.config.pretrain_checks import FinetuneConfig, HubConfig, PretrainConfig, RunConfig, from_mapping
+from swin_mim.training.config.finetune import ClassifierConfig, FinetuneConfig, LabelledDataConfig
+from swin_mim.training.config.parsing import from_mapping
+from swin_mim.training.config.pretrain import HubConfig, PretrainConfig, RunConfig
 from swin_mim.training.run import publishing as export
 from swin_mim.training.run.publishing import Origin, about_finetuning, about_run, check
 
