@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin
 
+__version__: str
 __all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "block_mask"]
 
 _HOME = {
@@ -23,9 +24,20 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # Names are looked up on first use, so that `import swin_mim` and `--help` do not wait for torch.
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'swin_mim' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("swin-mim")
+    except PackageNotFoundError:  # a checkout on PYTHONPATH, with nothing installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -3,13 +3,13 @@
     swin-mim prepare photos packed                       # a folder, a table, or user/name on the Hub
     swin-mim prepare photos packed --format raw          # nothing to decompress: faster, ten times the size
     swin-mim prepare --verify packed
-    accelerate launch recipes/pretrain.py --data.source packed ...
+    swin-mim pretrain --data.source packed ...
 
     swin-mim prepare scenes packed --in_channels 13 --nodata 0        # images of any channels
     swin-mim prepare scenes packed --channels B02 B03 B04 B08 --mask SCL --stack "{image}_{channel}.tif"
 
 The same command again goes on behind the last whole shard. What is packed says nothing of how: neither the number of
-workers nor an interruption changes a byte. At the end it prints the mean and deviation of the channels as options.
+workers nor an interruption changes a byte. At the end it prints mean and std of the channels as options.
 
 Size: 256 pixels on the shorter side are practically lossless for SimMIM, up to an image size of about 190: its crops
 cover 67 to 100 % of an image's area, so that the smallest crop of a 4:3 photograph has a shorter side of 209 pixels,
@@ -20,19 +20,18 @@ pixels, --size 320 at 224; in general 1.42 times the image size. Smaller crops (
 Format: jpeg at --quality 95 compresses what was a JPEG a second time; values from 0 to 255 are off by 1 on average.
 raw is uncompressed pixels as BMP: of the containers that the datasets library shows, the one that is read fastest.
 Images of any channels become .npy files of their own type and units, with a channel that says which pixels are there;
-gaps are never mixed into what is made smaller. A training on them needs no other option: names, means and deviations
-are in packed.json.
+gaps are never mixed into what is made smaller. A training on them needs no other option: names, means and stds are in
+packed.json.
 """
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.raster_options import add_raster_options, bands_of
+from swin_mim.cli.options import add_raster_options, bands_of
 from swin_mim.errors import Parser, one_line_errors
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ INTERRUPTED = "interrupted: the same command goes on behind the last whole shard
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="swin-mim prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a folder of images, a folder of tables, or a Hub data set")
     add("dest", nargs="?", type=Path, metavar="DEST", help="a new folder, or one that the same command has begun")
@@ -136,8 +135,3 @@ def _rasters_text(rasters: dict[str, Any]) -> str:
     statistics, names = Statistics.from_json(rasters["statistics"]), ", ".join(rasters["channels"])
     kinds = ", ".join(f"{number} of {kind}" for kind, number in rasters["dtypes"].items())
     return f"channels: {names}; images: {kinds}; {statistics.share:.2%} of the pixels are valid"
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
-    main()

@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.json_report import add_json_option, text_stream, write_json
-from swin_mim.cli.raster_options import add_raster_options_beside_a_model
+from swin_mim.cli.options import add_json_option, add_raster_options_beside_a_model, text_stream, write_json
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="probe.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="swin-mim probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, cores = parser.add_argument, len(os.sched_getaffinity(0))
     add("model", metavar="MODEL", help="a run, an export, a checkpoint, a weight file, or user/name on the Hub")
     add("--source", required=True, metavar="DIR", help="images with labels: class folders, a data set, blue_marble")
@@ -168,7 +167,3 @@ def text(report: dict[str, Any]) -> str:
 
 def cell(scores: dict[str, float] | None, kind: str) -> str:
     return "-" if scores is None else f"{scores[kind]:5.1%} ({scores[f'{kind}_balanced']:.1%})".replace("%", "")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Push the folder of a model to the Hugging Face Hub, as one commit.
 
-    python -m swin_mim.cli.push runs/demo/export user/name
+    swin-mim push runs/demo/export user/name
 
 FOLDER is what `save_pretrained` wrote, or a run whose export is meant. It is loaded first, strictly, and not pushed if
 something is missing or too much. A new repository is private. Log in with `hf auth login`, or set HF_TOKEN.
@@ -14,9 +14,7 @@ from swin_mim.errors import Parser, UserError, one_line_errors
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m swin_mim.cli.push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="swin-mim push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", metavar="FOLDER", type=Path, help="of a published model, or of a run")
     add("repo", metavar="REPO", help="user/name")
@@ -53,7 +51,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 revision=options.revision,
             )
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
-    from swin_mim.training.config.pretrain_checks import FinetuneConfig, PretrainConfig
+    from swin_mim.training.config.finetune import FinetuneConfig
+    from swin_mim.training.config.pretrain import PretrainConfig
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="replay.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="swin-mim replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="the folder of a run")
     add("step", metavar="STEP", type=int, help="from 1")
@@ -63,20 +65,16 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | Finetune
     Raises:
         UserError: the folder is not one of a run.
     """
-    from swin_mim.training.config.parsing import read_yaml
-    from swin_mim.training.config.pretrain_checks import FinetuneConfig, PretrainConfig, from_mapping
+    from swin_mim.training.config.finetune import FinetuneConfig
+    from swin_mim.training.config.parsing import from_mapping, read_yaml
+    from swin_mim.training.config.pretrain import PretrainConfig
 
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run} is not a folder of a run: it has no config.yaml")
     values = read_yaml(path)
-    if "mask" in values:
-        from swin_mim.recipes import pretrain
-
-        return pretrain.main, from_mapping(PretrainConfig, values, path)
-    from swin_mim.recipes import finetune
-
-    return finetune.main, from_mapping(FinetuneConfig, values, path)
+    name, kind = ("pretrain", PretrainConfig) if "mask" in values else ("finetune", FinetuneConfig)
+    return import_module(f"swin_mim.recipes.{name}").main, from_mapping(kind, values, path)
 
 
 def quiet(config: Any, root: Path, precision: str | None) -> Any:
@@ -98,7 +96,7 @@ def quiet(config: Any, root: Path, precision: str | None) -> Any:
 def copy_run(run: Path, copy: Path, config: Any, step: int) -> None:
     """The settings, and the newest whole checkpoint before a step."""
     from swin_mim.training.checkpoints import store as checkpoint
-    from swin_mim.training.config.pretrain_checks import to_yaml
+    from swin_mim.training.config.parsing import to_yaml
 
     copy.mkdir(parents=True)
     (copy / "config.yaml").write_text(to_yaml(config))
@@ -116,7 +114,3 @@ def position(run: Path, step: int) -> int | None:
 
     noted = [entry["positions"][0] for entry in whole_lines(run / "skipped_steps.jsonl") if entry["step"] == step]
     return noted[-1] if noted else None
-
-
-if __name__ == "__main__":
-    main()

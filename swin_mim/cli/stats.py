@@ -1,4 +1,4 @@
-"""Mean, deviation and range of each channel of any source of images: what a training normalises by.
+"""Mean, std and range of each channel of any source of images: what a training normalises by.
 
     swin-mim stats photos
     swin-mim stats scenes --in_channels 13 --nodata 0
@@ -10,13 +10,11 @@ The last line is the two options to copy. What swin-mim prepare packs needs none
 
 import argparse
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.json_report import add_json_option, text_stream, write_json
-from swin_mim.cli.raster_options import add_raster_options, bands_of
+from swin_mim.cli.options import add_json_option, add_raster_options, bands_of, text_stream, write_json
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ _LISTED = 5  # broken images
 
 
 def parse(arguments: Sequence[str] | None) -> "tuple[argparse.Namespace, ChannelSpec | None]":
-    parser = Parser(prog="channels.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="swin-mim stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a folder of images, a folder of tables, or a Hub data set")
     add("--config", help="configuration of a Hub data set that has several")
@@ -90,7 +88,7 @@ def as_text(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
     from swin_mim.data.statistics import options_text, rounded
 
     columns = [rounded(each) for each in (statistics.mean, statistics.std, statistics.least, statistics.greatest)]
-    rows = [("channel", "mean", "deviation", "min", "max")]
+    rows = [("channel", "mean", "std", "min", "max")]
     rows += [(name, *(f"{value:.6g}" for value in each)) for name, *each in zip(names, *columns, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{found.looked_at:,} of {total:,} images, {', '.join(found.dtypes)}; {statistics.share:.2%} valid pixels"]
@@ -101,8 +99,3 @@ def as_text(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
         lines.append(f"{len(found.broken):,} broken ones left out, the first:")
         lines += [f"  {name}: {reason}" for name, reason in found.broken[:_LISTED]]
     return "\n".join([*lines, options_text(statistics.mean, statistics.std)])
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
-    main()

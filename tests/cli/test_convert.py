@@ -1,4 +1,4 @@
-"""swin-mim convert from every format to every other, judged by the true libraries; and hub/push.py up to the network.
+"""swin-mim convert from every format to every other, judged by the true libraries; and swin-mim push up to the network.
 
 With -s the table of differences is printed.
 """
@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import types
 from collections import OrderedDict
@@ -662,18 +661,7 @@ def test_bad_input_is_one_line(refused, sources, tmp_path, monkeypatch, options,
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "usage"), [("convert", "swin-mim convert"), ("swin_mim.cli.push", "hub.push FOLDER")]
-)
-def test_help_does_not_wait_for_torch(module, usage):
-    script = f"import sys\nfrom {module} import main\ntry:\n    main(['--help'])\n"
-    script += "finally:\n    assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "usage:" in done.stdout
-    assert usage in done.stdout.replace("runs/demo/export user/name", "FOLDER")
-
-
-# push.py, as far as it goes without a Hub.
+# swin-mim push, as far as it goes without a Hub.
 
 
 def test_push_refuses_what_is_not_whole(refused, sources, tmp_path):

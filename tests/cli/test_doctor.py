@@ -124,8 +124,8 @@ def test_a_good_folder(tmp_path: Path, ask: Callable[..., Said]) -> None:
     assert "images/s on CPU (fp32, 1 thread)" in said.fact("model")
     assert said.fact("an epoch").startswith("36 images (4 more are held out) in 9.0 steps of 4:")
     assert said.fact("the run").startswith("200 steps: ")
-    command = " ".join(said.page[said.page.index("accelerate") :].replace("\\\n", " ").split())
-    assert command.endswith("pretrain.py --config tiny.yaml --data.source photos --data.workers 1")
+    command = " ".join(said.page[said.page.index("swin-mim pretrain") :].replace("\\\n", " ").split())
+    assert command == "swin-mim pretrain --config tiny.yaml --data.source photos --data.workers 1"
     assert said.errors.splitlines()[:3] == [
         "looking at 40 of 40 images",
         "measuring the loader",
@@ -155,7 +155,7 @@ def test_the_json_has_it_all(
     assert report["steps"]["micro_batch"] == report["steps"]["fitting_batch"] == 4
     assert report["duration"]["steps"] == 200
     assert report["duration"]["run_seconds"] == pytest.approx(800 / report["duration"]["images_per_second"])
-    assert report["command"][:2] == ["accelerate", "launch"]
+    assert report["command"][:2] == ["swin-mim", "pretrain"]
 
 
 def test_a_twentieth_is_broken(tmp_path: Path, ask: Callable[..., Said]) -> None:
@@ -444,7 +444,7 @@ def test_a_busy_machine_is_met(tmp_path: Path, ask: Callable[..., Said], monkeyp
 @pytest.mark.parametrize(("flags", "text"), [
     (["--images", "0"], "--images 0 must be at least 1"),
     (["--model.windw_size", "7"], "did you mean --model.window-size?"),
-    (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
+    (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
     (["--json", "no/such/folder.json"], "argument --json: no/such/folder.json: there is no folder"),
 ])  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_line(
@@ -461,9 +461,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
 
 
 def test_the_help_says_what_comes_first() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "swin_mim.cli.doctor.command", "--help"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "swin_mim", "doctor", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "SOURCE comes first" in done.stdout
 
@@ -541,7 +539,7 @@ def test_a_batch_that_does_not_fit_is_a_reason(
     assert said.code == 2
     assert "train.micro_batch 4 needs about 60.0 GB and 16.0 GB are there: use train.micro_batch 2" in said.errors
     # a slow loader may add workers to it
-    assert "--train.micro_batch 2" in said.page[said.page.index("accelerate") :]
+    assert "--train.micro_batch 2" in said.page[said.page.index("swin-mim pretrain") :]
 
 
 @pytest.mark.parametrize(

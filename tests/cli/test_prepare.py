@@ -11,11 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from swin_mim.cli import prepare
 from swin_mim.data.sources.open import FolderSource
 from swin_mim.errors import CANNOT_WRITE, INTERRUPTED, MISTAKE
-
-ROOT = Path(__file__).parents[2]
-from swin_mim.cli import prepare
 
 TINY = {
     "run": {"name": "tiny"},
@@ -71,7 +69,7 @@ def test_a_pretraining_with_the_options_that_it_prints(
     assert summary.startswith(f"{packed}: 24 images, 0.")
     assert head == "to train on them:"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, str(ROOT / "recipes/pretrain.py"), "--config", "tiny.yaml"]
+    command = [sys.executable, "-m", "swin_mim", "pretrain", "--config", "tiny.yaml"]
     done = subprocess.run(
         [*command, *options.split()],
         cwd=tmp_path,

@@ -85,7 +85,7 @@ def test_a_users_mistake_is_one_line(
 
 
 def test_the_help_says_how_to_read_it() -> None:
-    done = subprocess.run([sys.executable, "-m", "swin_mim.cli.probe", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "swin_mim", "probe", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "under-rates masked image models" in done.stdout
 

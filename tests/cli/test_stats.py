@@ -1,7 +1,6 @@
 """The statistics of channels as a command: against numpy, as a table and JSON, and what goes wrong."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from swin_mim.cli import prepare
+from swin_mim.cli import stats as channels
+from swin_mim.data import dataset_stats
 from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.statistics import Statistics, options_text, rounded
 from swin_mim.errors import INTERRUPTED, MISTAKE
-
-ROOT = Path(__file__).parents[2]
-from swin_mim.cli import prepare
-from swin_mim.cli import stats as channels
-from swin_mim.data import survey
 
 RNG = np.random.default_rng(0)
 
@@ -82,7 +79,7 @@ def test_a_sample_is_spread(scenes: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("3 of 10 images")
     assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
-    assert list(survey.spread(10, 3)) == [0, 4, 9]
+    assert list(dataset_stats.spread(10, 3)) == [0, 4, 9]
 
 
 @pytest.mark.parametrize(
@@ -117,14 +114,14 @@ def test_ctrl_c(scenes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(survey.Statistics, "of", interrupted)
+    monkeypatch.setattr(dataset_stats.Statistics, "of", interrupted)
     code, line = failure(capsys, channels.main, str(scenes), "--in_channels", "4", "--workers", "0")
     assert (code, line.splitlines()[-1]) == (INTERRUPTED, "interrupted")
 
 
-def test_as_a_script(scenes: Path) -> None:
-    command = [sys.executable, str(ROOT / "swin-mim stats"), str(scenes), "--in_channels", "4", "--workers", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+def test_as_a_command(scenes: Path) -> None:
+    command = [sys.executable, "-m", "swin_mim", "stats", str(scenes), "--in_channels", "4", "--workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--data.std" in done.stdout
 

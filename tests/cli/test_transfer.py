@@ -113,7 +113,7 @@ def comparison(tmp_path: Path) -> list[str]:
     )
     folders = {"source": str(tmp_path / "train"), "validation": str(tmp_path / "val")}
     (tmp_path / "transfer.yaml").write_text(yaml.safe_dump(SETTINGS | {"data": SETTINGS["data"] | folders}))
-    command = [sys.executable, "-m", "swin_mim.cli.transfer.command", str(tmp_path / "mim"), "--config"]
+    command = [sys.executable, "-m", "swin_mim", "transfer", str(tmp_path / "mim"), "--config"]
     command += [str(tmp_path / "transfer.yaml"), "--out", str(tmp_path / "out"), "--jobs", "2"]
     return [*command, "--seeds", "1", "--labels", "3", "--rates", "0.05"]
 
@@ -199,7 +199,7 @@ def test_a_failing_run_is_named_with_what_it_said(comparison: list[str]) -> None
     (["--seeds", "0"], "must be at least 1"),
     (["--steps", "5", "6"], "--steps has 2 values and --labels 1"),
     (["--labels", "-3"], "'-3' is not a whole number"),
-    (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
+    (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
     (["--", "--data.multi_label"], "data.multi_label"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_line(flags: list[str], text: str, comparison: list[str]) -> None:

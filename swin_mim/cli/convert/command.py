@@ -11,7 +11,7 @@ running anything that is in them. mmpretrain's files are read too.
 DEST is a new or empty folder for swin_mim, timm and transformers, and a new file for microsoft and torchvision: a .pth
 as they save it, or .safetensors. It is there whole or not at all.
 
-The report names every key, and the greatest difference of outputs on random images between the library that the weights
+The report names every key, and the largest difference of outputs on random images between the library that the weights
 are from, ours, and the library that they are for, where these are installed. If one is more than rounding, nothing is
 written.
 """
@@ -30,7 +30,7 @@ TARGETS = ("timm", "transformers", "microsoft", "torchvision", "swin_mim")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="convert.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="swin-mim convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a file, a folder or user/name on the Hub")
     add("dest", metavar="DEST", type=Path, help="a new folder or file")
@@ -87,13 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # peers warn of their own old habits (timm.models.layers, meshgrid)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
-        from swin_mim.cli.convert.conversion import convert
+        from swin_mim.cli.convert.conversion import Options, convert
         from swin_mim.cli.convert.report import as_text, write_json
 
-        report = convert(
-            options.source,
-            options.dest,
-            options.to,
+        how = Options(
             image_size=size(options.image_size),
             window_size=size(options.window_size),
             bias_tables=options.bias_tables,
@@ -103,10 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             microsoft=options.microsoft,
             compare=not options.no_compare,
         )
+        report = convert(options.source, options.dest, options.to, how)
         print(as_text(report))
         if options.json is not None:
             write_json(report, options.json)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What `convert.py` does: weights of any format are read, adapted, written for a library, and the outputs compared."""
+"""What `swin-mim convert` does: reads weights of any format, adapts them, writes them, and compares the outputs."""
 
 import os
 import shutil
@@ -44,40 +44,42 @@ class Source:
     side: Side
 
 
-def convert(
-    source: str,
-    dest: Path,
-    to: Target,
-    *,
-    image_size: Size | None = None,
-    window_size: Size | None = None,
-    bias_tables: Method = "bicubic",
-    channels: int | Sequence[str] | None = None,
-    encoder_only: bool = False,
-    source_image_size: Size | None = None,
-    microsoft: str | None = None,
-    compare: bool = True,
-) -> Report:
-    """Write `dest`, whole or not at all -> what was done. The arguments are the options of `convert.py`.
+@dataclass(frozen=True)
+class Options:
+    """How weights become others: the options of the command, by their names."""
+
+    image_size: Size | None = None
+    window_size: Size | None = None
+    bias_tables: Method = "bicubic"
+    channels: int | Sequence[str] | None = None
+    encoder_only: bool = False
+    source_image_size: Size | None = None
+    microsoft: str | None = None
+    compare: bool = True
+
+
+def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
+    """Write `dest`, whole or not at all -> what was done.
 
     Raises:
         UserError: the source cannot be read, the target cannot hold it, there is something at `dest`, or the outputs
             differ.
     """
     check_dest(dest, to)
-    original = read(source, source_image_size)
-    description, tensors, left = chosen_parts(original.weights, to, encoder_only)
-    sizes = {"image_size": image_size, "window_size": window_size}
+    original = read(source, options.source_image_size)
+    description, tensors, left = chosen_parts(original.weights, to, options.encoder_only)
+    sizes = {"image_size": options.image_size, "window_size": options.window_size}
     fields = {field: size for field, size in sizes.items() if size is not None}
-    description, tensors, changes = adapt(description, tensors, fields, bias_tables=bias_tables, channels=channels)
+    description, tensors, changes = adapt(
+        description, tensors, fields, bias_tables=options.bias_tables, channels=options.channels
+    )
     with appearing(dest) as path:
         write(path, to, description, tensors, About(base_model=source if repository.is_repo_name(source) else None))
         written = written_at(path, to)
-        comparisons = (
-            (compare_source(original, microsoft), compare_target(to, description, tensors, written, microsoft))
-            if compare
-            else ()
-        )
+        comparisons: tuple[Comparison, ...] = ()
+        if options.compare:
+            by_source = compare_source(original, options.microsoft)
+            comparisons = by_source, compare_target(to, description, tensors, written, options.microsoft)
     keys = key_map(written, to)
     return Report(
         source=original.side,

@@ -1,10 +1,10 @@
 """Look at images, settings and machine before a run: what is there, what fits, what limits, how long it takes.
 
     swin-mim doctor photos
-    swin-mim doctor photos --config recipes/configs/simmim_swin_base_192_100ep.yaml --train.micro_batch 64
+    swin-mim doctor photos --config simmim_swin_base_192_100ep --train.micro_batch 64
     swin-mim doctor user/name --data.split train --images 500 --json doctor.json
 
-SOURCE comes first; after it any option of recipes/pretrain.py (its --help lists them). The page ends with the command
+SOURCE comes first; after it any option of swin-mim pretrain (its --help lists them). The page ends with the command
 to start with. Nothing is written but --json, and nothing is trained: the loader runs for a few seconds, and the model
 does a few steps on random images. Exit code: 0 if a run can start, 2 if not.
 """
@@ -19,25 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from swin_mim.cli.json_report import add_json_option, text_stream, write_json
+from swin_mim.cli.options import add_json_option, text_stream, write_json
 from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
-from swin_mim.training.config.pretrain_checks import (
-    PretrainConfig,
-    accumulation,
-    check,
-    load_config,
-    with_packed_channels,
-)
+from swin_mim.training.config.common_checks import accumulation
+from swin_mim.training.config.parsing import load_config
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import check, with_packed_channels
 
 if TYPE_CHECKING:
     from swin_mim.cli.doctor.images import Images
     from swin_mim.cli.doctor.page import Report, Suggestion
     from swin_mim.cli.doctor.speed import Duration, Loading, Steps
     from swin_mim.data.sources.open import Source
-    from swin_mim.training.loop.plan import TrainingSchedule
+    from swin_mim.training.loop.schedule import TrainingSchedule
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "recipes" / "configs" / "simmim_swin_tiny_192_100ep.yaml"
+CONFIG = "simmim_swin_tiny_192_100ep"
 """Without --config: the one for one GPU."""
 
 FEW_STEPS = 10
@@ -57,8 +53,8 @@ class Job(NamedTuple):
 
     source: str
     config: PretrainConfig
-    file: Path
-    """Of the config."""
+    file: str
+    """Of the config, or the name of a shipped one."""
     flags: list[str]
     """Options of the pretraining that were given."""
     images: int
@@ -67,7 +63,7 @@ class Job(NamedTuple):
 
 def parse(arguments: Sequence[str] | None) -> Job:
     parser = Parser(
-        prog="doctor.py",
+        prog="swin-mim doctor",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s SOURCE [--config FILE] [--images N] [--json FILE] [--section.option VALUE ...]",
@@ -75,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> Job:
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a folder of images, a data set of the Hub (user/name), or blue_marble")
-    add("--config", type=Path, default=CONFIG, metavar="FILE", help=f"of a pretraining (default: {_short(CONFIG)})")
+    add("--config", default=CONFIG, metavar="FILE", help=f"of a pretraining, or the name of one (default: {CONFIG})")
     add("--images", type=int, default=2000, metavar="N", help="to look at, at most (default: 2000)")
     add_json_option(parser)
     own, flags = parser.parse_known_args(arguments)
@@ -83,9 +79,9 @@ def parse(arguments: Sequence[str] | None) -> Job:
         parser.error(f"--images {own.images} must be at least 1")
     config = load_config(
         PretrainConfig,
-        ["--config", str(own.config), "--data.source", own.source, *flags],
+        ["--config", own.config, "--data.source", own.source, *flags],
         default_config=CONFIG,
-        prog="doctor.py",
+        prog="swin-mim doctor",
         description="The options of a pretraining.",
         complete=with_packed_channels,
     )
@@ -127,7 +123,7 @@ def examine(job: Job) -> "Report":
     suggestions = (*changes, *_suggestions(config, images, plan, loading, steps, duration))
     return Report(
         source=job.source,
-        config=_short(job.file),
+        config=job.file,
         max_broken=config.data.max_broken,
         images=images,
         geometry=geometry_of(config) if valid else None,
@@ -266,11 +262,10 @@ def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":
 
 
 def _plan(config: PretrainConfig, images: int) -> "TrainingSchedule":
-    from swin_mim.training.loop.plan import plan_of, rate_of
+    from swin_mim.training.loop.schedule import TrainingSchedule
 
-    plan = plan_of(config, images=images, accumulation=accumulation(config.train, max(1, _gpus())))
-    rate_of(config, plan)
-    return plan
+    accumulated = accumulation(config.train, max(1, _gpus()))
+    return TrainingSchedule.from_config(config, images=images, accumulation=accumulated)
 
 
 def _measure(
@@ -385,8 +380,9 @@ def _notes(
 
 
 def _command(job: Job, suggestions: "Sequence[Suggestion]") -> Iterator[str]:
-    yield from ("accelerate", "launch", _short(ROOT / "recipes" / "pretrain.py"))
-    yield from ("--config", shlex.quote(_short(job.file)), "--data.source", shlex.quote(job.source))
+    several = _gpus() > 1
+    yield from ("accelerate", "launch", "-m", "swin_mim.recipes.pretrain") if several else ("swin-mim", "pretrain")
+    yield from ("--config", shlex.quote(job.file), "--data.source", shlex.quote(job.source))
     replaced, kept = {each.key for each in suggestions}, True
     for word in job.flags:
         if word.startswith("--"):
@@ -407,15 +403,5 @@ def _run_folder(config: PretrainConfig) -> Path:
     return Path(config.run.root).expanduser() / config.run.name
 
 
-def _short(path: Path) -> str:
-    """From here, if it is below."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What a source of images holds: formats, channels, sizes, and what is wrong with them. Part of `doctor.py`."""
+"""What a source of images holds: formats, channels, sizes, and what is wrong with them. For `swin-mim doctor`."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The page of `doctor.py`: what was found, as a person reads it."""
+"""The page of `swin-mim doctor`: what was found, as a person reads it."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

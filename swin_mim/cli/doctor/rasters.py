@@ -1,4 +1,4 @@
-"""Images that are no 8-bit RGB: which channels there are, and the settings that they need. Part of `doctor.py`."""
+"""Images that are not 8-bit RGB: which channels they have, and what settings they need. For `swin-mim doctor`."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from swin_mim.data.sources.stacks import StackSource
 from swin_mim.data.sources.tables import Table
 from swin_mim.data.statistics import Statistics, rounded
 from swin_mim.errors import UserError
-from swin_mim.training.config.pretrain import DataConfig, ModelConfig
-from swin_mim.training.config.pretrain_checks import PretrainConfig, reads_rasters
+from swin_mim.training.config.pretrain import DataConfig, ModelConfig, PretrainConfig
+from swin_mim.training.config.pretrain_checks import reads_rasters
 
 PEEKED = 8
 """Images that are looked at for what kind they are."""

@@ -1,4 +1,4 @@
-"""How fast images come and how fast the model takes them, on this machine. Part of `swin-mim doctor`."""
+"""How fast images come and how fast the model takes them, on this machine. For `swin-mim doctor`."""
 
 import os
 import time
@@ -21,11 +21,12 @@ from swin_mim.data.timing import LoadingTime, together
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.masking import block_mask, masked_cells
 from swin_mim.models.simmim import SimMIM
-from swin_mim.training.config.pretrain_checks import PretrainConfig, reads_rasters, swin_config
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import reads_rasters, swin_config
 from swin_mim.training.distributed.processes import resolve_precision, set_threads, uses_gpu
 from swin_mim.training.loop.data_wait import room_for_workers
 from swin_mim.training.loop.optim import adamw
-from swin_mim.training.loop.plan import TrainingSchedule
+from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.run.tracking import peak_memory_gb
 
 SECONDS = 4.0

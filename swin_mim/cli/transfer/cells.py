@@ -1,4 +1,4 @@
-"""One cell of a transfer comparison: a run of recipes/finetune.py, and what is kept of it."""
+"""One cell of a transfer comparison: a run of the fine-tuning recipe, and what is kept of it."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from swin_mim.errors import UserError
 from swin_mim.training.run.jsonl import whole_lines
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "finetune.py"
+RECIPE = "swin_mim.recipes.finetune"
 RESULT = "result.json"
 
 
@@ -100,7 +100,7 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         command = [
             *self._launch,
-            str(RECIPE),
+            *("-m", RECIPE),
             *self._flags,
             *self._own[cell.arm],
             *("--run.root", str(self._folder), "--run.name", cell.name, "--run.seed", str(cell.seed)),

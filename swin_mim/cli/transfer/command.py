@@ -1,9 +1,9 @@
 """What a pretraining is worth: fine-tuning from it beside training from new weights, with few labels.
 
-    swin-mim transfer runs/NAME --config recipes/configs/finetune_swin_base_224.yaml --out runs/transfer \\
+    swin-mim transfer runs/NAME --config finetune_swin_base_224 --out runs/transfer \\
         --labels 10 30 100 300 --seeds 5 --rates 6e-4 1.25e-3 2.5e-3 -- --data.source DIR --data.validation DIR2
 
-Every cell is one run of recipes/finetune.py: some weights (each MODEL, and new ones), a number of labels for each
+Every cell is one run of swin-mim finetune: some weights (each MODEL, and new ones), a number of labels for each
 class, a learning rate, a seed. At a number of labels all have the same steps, augmentation and images; new weights
 train without layer-wise decay. The seed decides which labels, their order and the new weights; the labels of a
 smaller number are among those of a larger one.
@@ -25,7 +25,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,8 @@ from typing import TYPE_CHECKING, Any
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
+    from swin_mim.cli.transfer.cells import Cell, Runner
+    from swin_mim.cli.transfer.report import Cells
     from swin_mim.models.swin import Swin
     from swin_mim.training.config.finetune import FinetuneConfig
 
@@ -43,10 +45,10 @@ PLAN, RESULTS, TABLE, PLOT = "plan.json", "results.json", "table.md", "transfer.
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="transfer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="swin-mim transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="pretrained weights; several count as runs of one pretraining")
-    add("--config", required=True, metavar="YAML", help="of recipes/finetune.py")
+    add("--config", required=True, metavar="YAML", help="of a fine-tuning: a file, or the name of one that is shipped")
     add("--out", type=Path, required=True, metavar="OUT", help="a folder, new or of the same comparison")
     add("--labels", nargs="+", type=whole, default=[10, 30, 100, 300], metavar="N", help="of each class; 0 is all")
     add(
@@ -102,34 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Run what is missing and write the report."""
-    from swin_mim.training.config.finetune_checks import check
-    from swin_mim.training.config.pretrain_checks import FinetuneConfig, load_config, to_yaml
-
     flags = ["--config", options.config, *options.flags]
-    settings = load_config(
-        FinetuneConfig,
-        [*flags, "--model.pretrained", options.models[0]],
-        default_config=Path(options.config),
-        prog="transfer.py",
-        description="",
-        check=check,
-    )
-    settings = replace(settings, model=replace(settings.model, pretrained=None))
-    if settings.data.multi_label:
-        raise UserError("data.multi_label is on: images with one label each can be compared so")
+    settings = read_settings(flags, options.models[0])
 
-    from swin_mim.cli.transfer.cells import Cell, Runner
+    from swin_mim.cli.transfer.cells import Runner
     from swin_mim.cli.transfer.report import curves, plot, summary, table
     from swin_mim.data.loading.workers import share_of_cores
-    from swin_mim.models.swin import Swin
     from swin_mim.training.checkpoints.store import write_json
-    from swin_mim.training.run.tracking import duration_text
+    from swin_mim.training.config.pretrain_checks import to_yaml
 
     arms = {f"model{number}": model for number, model in enumerate(options.models, start=1)}
-    encoders = [Swin.from_pretrained(model, pickles=True) for model in options.models]
-    architectures = {repr(encoder.config) for encoder in encoders}
-    if len(architectures) > 1:
-        raise UserError(f"the models have different architectures: {' and '.join(sorted(architectures))}")
+    encoders = load_encoders(options.models)
     plan = {"settings": to_yaml(settings), "models": {arm: digest(e) for arm, e in zip(arms, encoders, strict=True)}}
     keep_to_one_plan(options.out / PLAN, plan)
     threads = share_of_cores(options.jobs)
@@ -143,12 +128,74 @@ def compare(options: argparse.Namespace) -> None:
         keep=options.keep,
     )
     rates = dict.fromkeys(arms, options.rates) | {SCRATCH: options.new_rates or options.rates}
+    found = run_cells(runner, cells_of(options, rates))
+    entries = summary(found, options.labels)
+    for entry in entries:
+        # what colours tell of RGB images, nobody knows of other channels
+        rgb = settings.data.channels is None
+        entry["colours"] = colours(settings, encoders[0], entry["labels"], options.seeds) if rgb else None
+        entry["curves"] = curves(found, entry["labels"], entry)
+    given = {"models": options.models, "seeds": options.seeds, "steps": options.steps, "rates": rates}
+    report = {**given, **plan, "summary": entries}
+    write_json(options.out / RESULTS, report)
+    (options.out / TABLE).write_text(table(report))
+    plot(report, options.out / PLOT)
+    print(f"{table(report)}\nsee {options.out}: {RESULTS}, {TABLE}, {PLOT}")
+
+
+def read_settings(flags: Sequence[str], model: str) -> "FinetuneConfig":
+    """The settings of all runs, without weights.
+
+    Args:
+        flags: of the fine-tuning.
+        model: one that it could start from, with which the settings are checked.
+
+    Raises:
+        UserError: they are wrong, or the images have several labels each.
+    """
+    from swin_mim.training.config.finetune_checks import check
+    from swin_mim.training.config.pretrain_checks import FinetuneConfig, load_config
+
+    settings = load_config(
+        FinetuneConfig,
+        [*flags, "--model.pretrained", model],
+        default_config="finetune_demo",
+        prog="swin-mim transfer",
+        description="",
+        check=check,
+    )
+    if settings.data.multi_label:
+        raise UserError("data.multi_label is on: images with one label each can be compared so")
+    return replace(settings, model=replace(settings.model, pretrained=None))
+
+
+def load_encoders(models: Sequence[str]) -> "list[Swin]":
+    """Raises `UserError` for weights that cannot be loaded, or architectures that differ."""
+    from swin_mim.models.swin import Swin
+
+    encoders = [Swin.from_pretrained(model, pickles=True) for model in models]
+    architectures = {repr(encoder.config) for encoder in encoders}
+    if len(architectures) > 1:
+        raise UserError(f"the models have different architectures: {' and '.join(sorted(architectures))}")
+    return encoders
+
+
+def cells_of(options: argparse.Namespace, rates: Mapping[str, Sequence[float]]) -> "list[Cell]":
+    """All runs of a comparison, in the order in which they start."""
+    from swin_mim.cli.transfer.cells import Cell
+
     budgets = list(zip(options.labels, options.steps or [None] * len(options.labels), strict=True))
-    cells = [
+    return [
         Cell(arm, labels, value, seed, steps)
         for seed, (labels, steps), arm in product(range(options.seeds), budgets, rates)
         for value in rates[arm]
     ]
+
+
+def run_cells(runner: "Runner", cells: "Sequence[Cell]") -> "Cells":
+    """The result of every run; prints a line as each ends."""
+    from swin_mim.training.run.tracking import duration_text
+
     found = {}
     start, ran = time.monotonic(), 0
     for cell, result, fresh in runner.results(cells):
@@ -158,24 +205,7 @@ def compare(options: argparse.Namespace) -> None:
             left = (time.monotonic() - start) / ran * (len(cells) - len(found))
             accuracy = f"accuracy {result['accuracy']:.3f}  eta {duration_text(left)}"
             print(f"[{len(found)}/{len(cells)}] {cell.name}: {accuracy}", flush=True)
-    entries = summary(found, options.labels)
-    for entry in entries:
-        # what colours tell of RGB images, nobody knows of other channels
-        rgb = settings.data.channels is None
-        entry["colours"] = colours(settings, encoders[0], entry["labels"], options.seeds) if rgb else None
-        entry["curves"] = curves(found, entry["labels"], entry)
-    report = {
-        "models": options.models,
-        "seeds": options.seeds,
-        "steps": options.steps,
-        "rates": rates,
-        **plan,
-        "summary": entries,
-    }
-    write_json(options.out / RESULTS, report)
-    (options.out / TABLE).write_text(table(report))
-    plot(report, options.out / PLOT)
-    print(f"{table(report)}\nsee {options.out}: {RESULTS}, {TABLE}, {PLOT}")
+    return found
 
 
 def digest(encoder: "Swin") -> str:
@@ -205,10 +235,10 @@ def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
 
 
 def new_weights(encoder: "Swin", settings: "FinetuneConfig") -> list[str]:
-    """Flags of recipes/finetune.py for the same network with new weights.
+    """Flags of the fine-tuning recipe for the same network with new weights.
 
     Raises:
-        UserError: it has what that recipe has no setting for.
+        UserError: it has what the recipe has no setting for.
     """
     from swin_mim.architecture import NAMED, SwinConfig, as_pair
 
@@ -216,7 +246,7 @@ def new_weights(encoder: "Swin", settings: "FinetuneConfig") -> list[str]:
     for key in ("mlp_ratio", "qkv_bias", *(["in_channels"] if data.channels is None else [])):
         value, usual = getattr(config, key), getattr(SwinConfig(224), key)
         if value != usual:
-            raise UserError(f"the models have {key} {value}: recipes/finetune.py draws new weights with {usual} only")
+            raise UserError(f"the models have {key} {value}: swin-mim finetune draws new weights with {usual} only")
     values = {
         "name": next(iter(NAMED)),  # all that it stands for is given below
         "embed-dim": config.embed_dim,
@@ -249,7 +279,7 @@ def colours(settings: "FinetuneConfig", encoder: "Swin", count: int, seeds: int)
 
     size = as_pair(settings.model.image_size or encoder.config.image_size)
     data = settings.data
-    seen = replace(encoder.preprocessing, interpolation=data.interpolation, crop_pct=data.crop_share)
+    seen = replace(encoder.preprocessing, interpolation=data.interpolation, crop_pct=data.crop_pct)
     share: dict[str, Any] = {"batch": 64, "rank": 0, "world": 1, "workers": data.workers}
     reader = Reader(seen, size, torch.device("cpu"), reduce=lambda sums: sums, watch=lambda batches: batches, **share)
     training, judged = to_train_and_evaluate(replace(data, labels_per_class=0))
@@ -262,7 +292,3 @@ def colours(settings: "FinetuneConfig", encoder: "Swin", count: int, seeds: int)
         "accuracy": statistics(np.array([each.linear for each in scores])),
         "balanced_accuracy": statistics(np.array([each.linear_balanced for each in scores])),
     }
-
-
-if __name__ == "__main__":
-    main()

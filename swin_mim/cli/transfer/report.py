@@ -109,6 +109,10 @@ def _cell(scores: Mapping[str, Any]) -> str:
     return f"{100 * plain['mean']:.1f} ± {100 * plain['deviation']:.1f} ({100 * balanced['mean']:.1f})"
 
 
+COLOURS = {SCRATCH: "#8a8f98", PRETRAINED: "#c44e2c", "colours": "#3f7fbf"}
+NAMES = {SCRATCH: "new weights", PRETRAINED: "pretrained", "colours": "colours alone"}
+
+
 def plot(report: Mapping[str, Any], path: Path) -> None:
     """Accuracy over the number of labels, with every run as a dot; and how the runs got there."""
     import matplotlib
@@ -116,50 +120,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = {SCRATCH: "#8a8f98", PRETRAINED: "#c44e2c", "colours": "#3f7fbf"}
-    names = {SCRATCH: "new weights", PRETRAINED: "pretrained", "colours": "colours alone"}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1, 1.1])
-    places = np.arange(len(report["summary"]))
-    for kind, shift in ((SCRATCH, -0.06), ("colours", 0.0), (PRETRAINED, 0.06)):
-        entries = [entry[kind]["accuracy"] for entry in report["summary"] if entry[kind]]
-        if not entries:
-            continue
-        means, spread = ([entry[key] for entry in entries] for key in ("mean", "deviation"))
-        style = "--" if kind == "colours" else "-"
-        left.errorbar(
-            places + shift,
-            means,
-            yerr=spread,
-            fmt=f"o{style}",
-            color=colours[kind],
-            label=names[kind],
-            capsize=3,
-            markersize=4,
-            linewidth=1.4,
-        )
-        for place, entry in zip(places, entries, strict=True):
-            values = entry["values"]
-            left.plot([place + shift] * len(values), values, ".", color=colours[kind], alpha=0.35, markersize=4)
-    left.set_xticks(places, [str(entry["labels"] or "all") for entry in report["summary"]])
-    left.set(xlabel="labels per class", ylabel="accuracy")
-    for number, entry in enumerate(report["summary"]):
-        for kind in (SCRATCH, PRETRAINED):
-            steps = entry["curves"][kind]
-            opacity = 0.3 + 0.7 * (number + 1) / len(report["summary"])
-            right.plot(*zip(*steps, strict=True), color=colours[kind], alpha=opacity, linewidth=1.4)
-            right.annotate(
-                str(entry["labels"] or "all"),
-                steps[-1],
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=colours[kind],
-                alpha=opacity,
-            )
-    right.set(xlabel="step of fine-tuning", ylabel="accuracy", title="")
-    right.plot([], [], color=colours[SCRATCH], label="new weights, by labels per class")
-    right.plot([], [], color=colours[PRETRAINED], label="pretrained")
+    _plot_scores(left, report["summary"])
+    _plot_curves(right, report["summary"])
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -170,3 +133,49 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     right.set_ylim(low, high)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _plot_scores(axes: Any, summary: Sequence[Mapping[str, Any]]) -> None:
+    places = np.arange(len(summary))
+    for kind, shift in ((SCRATCH, -0.06), ("colours", 0.0), (PRETRAINED, 0.06)):
+        entries = [entry[kind]["accuracy"] for entry in summary if entry[kind]]
+        if not entries:
+            continue
+        means, std = ([entry[key] for entry in entries] for key in ("mean", "deviation"))
+        axes.errorbar(
+            places + shift,
+            means,
+            yerr=std,
+            fmt="o--" if kind == "colours" else "o-",
+            color=COLOURS[kind],
+            label=NAMES[kind],
+            capsize=3,
+            markersize=4,
+            linewidth=1.4,
+        )
+        for place, entry in zip(places, entries, strict=True):
+            values = entry["values"]
+            axes.plot([place + shift] * len(values), values, ".", color=COLOURS[kind], alpha=0.35, markersize=4)
+    axes.set_xticks(places, [str(entry["labels"] or "all") for entry in summary])
+    axes.set(xlabel="labels per class", ylabel="accuracy")
+
+
+def _plot_curves(axes: Any, summary: Sequence[Mapping[str, Any]]) -> None:
+    for number, entry in enumerate(summary):
+        for kind in (SCRATCH, PRETRAINED):
+            steps = entry["curves"][kind]
+            opacity = 0.3 + 0.7 * (number + 1) / len(summary)
+            axes.plot(*zip(*steps, strict=True), color=COLOURS[kind], alpha=opacity, linewidth=1.4)
+            axes.annotate(
+                str(entry["labels"] or "all"),
+                steps[-1],
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=COLOURS[kind],
+                alpha=opacity,
+            )
+    axes.set(xlabel="step of fine-tuning", ylabel="accuracy", title="")
+    axes.plot([], [], color=COLOURS[SCRATCH], label="new weights, by labels per class")
+    axes.plot([], [], color=COLOURS[PRETRAINED], label="pretrained")

@@ -1,0 +1,104 @@
+"""Options that several subcommands have: --json FILE, and which channels are read of images of any channels."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from swin_mim.errors import Parser, UserError
+
+if TYPE_CHECKING:
+    from swin_mim.data.decoding.raster import ChannelSpec
+
+RGB = 3
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json FILE; a file that cannot be written is a mistake before the work begins, and not after it."""
+    text = "write everything there too; - is stdout, and what one reads goes to stderr"
+    parser.add_argument("--json", type=_file, metavar="FILE", help=text)
+
+
+def text_stream(file: str | None) -> TextIO:
+    """Where what one reads goes: stdout holds the JSON alone where that was asked for."""
+    return sys.stderr if file == "-" else sys.stdout
+
+
+def write_json(report: dict[str, Any], file: str | None) -> None:
+    """Write a report to a file, or to stdout for "-", or nowhere for None."""
+    text = json.dumps(report, indent=1) + "\n"
+    if file is None:
+        return
+    if file == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(file).write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write --json {file}: {error.strerror}") from None
+
+
+def _file(text: str) -> str:
+    if text == "-":
+        return text
+    path = Path(text).absolute()
+    try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text} may not be written")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
+    return text
+
+
+def add_raster_options(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a training that say which channels are read, under their names there."""
+    group = parser.add_argument_group(
+        "images of any channels", "as data.* and model.in_channels of a training; without them images are 8-bit RGB"
+    )
+    text = "how many channels; 3 of no names are 8-bit RGB"
+    group.add_argument("--in_channels", "--in-channels", type=int, metavar="N", help=text)
+    _add_channels(group)
+
+
+def add_raster_options_beside_a_model(parser: argparse.ArgumentParser) -> None:
+    """Add those of a fine-tuning: how many channels there are is the model's matter."""
+    text = "as data.* of a fine-tuning; without --channels those that the model was trained on"
+    _add_channels(parser.add_argument_group("models of images of any channels", text))
+
+
+def _add_channels(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--channels", nargs="+", metavar="NAME", help="their names, or numbers from 1, in the order of the model")
+    add("--nodata", type=float, metavar="V", help="value of pixels that are not there, where files do not say it")
+    add(
+        "--mask_channel",
+        "--mask-channel",
+        "--mask",
+        metavar="NAME",
+        help="channel that is 0 where a pixel is not there",
+    )
+    add("--stack", metavar="PATTERN", help='one file for each channel: "{image}_{channel}.tif" below the source')
+
+
+def bands_of(options: argparse.Namespace, parser: Parser) -> "ChannelSpec | None":
+    """What is read of each image; None: 8-bit RGB. Raises `UserError` for options that contradict each other."""
+    from swin_mim.data.decoding.raster import ChannelSpec
+
+    named = options.channels
+    count = options.in_channels if options.in_channels is not None else len(named or ()) or RGB
+    if count < 1:
+        parser.error(f"--in_channels {count} must be at least 1")
+    if named is not None and len(named) != count:
+        parser.error(f"--channels names {len(named)} channels and --in_channels is {count}: set both alike")
+    if named is None and count == RGB:
+        given = [name for name in ("nodata", "mask_channel", "stack") if getattr(options, name) is not None]
+        if given:
+            parser.error(f"--{given[0]} is of images of any channels: name these, as in --channels 1 2 3")
+        return None
+    return ChannelSpec(count, None if named is None else tuple(named), options.nodata, options.mask_channel)
