@@ -1,6 +1,7 @@
 """safetensors files on disk <-> tensors by name, where the file may be damaged or hostile.
 
-The header is checked whole before anything is allocated, and the memory that a file takes is bounded by its size.
+The library checks the header before anything is allocated, so that the memory that a file takes is bounded by its size;
+what it lets pass and no weights have is refused here: odd names, names given twice, dtypes that torch cannot load.
 Every refusal is a `UserError`.
 """
 
@@ -9,35 +10,24 @@ import math
 import os
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swin_mim.errors import UserError
+from swin_mim.files import replacing
+from swin_mim.weights.safetensors_writer import DTYPE_NAMES, write_tensors
 
 HEADER_LIMIT = 16 * 10**6
 """Bytes of a safetensors header. That of Swin-L is 40 kB."""
 NAME_LIMIT = 256
 RANK_LIMIT = 8
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 """safetensors' name of a dtype -> torch's."""
 
 
@@ -93,31 +83,13 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     check_finite(tensors, path)
     for name, tensor in tensors.items():
         check_name(name, path)
-        if tensor.dtype not in DTYPES.values():
+        if tensor.dtype not in DTYPE_NAMES:
             raise UserError(f"{path}: {name} is {tensor.dtype}, which is none of {', '.join(DTYPES)}: convert it first")
-    staged = path.with_name(path.name + ".partial")
     try:
-        with staged.open("wb") as file:  # save_file makes files that only their owner may read
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-        save_file(_of_their_own(tensors), staged, metadata={"format": "pt"})
-        staged.chmod(mode)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
-        staged.replace(path)
-    except (OSError, SafetensorError) as error:
-        staged.unlink(missing_ok=True)
+        with replacing(path, durable=True) as staged:
+            write_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, staged)
+    except OSError as error:
         raise UserError(f"{path} could not be written: {first_line(error)}") from error
-
-
-def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Dense CPU tensors that share no memory, which safetensors would refuse."""
-    dense, seen = {}, set()
-    for name, tensor in tensors.items():
-        dense[name] = tensor.detach().cpu().contiguous()
-        if dense[name].untyped_storage().data_ptr() in seen:
-            dense[name] = dense[name].clone()
-        seen.add(dense[name].untyped_storage().data_ptr())
-    return dense
 
 
 def _read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
@@ -131,42 +103,34 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
             raise UserError(f"{path} has {len(head)} bytes, a safetensors file at least 8: {_FETCH_AGAIN}")
         limit, whose = min((HEADER_LIMIT, "the most that is read"), (size - 8, "all that follows in the file"))
         raise UserError(f"{path} declares a header of {length} bytes and {limit} are {whose}: {_FETCH_AGAIN}")
-    file.seek(8)
-    entries = _parse_header(file.read(length), path)
-    _check_metadata(entries.pop("__metadata__", {}), path)
-    spans = []
-    for name, entry in entries.items():
-        check_name(name, path)
-        spans.append((*_offsets(entry, name, path), name))
-    spans.sort()
-    header = {name: _tensor_info(entries[name], end - begin, name, path) for begin, end, name in spans}
-    _check_tiling(spans, size - 8 - length, path)
-    return header
-
-
-def _parse_header(text: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(key for key, _ in pairs)
-        if len(counts) < len(pairs):
-            raise UserError(
-                f"the header of {path} names {shown(max(counts, key=counts.__getitem__))} twice: {_WRITE_AGAIN}"
-            )
-        return dict(pairs)
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the header of {path} is not JSON ({first_line(error)}): {_FETCH_AGAIN}") from error
-    if not isinstance(header, dict) or not text.startswith(b"{"):
-        raise UserError(f"the header of {path} is not a JSON object: {_WRITE_AGAIN}")
-    return header
+        with safe_open(path, framework="np") as checked:  # JSON, types, and data that fit the sizes without a gap
+            found = {name: checked.get_slice(name) for name in checked.keys()}  # noqa: SIM118
+            header = {
+                name: _tensor_info(part.get_shape(), part.get_dtype(), name, path) for name, part in found.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no valid safetensors file ({first_line(error)}): {_FETCH_AGAIN}") from error
+    file.seek(8)
+    entries = [entry for entry in json.loads(file.read(length), object_pairs_hook=list) if entry[0] != "__metadata__"]
+    if sorted(name for name, _ in entries) != sorted(header):
+        raise UserError(f"{path} names a tensor twice in its header: {_WRITE_AGAIN}")
+    if any(len(fields) != 3 for _, fields in entries):
+        raise UserError(f"{path} has a header with more than dtype, shape and data_offsets: {_WRITE_AGAIN}")
+    ends = {name: dict(fields)["data_offsets"] for name, fields in entries}
+    return {name: header[name] for name in sorted(header, key=ends.__getitem__)}
 
 
-def _check_metadata(metadata: object, path: Path) -> None:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise UserError(f"__metadata__ in the header of {path} does not map text to text: {_WRITE_AGAIN}")
+def _tensor_info(shape: list[int], dtype: str, name: str, path: Path) -> TensorInfo:
+    check_name(name, path)
+    if dtype not in DTYPES:
+        raise UserError(f"{name} in {path} has dtype {shown(dtype)}, which is none of {', '.join(DTYPES)}: convert it")
+    # With a side of 0 the others would be free to overflow.
+    if len(shape) > RANK_LIMIT or math.prod(side or 1 for side in shape) * DTYPES[dtype].itemsize >= 2**63:
+        raise UserError(
+            f"{name} in {path} has shape {shown(shape)}, up to 8 sizes of a tensor are read: {_WRITE_AGAIN}"
+        )
+    return TensorInfo(tuple(shape), DTYPES[dtype])
 
 
 def check_name(name: object, path: Path) -> None:
@@ -177,46 +141,6 @@ def check_name(name: object, path: Path) -> None:
         )
     if len(name) > NAME_LIMIT:
         raise UserError(f"{path} names a tensor with {len(name)} characters, at most {NAME_LIMIT} are read: rename it")
-
-
-def _offsets(entry: object, name: str, path: Path) -> tuple[int, int]:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise UserError(f"{name} in {path} must have dtype, shape and data_offsets and nothing else: {_WRITE_AGAIN}")
-    offsets = entry["data_offsets"]
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise UserError(f"{name} in {path} has data_offsets {shown(offsets)}, not [begin, end]: {_WRITE_AGAIN}")
-    return offsets[0], offsets[1]
-
-
-def _tensor_info(entry: dict[str, Any], nbytes: int, name: str, path: Path) -> TensorInfo:
-    shape, dtype = entry["shape"], entry["dtype"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UserError(f"{name} in {path} has dtype {shown(dtype)}, which is none of {', '.join(DTYPES)}: convert it")
-    if not _are_sizes(shape) or len(shape) > RANK_LIMIT:
-        raise UserError(f"{name} in {path} has shape {shown(shape)}, not a list of up to 8 sizes: {_WRITE_AGAIN}")
-    itemsize = DTYPES[dtype].itemsize
-    # With a side of 0 the others would be free to overflow.
-    if math.prod(shape) * itemsize != nbytes or math.prod(side or 1 for side in shape) * itemsize >= 2**63:
-        raise UserError(f"{name} in {path} is {dtype} {shown(shape)}, which {nbytes} bytes cannot hold: {_FETCH_AGAIN}")
-    return TensorInfo(tuple(shape), DTYPES[dtype])
-
-
-def _are_sizes(values: object) -> bool:
-    """Whether JSON gave a list of integers >= 0; true and 1.0 are none."""
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _check_tiling(spans: list[tuple[int, int, str]], size: int, path: Path) -> None:
-    """Each tensor begins where the one before ends, and the last ends with the file."""
-    position = 0
-    for begin, end, name in spans:
-        if begin != position:
-            raise UserError(
-                f"{name} in {path} begins at byte {begin}, the data before ends at {position}: {_FETCH_AGAIN}"
-            )
-        position = end
-    if position != size:
-        raise UserError(f"{path} holds {size} bytes of data and its header declares {position}: {_FETCH_AGAIN}")
 
 
 def _read_tensor(file: BinaryIO, path: Path, name: str, info: TensorInfo) -> Tensor:

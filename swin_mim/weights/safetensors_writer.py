@@ -17,7 +17,7 @@ from torch import Tensor
 
 assert sys.byteorder == "little", "safetensors are little-endian"
 
-_NAMES = {
+DTYPE_NAMES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -29,6 +29,7 @@ _NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
+"""torch's dtype -> safetensors' name of it."""
 _CHUNK = 2**24
 
 
@@ -45,7 +46,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()

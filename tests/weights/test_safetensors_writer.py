@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from swin_mim.training.checkpoints.safetensors_writer import copied, write_tensors
+from swin_mim.weights.safetensors_writer import copied, write_tensors
 
 TYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -74,7 +74,7 @@ def test_copies_stay_as_they_are() -> None:
 LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
-from swin_mim.training.checkpoints.safetensors_writer import write_tensors
+from swin_mim.weights.safetensors_writer import write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
