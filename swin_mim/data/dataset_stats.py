@@ -14,7 +14,7 @@ from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.sampling import Place
-from swin_mim.data.sources.open import Source
+from swin_mim.data.sources.base import Source
 from swin_mim.data.statistics import Statistics
 
 _TOGETHER = 8

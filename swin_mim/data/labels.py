@@ -16,10 +16,12 @@ from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.multichannel import listed
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
-from swin_mim.data.sources.folder_files import sha256
-from swin_mim.data.sources.open import FolderSource, Source, Subset, open_files, opened_images
+from swin_mim.data.sources.base import Source, Subset
+from swin_mim.data.sources.folder import FolderSource
+from swin_mim.data.sources.open import open_files, opened_images
 from swin_mim.data.sources.tables import Table, columns_text
 from swin_mim.errors import UserError
+from swin_mim.files import sha256
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
 """Names that mark the label column of a table where its type does not."""

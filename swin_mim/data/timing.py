@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
 
-_reader = threading.local()
+_spent = threading.local()
 
 
 class LoadingTime(NamedTuple):
@@ -41,30 +41,39 @@ def together(times: Iterable[LoadingTime]) -> LoadingTime:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Inside, a source reads bytes: the rest of its time is decoding."""
+    """Inside, a source reads bytes, also while it is decoding."""
+    with _counted("read"):
+        yield
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Inside, an image is opened or decoded: what is not reading of that is decoding."""
+    with _counted("decode"):
+        yield
+
+
+@contextmanager
+def _counted(stage: str) -> Iterator[None]:
     start = perf_counter()
     try:
         yield
     finally:
-        _reader.seconds = seconds_read() + perf_counter() - start
+        setattr(_spent, stage, seconds_spent(stage) + perf_counter() - start)
 
 
-def seconds_read() -> float:
-    """What this thread has spent in `reading` so far."""
-    return getattr(_reader, "seconds", 0.0)
+def seconds_spent(stage: str) -> float:
+    """What this thread has spent in `reading` ("read") or in `decoding` ("decode") so far."""
+    return getattr(_spent, stage, 0.0)
 
 
 class Stopwatch:
     """The stages of one sample, from now on."""
 
     def __init__(self) -> None:
-        self._start, self._before = perf_counter(), seconds_read()
+        self._start, self._before = perf_counter(), (seconds_spent("read"), seconds_spent("decode"))
 
-    def decoded(self) -> None:
-        """The image is there; another one, if what came of the one before was of no use."""
-        self._decoded, self._read = perf_counter(), seconds_read() - self._before
-
-    def transformed(self) -> LoadingTime:
-        """So is its crop."""
-        decode = self._decoded - self._start - self._read
-        return LoadingTime(self._read, decode, perf_counter() - self._decoded)
+    def passed(self) -> LoadingTime:
+        """What has been spent since; all that is no decoding is the transform."""
+        read, decode = seconds_spent("read") - self._before[0], seconds_spent("decode") - self._before[1]
+        return LoadingTime(read, decode - read, perf_counter() - self._start - decode)

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from swin_mim.cli import prepare
-from swin_mim.data.sources.open import FolderSource
+from swin_mim.data.sources.folder import FolderSource
 from swin_mim.errors import CANNOT_WRITE, INTERRUPTED, MISTAKE
 
 TINY = {

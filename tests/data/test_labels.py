@@ -21,7 +21,7 @@ from swin_mim.data.labels import (
     split_labelled,
     with_classes,
 )
-from swin_mim.data.sources.open import Source
+from swin_mim.data.sources.base import Source
 from swin_mim.errors import UserError
 
 ANIMALS = ClassLabel(names=["zebra", "ant", "bee"])
@@ -60,7 +60,7 @@ def reds(source: Source) -> list[int]:
     return [source.image(index).getpixel((0, 0))[0] for index in range(len(source))]
 
 
-class Numbers:
+class Numbers(Source):
     """A source whose images are not asked for."""
 
     def __init__(self, n: int, fingerprint: str = "numbers") -> None:

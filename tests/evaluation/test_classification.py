@@ -16,6 +16,7 @@ from torch import nn
 
 from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.loading.loader import Batch, LoaderOptions, heldout_batches
+from swin_mim.data.sources.base import Source
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation import classification
@@ -35,7 +36,7 @@ BROKEN = frozenset({0, 4, 10})
 CENTRE = EvaluationTransform((8, 8))
 
 
-class Noise:
+class Noise(Source):
     """`n` different pictures; those in `broken` cannot be read."""
 
     fingerprint = "noise"

@@ -11,6 +11,7 @@ from swin_mim import Swin
 from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.labels import Labelled
+from swin_mim.data.sources.base import Source
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.evaluation import probes
@@ -36,7 +37,7 @@ BROKEN = frozenset({0, 4, 10})
 NAMES = ("a", "b", "c")
 
 
-class Noise:
+class Noise(Source):
     """`n` different pictures; those in `broken` cannot be read."""
 
     fingerprint = "noise"

@@ -1,4 +1,4 @@
-"""`bench.py decoders` on a few images and steps."""
+"""`python -m tools.bench decoders` on a few images and steps."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_decoders_are_compared_with_each_other_and_with_seeds(report_of, bench, 
 def test_whole_means_whole(bench, tmp_path):
     source = bench.decoders.open_source(str(bench.images.make_images(tmp_path, 2)))
     whole = bench.decoders.Whole(source)
-    sizes = [bench.images.smaller_image(each, 0, lambda _: 8.0).image.size for each in (source, whole)]
+    sizes = [each.open(0).decode(8).image.size for each in (source, whole)]
     assert sizes == [(63, 47), (500, 375)]
     assert (len(whole), whole.name(1), whole.fingerprint) == (2, source.name(1), source.fingerprint)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.labels import Labelled
 from swin_mim.data.packing.pack import pack
+from swin_mim.data.sources.base import Source
 from swin_mim.errors import UserError
 from swin_mim.training.config.finetune import LabelledDataConfig
 from swin_mim.training.config.pretrain import DataConfig, PretrainConfig, ProbeConfig, RunConfig
@@ -225,7 +226,7 @@ def test_the_subset_seed_chooses_others(folder: str) -> None:
 # ---- blue_marble ----------------------------------------------------------------------------------------------
 
 
-class Tiles:
+class Tiles(Source):
     """Stands for the tiles of a split."""
 
     def __init__(self, split: str, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The losses of one training whose JPEGs are decoded smaller where that is enough, and whole: `bench.py decoders`.
+"""The losses of one training whose JPEGs are decoded smaller where that is enough, and whole: `tools.bench decoders`.
 
 For each seed both trainings begin with the same weights and see the same images, crops, flips and masks; only pixels
 differ. What that changes is held against what another seed changes, which has other weights, order, crops and masks.
@@ -21,7 +21,8 @@ from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.data.decoding.rgb import decoder_text
 from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
-from swin_mim.data.sources.open import Source, open_source, split_heldout
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransform, normalize
 from swin_mim.errors import UserError
 from swin_mim.masking import block_mask
@@ -39,7 +40,7 @@ SMOOTH = 50
 """Steps over which a loss is averaged before it is compared: masks and images make a single one jump."""
 
 
-class Whole:
+class Whole(Source):
     """A source that decodes whole images only."""
 
     def __init__(self, source: Source) -> None:
@@ -54,8 +55,8 @@ class Whole:
     def image(self, index: int) -> Image.Image:
         return self._source.image(index)
 
-    def listing(self) -> Iterator[tuple[str, int]]:
-        return self._source.listing()
+    def inventory(self) -> Iterator[tuple[str, int]]:
+        return self._source.inventory()
 
 
 DECODERS: dict[str, Callable[[Source], Source]] = {"smaller": lambda source: source, "whole": Whole}
@@ -81,7 +82,7 @@ def decoders(settings: DecoderSettings) -> None:
     print(f"training  {settings.model}, {sizes}\n", file=out, flush=True)
     with tempfile.TemporaryDirectory() as made:
         source = open_source(str(make_images(Path(made), settings.images)))
-        train, held = split_heldout(source, HELDOUT, seed=0)
+        train, held = source.split(HELDOUT, seed=0)
         runs = {
             (name, seed): training(config, opens(train), held, seed, settings, device)
             for seed in settings.seeds

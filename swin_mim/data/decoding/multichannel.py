@@ -12,14 +12,11 @@ import numpy as np
 
 from swin_mim.data.decoding.array_files import is_npy, is_npz, open_npy, open_npz, open_packed
 from swin_mim.data.decoding.channel_reader import Channels, check_kind, whole_array
-from swin_mim.data.decoding.decode_limits import BrokenImage, check_length, check_raster
-from swin_mim.data.decoding.raster import LARGEST, ChannelSpec, Raster
+from swin_mim.data.decoding.decode_limits import BrokenImage, check_raster
+from swin_mim.data.decoding.raster import LARGEST, ChannelSpec, NamedFile, Raster
 from swin_mim.data.decoding.rgb import decode_channels
 from swin_mim.data.decoding.tiff_files import import_extra, is_tiff, open_tiff
 from swin_mim.errors import UserError
-
-NamedFile = tuple[str | None, bytes]
-"""(name of the channel, content), or (None, content) of a file that is all of an image."""
 
 _LISTED = 20  # channels
 
@@ -199,7 +196,6 @@ def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _open(data: bytes, mask: str | None = None) -> Channels:
-    check_length(len(data))
     if is_npy(data):
         return open_npy(data)
     if is_npz(data):

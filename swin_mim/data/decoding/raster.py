@@ -13,6 +13,8 @@ from swin_mim.data.decoding.decode_limits import BrokenImage
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
+NamedFile = tuple[str | None, bytes]
+"""(name of the channel, content), or (None, content) of a file that is all of an image."""
 LARGEST = 3.4e38
 """Values that are not smaller than that are gaps, as float32 holds hardly more, and many programs mark gaps by the
 largest number that it does hold."""

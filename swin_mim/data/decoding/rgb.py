@@ -18,12 +18,12 @@ from PIL import Image, UnidentifiedImageError
 from swin_mim.data.decoding.decode_limits import (
     BrokenImage,
     MeteredFile,
-    check_length,
     check_metadata,
     check_runs,
     check_scans,
     check_size,
 )
+from swin_mim.data.timing import decoding
 
 try:  # the extra "fast"
     import simplejpeg
@@ -36,8 +36,6 @@ BACKGROUND = (255, 255, 255)
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
-Shrink = Callable[[tuple[int, int]], float]
-"""(W, H) of an image that stands upright -> the number by which its sides may be divided."""
 
 _FACTORS = (8, 4, 2)  # by which libjpeg divides the sides of an image while it decodes it
 _STRIP = 2**20  # pixels that are converted at a time
@@ -77,11 +75,37 @@ class Decoded:
     def whole(cls, image: Image.Image) -> "Decoded":
         return cls(image, image.size)
 
+    def decode(self, most: float) -> "Decoded":
+        """Itself: its pixels are there."""
+        return self
+
     def place(self, box: Box) -> Box:
         """Where in `image` a box of the whole picture lies, up to parts of pixels."""
         left, top, right, bottom = box
         x, y = self.margin
         return (left + x) / self.factor, (top + y) / self.factor, (right + x) / self.factor, (bottom + y) / self.factor
+
+
+class EncodedJpeg:
+    """A JPEG of which the header was read and checked, and no pixel is decoded yet. Opened by `open_image`."""
+
+    def __init__(self, data: bytes, file: MeteredFile, image: Image.Image) -> None:
+        self._opened, self._turn = [(data, file, image)], _turn(image)
+        self.size = image.size[::-1] if _swaps_sides(self._turn) else image.size
+        """(W, H), upright."""
+
+    def decode(self, most: float) -> Decoded:
+        """Decode it, once, to 1/2, 1/4 or 1/8 of its sides where these may be divided by so many.
+
+        Every pixel of a smaller one is the mean of a square of those that the whole image has, nearly: what its lower
+        frequencies say. Where simplejpeg is installed, ordinary JPEGs that are not made smaller and stand upright are
+        decoded by it, to the same pixels. The same files are broken.
+
+        Args:
+            most: by which the sides may be divided at most; below 2 the image is whole.
+        """
+        with decoding(), _refusals():
+            return _upright(_part(*self._opened.pop(), self._turn, most), self._turn)
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -91,44 +115,42 @@ def decode_image(data: bytes) -> Image.Image:
     too unless they leave 0..65535: those, and floats, are scaled so that their own (finite) range becomes 0..255.
     NaN and -inf are black, inf is white. (16 bits per channel in colour arrive from Pillow cut to their high byte.)
 
+    Args:
+        data: of a length that `check_length` has passed.
+
     Returns:
         A loaded image of mode "RGB".
 
     Raises:
-        BrokenImage: not such a file, damaged, truncated, or larger than 512 MiB, 64 Mpx or 30000 px a side, which the
+        BrokenImage: not such a file, damaged, truncated, or larger than 64 Mpx or 30000 px a side, which the
             header tells before any pixel is decoded; or built to take more time or memory than its pixels do; or a
             TIFF of which RGB would leave channels out (pages after the first are other images, and none of these).
     """
-    image = _decode_or_refuse(data, None).image
+    with _refusals():
+        image = _upright(*_whole(*_opened(data))).image
     assert isinstance(image, Image.Image)
     return image
+
+
+def open_image(data: bytes) -> Decoded | EncodedJpeg:
+    """Open a file as `decode_image` does; what is no JPEG is decoded at once.
+
+    BMPs as Pillow writes them are not decoded at all: see `_as_it_lies`. The same files are broken, a JPEG maybe not
+    before it is decoded.
+    """
+    with _refusals():
+        if (pixels_there := _as_it_lies(data)) is not None:
+            return pixels_there
+        opened = [_opened(data)]
+        if opened[0][1].format in ("JPEG", "MPO"):
+            return EncodedJpeg(data, *opened[0])
+        return _upright(*_whole(*opened.pop()))
 
 
 def decoder_text() -> str:
     """What decodes here, for a line of a log: "Pillow 12.0.0"."""
     fast = f"simplejpeg {simplejpeg.__version__} and " if simplejpeg else ""
     return f"{fast}Pillow {PIL.__version__}"
-
-
-def decode_smaller(data: bytes, shrink: Shrink) -> Decoded:
-    """As `decode_image`, but faster: a JPEG may be decoded to 1/2, 1/4 or 1/8 of its sides, or by simplejpeg.
-
-    Every pixel of a smaller one is the mean of a square of those that the whole image has, nearly: what its lower
-    frequencies say. Where simplejpeg is installed, ordinary JPEGs that are not made smaller and stand upright are
-    decoded by it, to the same pixels. BMPs as Pillow writes them are not decoded at all: see `_as_it_lies`. The same
-    files are broken.
-
-    Args:
-        shrink: no image is made smaller than it allows, and none that it does not allow a division by 2.
-    """
-    return _decode_or_refuse(data, shrink)
-
-
-def _decode_or_refuse(data: bytes, shrink: Shrink | None) -> Decoded:
-    """`shrink` None: a whole image of Pillow's."""
-    check_length(len(data))
-    with _refusals():
-        return _upright(*_decode(data, shrink))
 
 
 @contextmanager
@@ -155,8 +177,8 @@ def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.
     Args:
         deep_png: bytes of a PNG of 16 bit in colour, or with transparency -> uint16 (H, W, C), as it is stored.
     """
-    check_length(len(data))
-    with _refusals(), _opened(data) as (file, image):
+    with _refusals():
+        file, image = _opened(data)
         file.begin_pixels()
         # Pillow reads 16 bit in grey alone, and leaves a transparent grey in it as it is
         whole = image.mode == "I;16" and "transparency" not in image.info
@@ -209,19 +231,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _decode(data: bytes, shrink: Shrink | None) -> tuple[Decoded, Image.Transpose | None]:
-    """The image as it is stored, and what turns it upright."""
-    if shrink is not None and (pixels_there := _as_it_lies(data)) is not None:
-        return pixels_there, None
-    with _opened(data) as (file, image):
-        stored, factor = image.size, 1
-        if shrink is not None and image.format in ("JPEG", "MPO"):
-            factor = _begin_smaller(image, shrink)
-            if factor == 1 and (whole := _by_simplejpeg(data, image)) is not None:
-                return Decoded(whole, stored), None
+def _whole(file: MeteredFile, image: Image.Image) -> tuple[Decoded, Image.Transpose | None]:
+    """An opened image as it is stored, and what turns it upright.
+
+    The caller keeps no reference to its arguments, so that what was decoded is freed before it is turned.
+    """
+    with file, image:
         file.begin_pixels()
         image.load()
-        return Decoded(to_rgb(image), stored, factor), _turn(image)
+        return Decoded(to_rgb(image), image.size), _turn(image)
+
+
+def _part(data: bytes, file: MeteredFile, image: Image.Image, turn: Image.Transpose | None, most: float) -> Decoded:
+    """An opened JPEG as it is stored, its sides divided by `most` or less; as `_whole`."""
+    with file, image:
+        stored, factor = image.size, _begin_smaller(image, most)
+        if factor == 1 and (whole := _by_simplejpeg(data, image, turn)) is not None:
+            return Decoded(whole, stored)
+        file.begin_pixels()
+        image.load()
+        return Decoded(to_rgb(image), stored, factor)
 
 
 def _as_it_lies(data: bytes) -> Decoded | None:
@@ -241,17 +270,17 @@ def _as_it_lies(data: bytes) -> Decoded | None:
     return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
 
 
-@contextmanager
-def _opened(data: bytes) -> Iterator[tuple[MeteredFile, Image.Image]]:
+def _opened(data: bytes) -> tuple[MeteredFile, Image.Image]:
     """(file, image that is not loaded yet), after all that its header tells was checked."""
     check_metadata(data)
-    with MeteredFile(data) as file, _open_image(file, data) as image:
-        check_size(image.size)
-        _check_samples(image)
-        pixels = image.width * image.height
-        check_scans(data, pixels, _strips_stored(image))
-        check_runs(image.info.get("compression"), pixels)
-        yield file, image
+    file = MeteredFile(data)
+    image = _identified(file, data)
+    check_size(image.size)
+    _check_samples(image)
+    pixels = image.width * image.height
+    check_scans(data, pixels, _strips_stored(image))
+    check_runs(image.info.get("compression"), pixels)
+    return file, image
 
 
 def _check_samples(image: Image.Image) -> None:
@@ -266,7 +295,7 @@ def _check_samples(image: Image.Image) -> None:
         )
 
 
-def _open_image(file: MeteredFile, data: bytes) -> Image.Image:
+def _identified(file: MeteredFile, data: bytes) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -277,10 +306,9 @@ def _open_image(file: MeteredFile, data: bytes) -> Image.Image:
         ) from None
 
 
-def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:
+def _begin_smaller(image: Image.Image, most: float) -> int:
     """Have a JPEG decoded to a part of its size; returns by what its sides are divided."""
     width, height = image.size
-    most = shrink((height, width) if _swaps_sides(_turn(image)) else (width, height))
     factor = next((factor for factor in _FACTORS if factor <= min(most, width, height)), 1)
     if factor > 1:
         image.draft(image.mode, (width // factor, height // factor))
@@ -288,9 +316,9 @@ def _begin_smaller(image: Image.Image, shrink: Shrink) -> int:
     return factor
 
 
-def _by_simplejpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
+def _by_simplejpeg(data: bytes, image: Image.Image, turn: Image.Transpose | None) -> np.ndarray | None:
     """uint8 (H, W, 3) of a JPEG that was opened; None: a matter for Pillow, also to say whether it is broken."""
-    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or _turn(image) is not None:
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or turn is not None:
         return None
     room = np.empty((image.height, image.width, 3), dtype=np.uint8)  # no more than this, whatever the file says
     try:
@@ -360,7 +388,7 @@ def _to_eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """The least and the greatest finite value."""
+    """The min and the max finite value."""
     low, high = np.inf, -np.inf
     for _, strip in _strips(image):
         values = np.asarray(strip)

@@ -10,21 +10,17 @@ from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swin_mim.data.decoding.raster import Raster
-from swin_mim.data.decoding.rgb import BrokenImage, Decoded
+from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.loading.workers import PREFETCH, load_batches
 from swin_mim.data.sampling import Place, positions, sample_generator
-from swin_mim.data.sources.base import StreamStatus
-from swin_mim.data.sources.open import Source, smaller_image
-from swin_mim.data.streaming.source import ShardPrefetcher, near, order_of
-from swin_mim.data.timing import LoadingTime, Stopwatch, together
+from swin_mim.data.sources.base import Lookahead, Order, Source, StreamStatus
+from swin_mim.data.timing import LoadingTime, Stopwatch, decoding, together
 from swin_mim.data.transforms.crops import EvaluationTransform, FinetuneTransform, PretrainTransform
 from swin_mim.errors import MISTAKE, UserError
 
@@ -65,12 +61,6 @@ class Batch(NamedTuple):
     def valid_on(self, device: torch.device) -> dict[str, Tensor]:
         """{"valid": on that device}, an argument of models and masks; empty where all pixels are there."""
         return {} if self.valid is None else {"valid": self.valid.to(device, non_blocking=True)}
-
-
-class Order(Protocol):
-    """Which image of the source stands at a position."""
-
-    def index(self, position: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -120,26 +110,23 @@ class TrainingLoader:
             UserError: while iterating, when 8 images in a row cannot be read, or a shard cannot, and as `load_batches`.
         """
         options, per_process = self.options, self.micro_batch * self.options.world
-        underway = (AHEAD + 1) * self.global_batch + PREFETCH * options.workers * per_process
-        ahead = AHEAD * self.global_batch // per_process
-        places = ShardPrefetcher(self.source, self._places(samples_seen), self.seed, underway, ahead, self.stream)
-        samples = _Samples(self.source, self._read, self._crop, self.seed)
-        return _batches(samples, places, self.micro_batch * math.prod(self.transform.size), options)
+        lookahead = Lookahead(
+            self.seed,
+            underway=(AHEAD + 1) * self.global_batch + PREFETCH * options.workers * per_process,
+            ahead=AHEAD * self.global_batch // per_process,
+        )
+        # fine-tuning takes whole images of Pillow's
+        read = self.source.image if isinstance(self.transform, FinetuneTransform) else self.source.open
+        samples = _Samples(self.source, read, self._crop, self.seed)
+        pixels, status = self.micro_batch * math.prod(self.transform.size), self.stream or StreamStatus()
+        return _batches(samples, self._places(samples_seen), pixels, options, status, lookahead)
 
-    def _places(self, samples_seen: int) -> Iterator[list[Place]]:
+    def _places(self, samples_seen: int) -> Generator[list[Place], None, None]:
         """Yield the places of each micro batch."""
-        order = self.order or order_of(self.source, self.seed)
+        order = self.order or self.source.order(self.seed)
         size, options = self.micro_batch, self.options
         for first in positions(samples_seen, self.global_batch, size, options.rank, options.world):
             yield [Place(position, order.index(position)) for position in range(first, first + size)]
-
-    def _read(self, index: int, position: int) -> Image.Image | Decoded | Raster:
-        transform = self.transform
-        if isinstance(transform, FinetuneTransform):
-            return self.source.image(index)
-        # the crop is drawn here too, from a generator of its own, to know how large the image must be
-        generator = sample_generator(self.seed, position)
-        return smaller_image(self.source, index, lambda size: transform.shrink(size, generator))
 
     def _crop(self, image: Any, position: int) -> Tensor:
         return self.transform(image, sample_generator(self.seed, position))
@@ -157,9 +144,9 @@ def heldout_batches(
     """
     starts = range(0, len(source), batch_size)[options.rank :: options.world]
     ranges = (range(start, min(start + batch_size, len(source))) for start in starts)
-    places = ShardPrefetcher(source, ([Place(index, index) for index in batch] for batch in ranges))
-    samples = _Samples(source, lambda index, _: source.image(index), lambda image, _: transform(image), seed=0)
-    return _batches(samples, places, batch_size * math.prod(transform.size), options)
+    places = ([Place(index, index) for index in batch] for batch in ranges)
+    samples = _Samples(source, source.image, lambda image, _: transform(image), seed=0)
+    return _batches(samples, places, batch_size * math.prod(transform.size), options, StreamStatus(), Lookahead())
 
 
 class _Sample(NamedTuple):
@@ -178,35 +165,33 @@ class _Samples(Dataset[_Sample]):
     """The pure function (position, index) -> sample, in the form that a `DataLoader` asks for."""
 
     def __init__(
-        self, source: Source, read: Callable[[int, int], Any], crop: Callable[[Any, int], Tensor], seed: int
+        self, source: Source, read: Callable[[int], Any], crop: Callable[[Any, int], Tensor], seed: int
     ) -> None:
-        """`read` takes the index of an image and the position at which it stands, `crop` what it gives and that."""
-        self._source, self._read, self._crop, self._seed = source, read, crop, seed
+        """`read` takes the index of an image, `crop` what it gives and the position at which the image stands."""
+        self.source, self._read, self._crop, self._seed = source, read, crop, seed
         self._failure: UserError | None = None
 
     def __getitem__(self, place: Place) -> _Sample:
         broken: list[Broken] = []
         watch = Stopwatch()
         if self._failure is not None:  # the rest of the batch need not wait as long again
-            watch.decoded()
-            return _Sample(place, None, broken, place.image, watch.transformed(), self._failure)
+            return _Sample(place, None, broken, place.image, watch.passed(), self._failure)
         for index in chain([place.image], self._replacements(place)):
             try:
-                image = self._read(index, place.position)
-                watch.decoded()
+                with decoding():
+                    image = self._read(index)
                 crop = self._crop(image, place.position)
             except BrokenImage as error:
-                broken.append(Broken(self._source.name(index), str(error)))
+                broken.append(Broken(self.source.name(index), str(error)))
             except UserError as error:
                 self._failure = error
                 return self[place]
             else:
-                return _Sample(place, crop, broken, index, watch.transformed())
-        watch.decoded()
-        return _Sample(place, None, broken, place.image, watch.transformed())
+                return _Sample(place, crop, broken, index, watch.passed())
+        return _Sample(place, None, broken, place.image, watch.passed())
 
     def _replacements(self, place: Place) -> Iterator[int]:
-        among = near(self._source, place.image)
+        among = self.source.near(place.image)
         draws = sample_generator(self._seed, place.position, stream=1).random(ATTEMPTS - 1)
         yield from (among[int(draw * len(among))] for draw in draws)
 
@@ -240,9 +225,15 @@ def _collate(samples: list[_Sample]) -> _Collated:
 
 
 def _batches(
-    samples: _Samples, places: ShardPrefetcher, pixels: int, options: LoaderOptions
+    samples: _Samples,
+    lists: Generator[list[Place], None, None],
+    pixels: int,
+    options: LoaderOptions,
+    status: StreamStatus,
+    lookahead: Lookahead,
 ) -> Generator[Batch, None, None]:
-    """`pixels` are those of a batch."""
+    """Load lists of places; `pixels` are those of a batch."""
+    places = samples.source.prefetch(lists, status, lookahead)
     loaded = load_batches(
         samples,
         places,
@@ -256,7 +247,8 @@ def _batches(
             if failure:
                 raise UserError(failure, local=True, code=code)
             yield batch
-    places.check()
+    if status.failure is not None:
+        raise status.failure
 
 
 def owned(batch: Batch) -> Batch:

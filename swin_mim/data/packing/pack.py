@@ -26,10 +26,11 @@ from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.labels import labels_of_folder
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.packing.rasters import Row, raster_row
-from swin_mim.data.packing.writer import STAGING, ShardFile, locked, replace_file, writing
+from swin_mim.data.packing.writer import STAGING, ShardFile, locked, writing
 from swin_mim.data.sampling import Place
+from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
-from swin_mim.data.sources.open import FolderSource, as_rasters, open_files
+from swin_mim.data.sources.open import as_rasters, open_files
 from swin_mim.data.sources.packed import (
     BROKEN,
     IMAGE,
@@ -44,6 +45,7 @@ from swin_mim.data.sources.packed import (
 from swin_mim.data.sources.stacks import StackSource
 from swin_mim.data.sources.tables import Table, TableSource
 from swin_mim.errors import UserError
+from swin_mim.files import replace_text
 
 Format = Literal["jpeg", "raw", "npy"]
 Files = FolderSource | StackSource | TableSource
@@ -254,7 +256,7 @@ class _Job:
         rows = Table(str(self._folder), load_shards(self._folder, self._packed.shards), [])
         self._packed = self._packed.finished(rows.images(IMAGE).fingerprint)
         with writing(self._folder):
-            replace_file(self._folder / MANIFEST, self._packed.text())
+            replace_text(self._folder / MANIFEST, self._packed.text(), durable=True)
         return self._packed
 
     def _add(self, index: int, row: Row) -> None:
@@ -283,9 +285,9 @@ class _Job:
                 self._shard = None
             if self._broken:
                 lines = "".join(json.dumps(entry) + "\n" for entry in self._broken)
-                replace_file(self._folder / BROKEN, lines)
+                replace_text(self._folder / BROKEN, lines, durable=True)
             self._packed = replace(self._packed, shards=shards, read=read, broken=len(self._broken))
-            replace_file(self._folder / MANIFEST, self._packed.text())
+            replace_text(self._folder / MANIFEST, self._packed.text(), durable=True)
 
 
 def _with_rgb(packed: Packed, row: Row) -> Packed:
@@ -348,10 +350,11 @@ def _continued(folder: Path, begun: Packed) -> Packed:
     """
     there = read_packed(folder)
     if there is None:
-        found = sorted(path.name for path in folder.iterdir() if path.name not in (SHARDS, STAGING, MANIFEST + ".tmp"))
+        # what ends in .tmp was being written
+        known = (SHARDS, BROKEN)
+        found = sorted(path.name for path in folder.iterdir() if path.name not in known and path.suffix != ".tmp")
         # a shard without a manifest is left of a packing that was killed within its first commit
         found += sorted(path.name for path in (folder / SHARDS).iterdir() if path.name != "train-00000.arrow")
-        found = [name for name in found if name not in (BROKEN, BROKEN + ".tmp")]
         if found:
             raise UserError(f"{folder} holds {found[0]} and no {MANIFEST}: name an empty or a new folder")
         return begun

@@ -1,24 +1,26 @@
 """What images a run began with, by name and size: a fingerprint tells that a data set changed, this tells how."""
 
 import gzip
-import os
 import zlib
 from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 
-from swin_mim.data.sources.open import Source
+from swin_mim.data.sources.base import Source
+from swin_mim.files import replacing
 
 _SHOWN = 3
 
 
 def save_inventory(path: Path, source: Source) -> None:
     """Write a line for each image of the data set: its size in bytes and its name. Compressed; whole or not at all."""
-    staging = path.with_name(path.name + ".tmp")
     # neither a name nor a time inside: the same images, the same file
-    with open(staging, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        file.writelines(f"{size} {name}\n".encode() for name, size in source.listing())
-    os.replace(staging, path)
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file,
+    ):
+        file.writelines(f"{size} {name}\n".encode() for name, size in source.inventory())
 
 
 def explain_change(path: Path, source: Source) -> str:
@@ -27,8 +29,8 @@ def explain_change(path: Path, source: Source) -> str:
     Raises:
         OSError: there is no such file, or it is damaged.
     """
-    before, what = _load(path), getattr(source, "listed", "images")
-    now = dict(source.listing())
+    before, what = _load(path), source.unit
+    now = dict(source.inventory())
     parts = [
         _some("new", [name for name in now if name not in before]),
         _some("gone", [name for name in before if name not in now]),

@@ -1,13 +1,14 @@
 """Any source of files as a source of rasters."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Generator, Iterator, Sequence
 
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage
-from swin_mim.data.decoding.multichannel import NamedFile, can_hold, channel_names, choose, decode_raster
-from swin_mim.data.decoding.raster import ChannelSpec, Raster
+from swin_mim.data.decoding.multichannel import can_hold, channel_names, choose, decode_raster
+from swin_mim.data.decoding.raster import ChannelSpec, NamedFile, Raster
+from swin_mim.data.sampling import Place
+from swin_mim.data.sources.base import Lookahead, Order, Source, StreamStatus
 from swin_mim.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -15,58 +16,14 @@ _log = logging.getLogger(__name__)
 _TRIED = 8  # images that are looked at for one that can be read
 
 
-class Listed(Protocol):
-    """What any source has: see `sources.Source`."""
+class RasterSource(Source):
+    """The images of a source of files, each decoded to a `Raster` of the channels that `bands` says."""
 
-    fingerprint: str
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def listing(self) -> Iterator[tuple[str, int]]: ...
-
-
-@runtime_checkable
-class OneFile(Listed, Protocol):
-    """A source of which an image is a file."""
-
-    def content(self, index: int) -> bytes:
-        """Its bytes. Raises `BrokenImage`."""
-
-
-@runtime_checkable
-class SeveralFiles(Listed, Protocol):
-    """A source of which an image is a file for each channel."""
-
-    channels: tuple[str, ...]
-
-    def files(self, index: int) -> list[NamedFile]:
-        """(channel, bytes) of each. Raises `BrokenImage`."""
-
-
-@runtime_checkable
-class OfChannels(Protocol):
-    """A source that may be one of rasters."""
-
-    @property
-    def channels(self) -> tuple[str, ...] | None:
-        """Names of the channels that the model takes; None: its images are RGB."""
-
-
-def channels_of(source: object) -> tuple[str, ...] | None:
-    """Names of the channels of a source's images, None: they are RGB."""
-    return source.channels if isinstance(source, OfChannels) else None
-
-
-class RasterSource:
-    """The images of a source, each decoded to a `Raster` of the channels that `bands` says."""
-
-    def __init__(self, source: OneFile | SeveralFiles, bands: ChannelSpec, names: Sequence[str] | None = None) -> None:
+    def __init__(self, source: Source, bands: ChannelSpec, names: Sequence[str] | None = None) -> None:
         """`names` are of the channels of each image, as packing left it: see `decode_raster`."""
         self.source, self.bands, self._names = source, bands, names
-        self.fingerprint = source.fingerprint
-        self.channels = bands.channels or numbers(bands.count)
+        self.fingerprint, self.unit = source.fingerprint, source.unit
+        self.channels: tuple[str, ...] = bands.channels or numbers(bands.count)
         """Names of those that the model takes, as far as they are known: see `check_bands`."""
 
     def __len__(self) -> int:
@@ -75,31 +32,50 @@ class RasterSource:
     def name(self, index: int) -> str:
         return self.source.name(index)
 
+    def path(self, index: int) -> str | None:
+        return self.source.path(index)
+
     def image(self, index: int) -> Raster:
-        """Decode an image. Raises `BrokenImage`."""
         return self.decode(self.files(index))
 
     def decode(self, files: Sequence[NamedFile]) -> Raster:
-        """What `files` gave. Raises `BrokenImage`."""
+        """Decode what `files` gave. Raises `BrokenImage`."""
         return decode_raster(files, self.bands, self._names)
 
-    def files(self, index: int) -> list[NamedFile]:
-        """(channel or None, content) of its files, of which there may be one. Raises `BrokenImage`."""
-        if isinstance(self.source, OneFile):
-            return [(None, self.source.content(index))]
+    def files(self, index: int) -> Sequence[NamedFile]:
         return self.source.files(index)
 
     def names(self, index: int) -> tuple[str, ...]:
-        """Of all channels of an image. Raises `BrokenImage`."""
+        """Names of all channels of an image. Raises `BrokenImage`."""
         # a stack has them without being read
-        return self.source.channels if isinstance(self.source, SeveralFiles) else self.names_of(self.files(index))
+        return self.source.channels or self.names_of(self.files(index))
 
     def names_of(self, files: Sequence[NamedFile]) -> tuple[str, ...]:
-        """Of all channels of what `files` gave. Raises `BrokenImage`."""
+        """Names of all channels of what `files` gave. Raises `BrokenImage`."""
         return tuple(self._names or channel_names(files, self.bands.mask))
 
-    def listing(self) -> Iterator[tuple[str, int]]:
-        return self.source.listing()
+    def inventory(self) -> Iterator[tuple[str, int]]:
+        return self.source.inventory()
+
+    def split(self, count: int, seed: int) -> "tuple[RasterSource, RasterSource]":
+        training, heldout = self.source.split(count, seed)
+        return self._of(training), self._of(heldout)
+
+    def _of(self, part: Source) -> "RasterSource":
+        images = RasterSource(part, self.bands, self._names)
+        images.channels = self.channels
+        return images
+
+    def near(self, index: int) -> range:
+        return self.source.near(index)
+
+    def order(self, seed: int) -> Order:
+        return self.source.order(seed)
+
+    def prefetch(
+        self, lists: Generator[list[Place], None, None], status: StreamStatus, lookahead: Lookahead
+    ) -> Generator[list[Place], None, None]:
+        return self.source.prefetch(lists, status, lookahead)
 
 
 def check_bands(source: RasterSource, spec: str) -> None:

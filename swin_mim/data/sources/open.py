@@ -1,80 +1,21 @@
-"""Where images come from: a folder of files, or a table of the `datasets` library, local or on the Hub.
-
-A source is random access to images that are decoded on demand. It holds no open file and no lock, so that forked
-workers share it.
-"""
+"""Opens a source: a folder of files, or a table of the `datasets` library, local or on the Hub."""
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 from swin_mim.data.decoding.multichannel import listed
-from swin_mim.data.decoding.raster import ChannelSpec, Raster
-from swin_mim.data.decoding.rgb import Decoded, Shrink, decode_image, decode_smaller
-from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
-from swin_mim.data.sources.folder_files import files_below, read_file, sha256
+from swin_mim.data.decoding.raster import ChannelSpec
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.folder import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource, files_below
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
 from swin_mim.data.sources.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
 from swin_mim.data.sources.stacks import StackSource, check_pattern, group
 from swin_mim.data.sources.tables import Table
-from swin_mim.data.timing import reading
 from swin_mim.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-RASTER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
-TABLE_SUFFIXES = (".parquet", ".arrow")
-
-
-class Source(Protocol):
-    """Images by index, 0 <= index < len."""
-
-    fingerprint: str
-    """sha256 in hex of the names or rows and their sizes: changes with them, and not with the place of the data."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What a message calls the image: a relative path, or a row."""
-
-    def image(self, index: int) -> Any:
-        """Decode an image: loaded, mode "RGB"; of sources that were opened with bands a `Raster`.
-
-        Raises:
-            BrokenImage: it cannot be used.
-        """
-
-    def listing(self) -> Iterator[tuple[str, int]]:
-        """(name, size) of every image of the data set, also of those that a part of it leaves out."""
-
-
-@runtime_checkable
-class Shrinking(Protocol):
-    """A source that need not decode images to their full size."""
-
-    def smaller(self, index: int, shrink: Shrink) -> Decoded | Raster:
-        """As `image`, but made as small as `shrink` allows where that is faster: see `decode_smaller`."""
-
-
-@runtime_checkable
-class Splitting(Protocol):
-    """A source that chooses by itself what is held out: where any images at random would cost too much."""
-
-    def split(self, count: int, seed: int) -> tuple[Source, Source]:
-        """As `split_heldout`."""
-
-
-def smaller_image(source: Source, index: int, shrink: Shrink) -> Decoded | Raster:
-    """An image of any source, smaller where the source can; rasters are whole. Raises `BrokenImage`."""
-    if isinstance(source, Shrinking):
-        return source.smaller(index, shrink)
-    image = source.image(index)
-    return image if isinstance(image, Raster) else Decoded.whole(image)
 
 
 def open_source(
@@ -106,7 +47,7 @@ def open_source(
 
 def open_rows(
     spec: str, *, config: str | None = None, split: str = "train", column: str | None = None
-) -> "FolderSource | Table":
+) -> FolderSource | Table:
     """As `open_source` of RGB images, but a table comes with all its columns."""
     opened = open_files(spec, config=config, split=split, column=column)
     assert not isinstance(opened, StackSource)
@@ -121,7 +62,7 @@ def open_files(
     column: str | None = None,
     bands: ChannelSpec | None = None,
     stack: str | None = None,
-) -> "FolderSource | StackSource | Table":
+) -> FolderSource | StackSource | Table:
     """As `open_source`, but a table comes with all its columns, and `as_rasters` makes rasters of what there is."""
     folder = Path(os.path.expanduser(spec))
     _check_options(spec, folder, bands, stack)
@@ -138,7 +79,7 @@ def open_files(
 
 
 def opened_images(
-    opened: "FolderSource | StackSource | Table", spec: str, column: str | None, bands: ChannelSpec | None
+    opened: FolderSource | StackSource | Table, spec: str, column: str | None, bands: ChannelSpec | None
 ) -> Source:
     """The images of what `open_files` opened. Raises `UserError` as `open_source`."""
     if bands is not None:
@@ -148,7 +89,7 @@ def opened_images(
 
 
 def as_rasters(
-    opened: "FolderSource | StackSource | Table", spec: str, column: str | None, bands: ChannelSpec
+    opened: FolderSource | StackSource | Table, spec: str, column: str | None, bands: ChannelSpec
 ) -> RasterSource:
     """What `open_files` opened, as images of any channels. Raises `UserError` as `open_source`."""
     packed = read_packed(Path(os.path.expanduser(spec))) if isinstance(opened, Table) and spec else None
@@ -171,7 +112,7 @@ def _check_options(spec: str, folder: Path, bands: ChannelSpec | None, stack: st
     if packed is None or packed.rasters is None:
         if stack is not None and (packed is not None or not folder.is_dir()):
             raise UserError(
-                f"data.stack {stack!r} is of the files in a folder, and data.source {spec!r} is none of such"
+                f"data.stack {stack!r} belongs to a folder of files, and data.source {spec!r} is none: leave it out"
             )
         return
     names = packed.rasters["channels"]
@@ -188,77 +129,6 @@ def _check_options(spec: str, folder: Path, bands: ChannelSpec | None, stack: st
                 f"data.{key} {value!r} cannot be used on data.source {spec!r}, which was packed with {key} "
                 f"{was[key]}: leave it out, what is packed says itself which pixels are valid"
             )
-
-
-class FolderSource:
-    """The image files below a folder, sorted by relative path. Opened by `open_source`."""
-
-    def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
-        """`files` are (relative path, size in bytes)."""
-        self._root = str(root)
-        self.paths = [path for path, _ in files]
-        self._sizes = np.array([size for _, size in files], dtype=np.int64)
-        # contents are not read: a data set may be terabytes
-        lines = (os.fsencode(path) + f"\0{size}\n".encode() for path, size in files)
-        self.fingerprint = sha256(lines)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        # a file name may hold any bytes, a line of a log only text
-        text = os.fsencode(self.paths[index]).decode(errors="backslashreplace")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-    def image(self, index: int) -> Image.Image:
-        return decode_image(self.content(index))
-
-    def smaller(self, index: int, shrink: Shrink) -> Decoded:
-        return decode_smaller(self.content(index), shrink)
-
-    def content(self, index: int) -> bytes:
-        """The bytes of an image file. Raises `BrokenImage`."""
-        with reading():
-            return read_file(os.path.join(self._root, self.paths[index]))
-
-    def path(self, index: int) -> str | None:
-        """Its relative path, as text."""
-        return self.name(index)
-
-    def listing(self) -> Iterator[tuple[str, int]]:
-        return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
-
-
-class Subset:
-    """Some images of a source, in the given order."""
-
-    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
-        self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
-        self.fingerprint = sha256([source.fingerprint.encode(), self._indices.astype("<i8").tobytes()])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
-
-    def image(self, index: int) -> Any:
-        return self._source.image(int(self._indices[index]))
-
-    def smaller(self, index: int, shrink: Shrink) -> Decoded | Raster:
-        return smaller_image(self._source, int(self._indices[index]), shrink)
-
-    def listing(self) -> Iterator[tuple[str, int]]:
-        return self._source.listing()
-
-
-def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source]:
-    """(training, held out): `count` images, at most a tenth of all, chosen by (seed, number of images) alone."""
-    if isinstance(source, Splitting):
-        return source.split(count, seed)
-    order = epoch_order(len(source), seed, HELDOUT_EPOCH)
-    held = min(count, len(source) // 10)
-    return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
 
 
 def _open_stack(

@@ -1,26 +1,25 @@
 """Images of which every channel is a file of its own, found by a pattern of their names."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
-from swin_mim.data.decoding.multichannel import NamedFile, listed
-from swin_mim.data.decoding.raster import ChannelSpec
+from swin_mim.data.decoding.multichannel import listed
+from swin_mim.data.decoding.raster import ChannelSpec, NamedFile
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.folder import FolderSource
 from swin_mim.errors import UserError
-
-if TYPE_CHECKING:
-    from swin_mim.data.sources.open import FolderSource
+from swin_mim.files import sha256
 
 _FIELDS = ("{image}", "{channel}")
 _SHOWN = 2  # names of files
 
 
-class StackSource:
+class StackSource(Source):
     """Groups of files below a folder, sorted by what `{image}` is in their paths. Opened by `open_source`."""
 
-    def __init__(self, folder: "FolderSource", pattern: str, found: dict[str, dict[str, int]], names: Sequence[str]):
+    def __init__(self, folder: FolderSource, pattern: str, found: dict[str, dict[str, int]], names: Sequence[str]):
         """
         Args:
             folder: the files.
@@ -29,7 +28,7 @@ class StackSource:
         """
         self._folder, self._pattern, self._found = folder, pattern, found
         self.paths, self.channels = sorted(found), tuple(names)
-        self.fingerprint = hashlib.sha256(f"{folder.fingerprint}\0{pattern}\0{self.channels}".encode()).hexdigest()
+        self.fingerprint = sha256([f"{folder.fingerprint}\0{pattern}\0{self.channels}".encode()])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,9 +50,12 @@ class StackSource:
             raise BrokenImage(f"its channel {missing[0]} is missing: there is no file {file}")
         return [(channel, self._folder.content(there[channel])) for channel in self.channels]
 
-    def listing(self) -> Iterator[tuple[str, int]]:
-        """(name, size of all its files) of every image."""
-        sizes = [size for _, size in self._folder.listing()]
+    def image(self, index: int) -> Any:
+        raise NotImplementedError("the RasterSource around it knows which channels an image has")
+
+    def inventory(self) -> Iterator[tuple[str, int]]:
+        """Yield (name, size of all its files) of every image."""
+        sizes = [size for _, size in self._folder.inventory()]
         for index, image in enumerate(self.paths):
             yield self.name(index), sum(sizes[file] for file in self._found[image].values())
 

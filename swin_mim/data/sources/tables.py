@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from swin_mim.data.decoding.decode_limits import BrokenImage
-from swin_mim.data.decoding.rgb import Decoded, Shrink, decode_image, decode_smaller
-from swin_mim.data.sources.folder_files import read_below, sha256
+from swin_mim.data.decoding.decode_limits import BrokenImage, check_length
+from swin_mim.data.sources.base import FileSource
+from swin_mim.data.sources.folder import read_below
 from swin_mim.data.timing import reading
 from swin_mim.errors import UserError
+from swin_mim.files import sha256
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
 """Names that mark the image column of a table where its type does not."""
@@ -45,7 +45,7 @@ class Table:
         return TableSource(undecoded, column, self._roots)
 
 
-class TableSource:
+class TableSource(FileSource):
     """A column of images in a `datasets.Dataset`. Opened by `open_source`.
 
     A row holds the bytes of a file, or the path of one, which is opened only below one of `roots`: a table from a
@@ -63,17 +63,11 @@ class TableSource:
     def name(self, index: int) -> str:
         return f"row {index}"
 
-    def image(self, index: int) -> Image.Image:
-        return decode_image(self.content(index))
-
-    def smaller(self, index: int, shrink: Shrink) -> Decoded:
-        return decode_smaller(self.content(index), shrink)
-
     def content(self, index: int) -> bytes:
-        """The bytes of an image file. Raises `BrokenImage`."""
         with reading():
             content, path = self._cell(index)
             if content is not None:
+                check_length(len(content))
                 return content
             if path is None:
                 raise BrokenImage("the cell is empty")
@@ -89,7 +83,7 @@ class TableSource:
         # whole paths lead into folders of this machine, which concern nobody
         return os.path.basename(path) if path and (os.path.isabs(path) or "://" in path) else path
 
-    def listing(self) -> Iterator[tuple[str, int]]:
+    def inventory(self) -> Iterator[tuple[str, int]]:
         sizes = (int(size) for lengths in self._lengths() for size in lengths)
         return ((self.name(index), size) for index, size in enumerate(sizes))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from swin_mim.data.sources.folder_files import files_below
+from swin_mim.data.sources.folder import files_below
 from swin_mim.data.sources.tables import image_column
 from swin_mim.data.streaming.cache import Shard, ShardCache
 from swin_mim.data.streaming.formats import KINDS, count_rows, features_of, kind_of
@@ -27,11 +27,11 @@ from swin_mim.data.streaming.storage import (
     is_local,
     one_line,
     sampled,
-    shown,
     store_of,
     with_retries,
 )
 from swin_mim.errors import UNAVAILABLE, UserError
+from swin_mim.redaction import public_url
 
 SIZES = "sizes.json"
 """Beside the tars of a WebDataset: how many samples each has."""
@@ -50,21 +50,21 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
         UserError: there are none, they cannot be listed, are not all parquet or all tar, or have no such column.
     """
     files = _files(spec, config, split)
-    kinds = Counter(kind_of(shown(file.url)) or Path(shown(file.url)).suffix or "no suffix" for file in files)
+    kinds = Counter(kind_of(public_url(file.url)) or Path(public_url(file.url)).suffix or "no suffix" for file in files)
     if len(kinds) != 1 or not set(kinds) <= set(KINDS):
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
         raise UserError(
-            f"data.source {shown(spec)!r} has {found}: data.streaming needs shards that are all .parquet or all .tar; "
+            f"data.source {public_url(spec)!r} has {found}: data.streaming needs shards that are all .parquet or all .tar; "
             "without it the data set is read as a whole"
         )
     if empty := [file for file in files if not file.size]:
-        raise UserError(f"data.source {shown(spec)!r}: {shown(empty[0].url)} is empty: bring it again, or leave it out")
+        raise UserError(f"data.source {public_url(spec)!r}: {public_url(empty[0].url)} is empty: bring it again, or leave it out")
     (kind,) = kinds
     if kind == ".parquet":
-        column = image_column(shown(spec), _features(files[0]), column)
+        column = image_column(public_url(spec), _features(files[0]), column)
     if silent := [file for file in files if not file.version]:
         text = "%s and %d others: nothing tells their versions: a change of the same size may go unnoticed during a run"
-        _log.warning(text, shown(silent[0].url), len(silent) - 1)
+        _log.warning(text, public_url(silent[0].url), len(silent) - 1)
     files = in_threads(sampled, files)
     shards = [Shard(file, kind, column, name) for file, name in zip(files, _names(spec, files), strict=True)]
     return sorted(shards, key=lambda shard: shard.name)
@@ -111,7 +111,7 @@ def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
         return _described(_data_files(spec, str(folder.resolve()) if folder.is_dir() else spec, config, split))
     if config is not None or split != "train":
         raise UserError(
-            f"data.source {shown(spec)!r} names files, which have no data.config {config!r} or data.split {split!r}: "
+            f"data.source {public_url(spec)!r} names files, which have no data.config {config!r} or data.split {split!r}: "
             "leave them out, and name the files of that split"
         )
     if match := _HUB.fullmatch(spec):
@@ -142,7 +142,7 @@ def _found(spec: str) -> list[StoredFile]:
     except Exception as error:  # whatever a file system raises
         raise _cannot_list(spec, error) from error
     if not files:
-        raise UserError(f"data.source {shown(spec)!r} names no file: check the pattern")
+        raise UserError(f"data.source {public_url(spec)!r} names no file: check the pattern")
     return files
 
 
@@ -169,24 +169,24 @@ def _data_files(
 
 def _cannot_list(spec: str, error: Exception) -> UserError:
     return UserError(
-        f"data.source {shown(spec)!r} cannot be listed: {type(error).__name__}: {one_line(error)}: check that it "
+        f"data.source {public_url(spec)!r} cannot be listed: {type(error).__name__}: {one_line(error)}: check that it "
         "exists and can be reached, and data.config"
     )
 
 
 def _described(urls: Sequence[str]) -> list[StoredFile]:
     # one at a time: the Hub tells of a folder at once, and keeps it
-    return [with_retries(lambda url=url: store_of(url).describe(url), shown(url)) for url in urls]  # type: ignore[misc]
+    return [with_retries(lambda url=url: store_of(url).describe(url), public_url(url)) for url in urls]  # type: ignore[misc]
 
 
 def _names(spec: str, files: Sequence[StoredFile]) -> list[str]:
     """Paths below the folder that all share."""
-    urls = [shown(file.url) for file in files]
+    urls = [public_url(file.url) for file in files]
     paths = [url.split("/") for url in urls]
     depth = next(at for at, parts in enumerate(zip_longest(*paths)) if len(set(parts)) > 1 or at == len(paths[0]) - 1)
     names = ["/".join(path[depth:]) for path in paths]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"data.source {shown(spec)!r} names {twice[0]} twice: name each shard once")
+        raise UserError(f"data.source {public_url(spec)!r} names {twice[0]} twice: name each shard once")
     return names
 
 
@@ -196,7 +196,7 @@ def _features(file: StoredFile) -> Any:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise _unreadable(shown(file.url), error) from error
+        raise _unreadable(public_url(file.url), error) from error
 
 
 def _counted(shard: Shard, over: threading.Event) -> Shard:
@@ -229,7 +229,7 @@ def _given_rows(shards: Iterable[Shard]) -> dict[str, int]:
 
 def _read_sizes(url: str) -> dict[str, int]:
     try:
-        file = with_retries(lambda: store_of(url).describe(url), shown(url))
+        file = with_retries(lambda: store_of(url).describe(url), public_url(url))
     except UserError as error:
         if error.code == UNAVAILABLE:
             raise
@@ -238,7 +238,7 @@ def _read_sizes(url: str) -> dict[str, int]:
     try:
         return {str(name): int(rows) for name, rows in json.loads(content).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{shown(url)} is no table of shards and their rows ({error}): mend or remove it") from error
+        raise UserError(f"{public_url(url)} is no table of shards and their rows ({error}): mend or remove it") from error
 
 
 def _count_by_bringing(shards: Sequence[Shard], cache: ShardCache) -> None:

@@ -10,24 +10,22 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from swin_mim.data.decoding.raster import ChannelSpec, Raster
-from swin_mim.data.decoding.rgb import Decoded, Shrink, decode_image, decode_smaller
-from swin_mim.data.sampling import HELDOUT_EPOCH, Place, SampleOrder, ShardGroup, ShardOrder, epoch_order
-from swin_mim.data.sources.base import StreamStatus
-from swin_mim.data.sources.folder_files import sha256
+from swin_mim.data.decoding.raster import ChannelSpec
+from swin_mim.data.sampling import HELDOUT_EPOCH, Place, ShardGroup, ShardOrder, epoch_order
+from swin_mim.data.sources.base import FileSource, Lookahead, StreamStatus
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
-from swin_mim.data.sources.open import Source
 from swin_mim.data.streaming.cache import CancelToken, Shard, ShardCache
 from swin_mim.data.streaming.shards import count_all, list_shards
-from swin_mim.data.streaming.storage import Interrupted, shown
+from swin_mim.data.streaming.storage import Interrupted
 from swin_mim.data.timing import reading
 from swin_mim.errors import STOPPED, UserError
+from swin_mim.files import sha256
+from swin_mim.redaction import public_url
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ def open_streamed(
     cache_gb: float = 20.0,
     shards_at_once: int = 4,
     bands: ChannelSpec | None = None,
-) -> "StreamedSource":
+) -> "StreamedSource | RasterSource":
     """Open the parquet or tar shards of a Hub data set, of a folder, or at addresses that fsspec or a web server opens.
 
     Only their sizes and rows are asked for: of parquet files from their footers, of tars from a sizes.json beside
@@ -66,13 +64,13 @@ def open_streamed(
     _check_room([shard.file.size for shard in listed], shards_at_once, kept)
     shards = count_all(listed, kept)
     if not any(shard.rows for shard in shards):
-        raise UserError(f"data.source {shown(spec)!r} has no rows: choose another data.split")
+        raise UserError(f"data.source {public_url(spec)!r} has no rows: choose another data.split")
     source = StreamedSource(shards, kept, shards_at_once, [range(shard.rows) for shard in shards])
     if bands is None:
         return source
     rasters = RasterSource(source, bands)
-    check_bands(rasters, shown(spec))
-    return StreamedSource(shards, kept, shards_at_once, [range(shard.rows) for shard in shards], rasters)
+    check_bands(rasters, public_url(spec))
+    return rasters
 
 
 def default_cache() -> Path:
@@ -86,26 +84,15 @@ def default_cache() -> Path:
     return base / "swin_mim" / "shards"
 
 
-class StreamedSource:
+class StreamedSource(FileSource):
     """Rows of shards, in the order of the shards' names. Opened by `open_streamed`."""
 
-    listed = "shards"
-    """What `listing` names."""
+    unit = "shards"
 
     def __init__(
-        self,
-        shards: Sequence[Shard],
-        cache: ShardCache,
-        at_once: int,
-        rows: Sequence[np.ndarray | range],
-        rasters: RasterSource | None = None,
+        self, shards: Sequence[Shard], cache: ShardCache, at_once: int, rows: Sequence[np.ndarray | range]
     ) -> None:
-        """
-        Args:
-            rows: those of each shard that belong to this part of the data set, ascending.
-            rasters: decodes the images, which are of any channels; None: they are RGB.
-        """
-        self._rasters, self.channels = rasters, None if rasters is None else rasters.channels
+        """`rows` are those of each shard that belong to this part of the data set, ascending."""
         self._shards, self.cache, self.at_once, self._rows = shards, cache, at_once, rows
         self.sizes = [len(each) for each in rows]
         self._starts = np.cumsum([0, *self.sizes])
@@ -125,14 +112,6 @@ class StreamedSource:
         shard, row = self._place(index)
         return f"{shard.name} row {row}"
 
-    def image(self, index: int) -> Image.Image | Raster:
-        content = self.content(index)
-        return decode_image(content) if self._rasters is None else self._rasters.decode([(None, content)])
-
-    def smaller(self, index: int, shrink: Shrink) -> Decoded | Raster:
-        content = self.content(index)
-        return decode_smaller(content, shrink) if self._rasters is None else self._rasters.decode([(None, content)])
-
     def content(self, index: int) -> bytes:
         """The bytes of an image file.
 
@@ -143,18 +122,17 @@ class StreamedSource:
         with reading():
             return self.cache.read(*self._place(index))
 
-    def listing(self) -> Iterator[tuple[str, int]]:
-        """(name, size) of every shard, the name with what else identifies it."""
+    def inventory(self) -> Iterator[tuple[str, int]]:
+        """Yield (name, size) of every shard, the name with what else identifies it."""
         for shard in self._shards:
             about = ", ".join(filter(None, [f"{shard.rows} rows", shard.file.content[:23]]))
             yield f"{shard.name} ({about})", shard.file.size
 
     def order(self, seed: int) -> ShardOrder:
-        """The order in which training visits it."""
         return ShardOrder(self.sizes, seed, self.at_once)
 
     def near(self, index: int) -> range:
-        """The images of the same shard: what may take the place of one without another shard being brought."""
+        """Indices of the images of the same shard, which take the place of one without another being brought."""
         shard = self._shard(index)
         return range(int(self._starts[shard]), int(self._starts[shard + 1]))
 
@@ -179,7 +157,7 @@ class StreamedSource:
         return self._of(training), self._of(heldout)
 
     def _of(self, rows: Sequence[np.ndarray | range]) -> "StreamedSource":
-        return StreamedSource(self._shards, self.cache, self.at_once, rows, self._rasters)
+        return StreamedSource(self._shards, self.cache, self.at_once, rows)
 
     def ensure(self, indices: Iterable[int], unless: CancelToken | None = None) -> None:
         """Bring the shards of images that are about to be read. Raises as the cache's `ensure`."""
@@ -209,6 +187,11 @@ class StreamedSource:
                 *(self.cache.limit / 1e9, underway, _up(needed / 1e9)),
             )
 
+    def prefetch(
+        self, lists: Generator[list[Place], None, None], status: StreamStatus, lookahead: Lookahead
+    ) -> Generator[list[Place], None, None]:
+        return ShardPrefetcher(self, status, lookahead).pass_on(lists)
+
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._starts, int(index), side="right")) - 1
 
@@ -217,110 +200,79 @@ class StreamedSource:
         return self._shards[shard], int(self._rows[shard][int(index) - int(self._starts[shard])])
 
 
-def order_of(source: Source, seed: int) -> SampleOrder | ShardOrder:
-    """The order in which training visits a source: a streamed one by its shards."""
-    return source.order(seed) if isinstance(source, StreamedSource) else SampleOrder(len(source), seed)
-
-
-def near(source: Source, index: int) -> range:
-    """What may take the place of a broken image: any one, or of a streamed source one of the same shard."""
-    return source.near(index) if isinstance(source, StreamedSource) else range(len(source))
-
-
 class ShardPrefetcher:
     """Lists of places, each once the shards of its images are here; those to come are brought in the background.
 
     It is iterated in the training process, which may wait for as long as a shard takes, as a worker may not. What
-    cannot be brought ends the lists early, so that all before it are still loaded, and is said by `check`.
+    cannot be brought ends the lists early, so that all before it are still loaded, and is left in the status.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        lists: Iterable[list[Place]],
-        seed: int | None = None,
-        underway: int = 0,
-        ahead: int = 0,
-        supply: StreamStatus | None = None,
-    ) -> None:
-        """
-        Args:
-            seed: of the order that the lists follow; None: of none.
-            underway: positions that are given out and not loaded, at most.
-            ahead: lists of a streamed source of which all is here before the one in front of them is given out.
-            supply: is told of a failure.
-        """
-        self._source, self._lists, self._supply = source, lists, supply or StreamStatus()
-        self._ahead, self._group, self._brought, self._told = ahead, ShardGroup(0, 0, np.empty(0), 0, 0), 0, False
-        self._order, self._lag = None, 0
-        if isinstance(source, StreamedSource):
-            self._order = source.order(seed) if seed is not None else None
-            self._lag = 0 if source.roomy else underway
-            source.warn_of_room(underway)
+    def __init__(self, source: StreamedSource, status: StreamStatus, lookahead: Lookahead) -> None:
+        self._source, self._status, self._ahead = source, status, lookahead.ahead
+        self._order = source.order(lookahead.seed) if lookahead.seed is not None else None
+        self._lag = 0 if source.roomy else lookahead.underway
+        self._group, self._brought, self._told, self._asked = ShardGroup(0, 0, np.empty(0), 0, 0), 0, False, 0
         self._over, self._thread = threading.Event(), threading.Thread()
-        self._asked = 0
+        source.warn_of_room(lookahead.underway)
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        if not isinstance(self._source, StreamedSource):
-            yield from self._lists
-            return
+    def pass_on(self, lists: Iterable[list[Place]]) -> Generator[list[Place], None, None]:
+        """Yield the lists; closing the generator ends what runs in the background."""
         ready = deque[list[Place]]()
-        for places in self._lists:
-            try:
-                self._source.ensure((place.image for place in places), self._supply)
-            except Interrupted:
-                stopped = "stopped while images were still being brought: the same command goes on"
-                self._supply.failure = UserError(stopped, local=True, code=STOPPED)
-            except UserError as failure:
-                self._supply.failure = failure
-            if self._supply.failure is not None:
-                break
-            self._bring_next(self._source, places[0].position)
-            ready.append(places)
-            if len(ready) > self._ahead:
-                yield ready.popleft()
-        yield from ready
+        try:
+            for places in lists:
+                if not self._ensure(places):
+                    break
+                self._bring_next(places[0].position)
+                ready.append(places)
+                if len(ready) > self._ahead:
+                    yield ready.popleft()
+            yield from ready
+        finally:
+            self._over.set()
+            if self._thread.is_alive():
+                self._thread.join(timeout=10)  # it may wait for another process, and ends with this one
 
-    def check(self) -> None:
-        """Raise what ended the lists early, if anything did."""
-        if self._supply.failure is not None:
-            raise self._supply.failure
+    def _ensure(self, places: list[Place]) -> bool:
+        """Bring the shards of these images; False: there will be no more, and the status says why."""
+        try:
+            self._source.ensure((place.image for place in places), self._status)
+        except Interrupted:
+            stopped = "stopped while images were still being brought: the same command goes on"
+            self._status.failure = UserError(stopped, local=True, code=STOPPED)
+        except UserError as failure:
+            self._status.failure = failure
+        return self._status.failure is None
 
-    def close(self) -> None:
-        """End what runs in the background."""
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)  # it may wait for another process, and ends with this one
-
-    def _bring_next(self, source: StreamedSource, position: int) -> None:
+    def _bring_next(self, position: int) -> None:
         """Bring the group after that of a position, once all before this one is loaded or the cache holds three."""
         if self._order is None:
             return
         if not self._group.start <= position < self._group.end:
-            self._look_back(source)
-            self._group, self._brought = self._order.group(position), source.cache.brought
+            self._look_back()
+            self._group, self._brought = self._order.group(position), self._source.cache.brought
         loaded = max(position - self._lag, 0)
         if loaded < self._group.start or self._group.end <= self._asked or self._thread.is_alive():
             return
         self._asked = self._group.end
         shards = self._order.group(self._asked).shards
-        self._thread = threading.Thread(target=self._bring, args=(source, shards), daemon=True)
+        self._thread = threading.Thread(target=self._bring, args=(shards,), daemon=True)
         self._thread.start()
 
-    def _look_back(self, source: StreamedSource) -> None:
+    def _look_back(self) -> None:
         """Warn once where a group has cost far more than its shards and those of the next one."""
-        brought, shards = source.cache.brought - self._brought, len(self._group.shards)
+        cache, shards = self._source.cache, len(self._group.shards)
+        brought = cache.brought - self._brought
         if brought > 3 * shards + 3 and shards and not self._told:
             self._told = True
             _log.warning(
                 "%d shards were brought while %d were read: the cache does not hold what is needed at a time, as "
                 "when shards are larger unpacked; raise data.cache_gb %g",
-                *(brought, shards, source.cache.limit / 1e9),
+                *(brought, shards, cache.limit / 1e9),
             )
 
-    def _bring(self, source: StreamedSource, shards: np.ndarray) -> None:
+    def _bring(self, shards: np.ndarray) -> None:
         try:
-            source.ensure_shards(shards, self._over)
+            self._source.ensure_shards(shards, self._over)
         except Interrupted:
             pass
         except UserError as error:

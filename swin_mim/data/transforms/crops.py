@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from swin_mim.data.decoding.raster import Raster, cut_where_pixels_are
-from swin_mim.data.decoding.rgb import Box, Decoded
+from swin_mim.data.decoding.rgb import Box, Decoded, EncodedJpeg
 from swin_mim.data.transforms.rand_augment import check_policy, rand_augment
 from swin_mim.errors import UserError
 
@@ -39,8 +39,8 @@ Values = Sequence[float] | Tensor
 class PretrainTransform:
     """SimMIM's augmentation: a random crop resized to `size`, then a flip.
 
-    A JPEG need not be decoded whole for it: `shrink` says to which scale the crop still has as many pixels as `size`,
-    or more, and depends on the crop and the size of the image alone. Crops and flips are those of the whole image, to
+    A JPEG need not be decoded whole for it, but only to a scale at which the crop still has as many pixels as `size`,
+    or more, which depends on the crop and the size of the image alone. Crops and flips are those of the whole image, to
     parts of a pixel. What changes is that the image is resized in two steps, the first of which leaves out its high
     frequencies: the mean difference from a whole decoding is below one grey level of 255 in every crop of aerial
     pictures (on average half a level), below two in every one of a sharp photograph (1.3), and no pixel was off by more
@@ -50,33 +50,35 @@ class PretrainTransform:
     size: tuple[int, int]
     """(H, W) of the result, in pixels."""
     scale: tuple[float, float] = (0.67, 1.0)
-    """Least and greatest part of the image's area."""
+    """Min and max part of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of the crop, relative to those of `size`."""
+    """Min and max width / height of the crop, relative to those of `size`."""
     flips: Flips = "horizontal"
 
     def __post_init__(self) -> None:
         check_flips(self.flips, self.size)
 
-    def shrink(self, size: tuple[int, int], rng: np.random.Generator) -> float:
-        """By what the sides of an image of (W, H) may be divided, for the crop that a call with such an `rng` takes."""
-        left, top, right, bottom = self._box(size, rng)
-        return min((right - left) / self.size[1], (bottom - top) / self.size[0])
-
-    def __call__(self, image: Image.Image | Decoded | Raster, rng: np.random.Generator) -> Tensor:
+    def __call__(self, image: Image.Image | Decoded | EncodedJpeg | Raster, rng: np.random.Generator) -> Tensor:
         """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster; of the image and `rng` alone.
 
         Raises:
-            BrokenImage: too few pixels of a raster are there to be seen.
+            BrokenImage: it cannot be decoded, or too few pixels of a raster are there to be seen.
         """
         if isinstance(image, Raster):
             height, width, _ = image.values.shape
             boxes = (self._box((width, height), rng) for _ in range(_TRIES))
             cut = cut_where_pixels_are(image, self.size, boxes)
         else:
-            decoded = image if isinstance(image, Decoded) else Decoded.whole(image)
-            cut = _cut(decoded.image, self.size, decoded.place(self._box(decoded.size, rng)))
+            opened = Decoded.whole(image) if isinstance(image, Image.Image) else image
+            box = self._box(opened.size, rng)
+            decoded = opened.decode(self._shrink(box))
+            cut = _cut(decoded.image, self.size, decoded.place(box))
         return _mirrored(cut, self.flips, rng)
+
+    def _shrink(self, box: Box) -> float:
+        """Number by which the sides of a crop may be divided."""
+        left, top, right, bottom = box
+        return min((right - left) / self.size[1], (bottom - top) / self.size[0])
 
     def _box(self, size: tuple[int, int], rng: np.random.Generator) -> Box:
         stretch = self.size[1] / self.size[0]
@@ -94,9 +96,9 @@ class FinetuneTransform:
     size: tuple[int, int]
     """(H, W) of the result, in pixels."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest part of the image's area."""
+    """Min and max part of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of the crop, relative to those of `size`."""
+    """Min and max width / height of the crop, relative to those of `size`."""
     interpolation: Interpolation = "bicubic"
     flips: Flips = "horizontal"
     auto: str | None = None
@@ -174,9 +176,9 @@ def _global_generators(rng: np.random.Generator) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """The largest centred part of the image that has the aspect of `size`, or a share of it, resized to `size`.
+    """The largest centred part of the image that has the aspect of `size`, or a part of it, resized to `size`.
 
-    A share of 0.875 is what resizing to 256 and cutting out 224 takes, but for the rounding to whole pixels between.
+    A `crop_pct` of 0.875 is what resizing to 256 and cutting out 224 takes, but for rounding to whole pixels between.
     """
 
     size: tuple[int, int]
@@ -216,8 +218,8 @@ def random_crop_box(
 
     Args:
         size: (width, height) of the image.
-        scale: least and greatest part of the area; the share is uniform.
-        ratio: least and greatest width / height; its logarithm is uniform.
+        scale: min and max part of the area; the share is uniform.
+        ratio: min and max width / height; its logarithm is uniform.
     """
     width, height = size
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])

@@ -18,10 +18,11 @@ from PIL import Image
 from swin_mim.data.blue_marble.tiles import composite
 from swin_mim.data.decoding import decode_limits as limits
 from swin_mim.data.decoding import rgb as decode
-from swin_mim.data.decoding.rgb import BrokenImage, Decoded, decode_image, decode_smaller, decoder_text
+from swin_mim.data.decoding.rgb import BrokenImage, Decoded, decode_image, decoder_text, open_image
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.sampling import SampleOrder, sample_generator
-from swin_mim.data.sources.open import Source, Subset, open_source, smaller_image
+from swin_mim.data.sources.base import Source, Subset
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.transforms.crops import Flips, PretrainTransform
 
 HOPPER = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
@@ -53,8 +54,7 @@ def array(decoded: Decoded) -> np.ndarray:
 
 
 def crop_of(transform: PretrainTransform, data: bytes, seed: int) -> torch.Tensor:
-    decoded = decode_smaller(data, lambda size: transform.shrink(size, np.random.default_rng(seed)))
-    return transform(decoded, np.random.default_rng(seed))
+    return transform(open_image(data), np.random.default_rng(seed))
 
 
 def whole_crop_of(transform: PretrainTransform, data: bytes, seed: int) -> torch.Tensor:
@@ -89,7 +89,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_jpeg_is_made_as_small_as_is_allowed(
     size: tuple[int, int], most: float, factor: int, expected: tuple[int, int]
 ) -> None:
-    decoded = decode_smaller(encode(Image.new("RGB", size, (9, 90, 200))), lambda _: most)
+    decoded = open_image(encode(Image.new("RGB", size, (9, 90, 200)))).decode(most)
     assert (decoded.factor, decoded.size, array(decoded).shape) == (factor, size, (*expected[::-1], 3))
     assert np.abs(array(decoded) - (9, 90, 200)).max() <= 3
 
@@ -107,10 +107,11 @@ def test_a_crop_keeps_the_pixels_that_the_result_has(
 ) -> None:
     transform = PretrainTransform(to)
     data = turned(Image.new("L", (width, height)), orientation)
-    decoded = decode_smaller(data, lambda size: transform.shrink(size, np.random.default_rng(seed)))
-    whole = decode_image(data)
+    whole, opened = decode_image(data), open_image(data)
+    assert opened.size == whole.size
+    box = transform._box(opened.size, np.random.default_rng(seed))
+    decoded = opened.decode(transform._shrink(box))
     assert decoded.size == whole.size
-    box = transform._box(whole.size, np.random.default_rng(seed))
     left, top, right, bottom = decoded.place(box)
     assert 0 <= left < right <= array(decoded).shape[1]
     assert 0 <= top < bottom <= array(decoded).shape[0]
@@ -122,18 +123,17 @@ def test_a_crop_keeps_the_pixels_that_the_result_has(
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_other_formats_are_decoded_whole(kind: str) -> None:
-    def shrink(size: tuple[int, int]) -> float:
-        raise AssertionError("it is not asked")
-
     data = encode(smooth(50, 40), kind)
-    decoded = decode_smaller(data, shrink)
+    decoded = open_image(data)
+    assert isinstance(decoded, Decoded)
+    assert decoded.decode(8) is decoded
     assert (decoded.factor, decoded.margin) == (1, (0, 0))
     assert np.array_equal(array(decoded), np.asarray(decode_image(data)))
 
 
 def test_a_multi_picture_jpeg_is_made_smaller() -> None:
     data = encode(smooth(80, 64), "MPO", save_all=True, append_images=[Image.new("RGB", (80, 64))])
-    decoded = decode_smaller(data, lambda _: 4)
+    decoded = open_image(data).decode(4)
     assert decoded.factor == 4
     assert abs(array(decoded).mean() - np.asarray(decode_image(data)).mean()) < 1
 
@@ -147,9 +147,9 @@ def test_every_orientation_keeps_its_place(orientation: int, factor: int, decode
     """203 x 149 is no multiple of a factor: a part of the last squares is no picture, at whichever side they end."""
     data = turned(smooth(203, 149), orientation, quality=98, subsampling=0)
     whole = np.asarray(decode_image(data)).astype(float)
-    asked = []
-    decoded = decode_smaller(data, lambda size: asked.append(size) or factor)  # type: ignore[func-returns-value]
-    assert asked == [decoded.size] == [whole.shape[1::-1]]
+    opened = open_image(data)
+    decoded = opened.decode(factor)
+    assert opened.size == decoded.size == whole.shape[1::-1]
     assert decoded.factor == factor
     left, top, _, _ = decoded.place((0, 0, 1, 1))
     x, y = math.ceil(left), math.ceil(top)  # the first pixel whose square lies in the picture, and where that begins:
@@ -179,7 +179,7 @@ JPEGS: dict[str, tuple[str, dict[str, object]]] = {
 def test_every_kind_of_jpeg(kind: str, factor: int, decoder: None) -> None:
     mode, options = JPEGS[kind]
     data = encode(smooth(208, 160).convert(mode), quality=95, **options)
-    decoded = decode_smaller(data, lambda _: factor)
+    decoded = open_image(data).decode(factor)
     assert decoded.factor == factor
     whole = np.asarray(decode_image(data)).astype(float)
     means = whole.reshape(160 // factor, factor, 208 // factor, factor, 3).mean(axis=(1, 3))
@@ -224,7 +224,7 @@ def test_photographs_look_as_if_decoded_whole() -> None:
     for name, data in photographs():
         for size, seed in product((96, 160, 192, 224), range(6)):
             transform = PretrainTransform((size, size))
-            if transform.shrink(decode_image(data).size, np.random.default_rng(seed)) >= 2:
+            if transform._shrink(transform._box(decode_image(data).size, np.random.default_rng(seed))) >= 2:
                 difference = crop_of(transform, data, seed).int() - whole_crop_of(transform, data, seed).int()
                 means[name].append(float(difference.abs().float().mean()))
                 assert difference.abs().max() <= 64
@@ -254,7 +254,7 @@ def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, size: tuple[int, int])
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     for picture in (Image.fromarray(noise), smooth(*size)):
         data = encode(picture.convert(mode), quality=85, **options)
-        decoded = decode_smaller(data, lambda _: 1)
+        decoded = open_image(data).decode(1)
         assert isinstance(decoded.image, Image.Image if mode == "CMYK" else np.ndarray)
         assert np.array_equal(array(decoded), np.asarray(decode_image(data)))
 
@@ -282,7 +282,7 @@ def test_what_simplejpeg_refuses_or_gets_wrong_is_left_to_pillow(monkeypatch: py
 
     for double in (Refuses, OtherSize):
         monkeypatch.setattr(decode, "simplejpeg", double)
-        assert np.array_equal(array(decode_smaller(data, lambda _: 1)), np.asarray(decode_image(data)))
+        assert np.array_equal(array(open_image(data).decode(1)), np.asarray(decode_image(data)))
 
 
 def test_the_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def test_the_same_damaged_files_are_broken(kind: str, factor: int, decoder: None
         damaged.append(bytes(changed))
     outcomes = [broken_or_size(lambda file=file: decode_image(file)) for file in damaged]
     assert "broken" in outcomes
-    assert outcomes == [broken_or_size(lambda file=file: decode_smaller(file, lambda _: factor)) for file in damaged]
+    assert outcomes == [broken_or_size(lambda file=file: open_image(file).decode(factor)) for file in damaged]
 
 
 def broken_or_size(read: object) -> str | tuple[int, int]:
@@ -324,11 +324,8 @@ def test_bombs_are_refused_before_their_scale_is_asked() -> None:
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = b"\xff\xff\xff\xff"
 
-    def shrink(size: tuple[int, int]) -> float:
-        raise AssertionError("it is not asked")
-
     with pytest.raises(BrokenImage, match="pixels"):
-        decode_smaller(bytes(data), shrink)
+        open_image(bytes(data))
 
 
 # BMP, as images are packed raw
@@ -340,7 +337,7 @@ def test_a_plain_bmp_is_read_where_it_lies(size: tuple[int, int], monkeypatch: p
     data, transform = encode(noise, "BMP"), PretrainTransform((8, 8), flips="dihedral")
     expected = [whole_crop_of(transform, data, seed) for seed in range(12)]
     monkeypatch.setattr(decode.Image, "open", None)  # Pillow is not asked
-    decoded = decode_smaller(data, lambda _: 8.0)
+    decoded = open_image(data).decode(8.0)
     assert (decoded.size, decoded.factor) == (size, 1)
     assert np.array_equal(array(decoded), np.asarray(noise))
     assert np.shares_memory(decoded.image, np.frombuffer(data, np.uint8))
@@ -362,7 +359,7 @@ def test_other_bmps_are_what_pillow_makes_of_them() -> None:
     outcomes = [pixels_or_broken(lambda file=file: decode_image(file)) for file in files]
     assert b"broken" in outcomes
     assert len(set(outcomes)) > 5
-    assert outcomes == [pixels_or_broken(lambda file=file: decode_smaller(file, lambda _: 8.0).image) for file in files]
+    assert outcomes == [pixels_or_broken(lambda file=file: open_image(file).decode(8.0).image) for file in files]
 
 
 def pixels_or_broken(read: object) -> bytes:
@@ -377,7 +374,7 @@ def test_a_plain_bmp_may_not_be_too_large(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(limits, "MAX_SIDE", 30)
     data = encode(Image.new("RGB", (31, 2)), "BMP")
     reasons = []
-    for read in (decode_image, lambda data: decode_smaller(data, lambda _: 8.0)):
+    for read in (decode_image, lambda data: open_image(data).decode(8.0)):
         with pytest.raises(BrokenImage, match="31 x 2 pixels are more") as refused:
             read(data)
         reasons.append(str(refused.value))
@@ -445,7 +442,7 @@ def test_a_folder_gives_the_crops_of_whole_images(folder: Path) -> None:
 
 
 def test_sources_that_hold_no_files_give_whole_images() -> None:
-    class Pictures:
+    class Pictures(Source):
         fingerprint = "pictures"
 
         def __len__(self) -> int:
@@ -457,11 +454,8 @@ def test_sources_that_hold_no_files_give_whole_images() -> None:
         def image(self, index: int) -> Image.Image:
             return Image.new("RGB", (40 + index, 30))
 
-        def listing(self) -> Iterator[tuple[str, int]]:
-            yield from ()
-
     for source in (Pictures(), Subset(Pictures(), [0, 1, 2])):
-        decoded = smaller_image(source, 2, lambda _: 8)
+        decoded = source.open(2).decode(8)
         assert (decoded.size, decoded.factor) == ((42, 30), 1)
 
 
@@ -470,6 +464,6 @@ def test_tables_make_images_smaller_too(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"image": [{"bytes": file, "path": None}, None]})
     table.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "table"))
     source = open_source(str(tmp_path / "table"))
-    assert smaller_image(source, 0, lambda _: 4).factor == 4
+    assert source.open(0).decode(4).factor == 4
     with pytest.raises(BrokenImage, match="empty"):
-        smaller_image(source, 1, lambda _: 4)
+        source.open(1).decode(4)

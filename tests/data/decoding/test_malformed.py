@@ -591,7 +591,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from swin_mim.data.decoding.rgb import BrokenImage, decode_image, decode_smaller
+from swin_mim.data.decoding.rgb import BrokenImage, decode_image, open_image
 
 def peak():  # not getrusage, which begins with the memory of the process that started this one
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -600,7 +600,7 @@ def decoded(data, factor):
     try:
         if factor is None:
             return "an image" if decode_image(data).mode == "RGB" else "an image of another mode", ""
-        return "an image" if decode_smaller(data, lambda size: factor).size else "nothing", ""
+        return "an image" if open_image(data).decode(factor).size else "nothing", ""
     except BrokenImage as error:
         return "broken", str(error)
     except BaseException as error:

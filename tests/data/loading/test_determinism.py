@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swin_mim import files
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
-from swin_mim.data.packing import writer as shard_file
 from swin_mim.data.packing.pack import pack
-from swin_mim.data.sources.open import Source, open_source
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.streaming.source import open_streamed
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.masking import block_mask
@@ -79,7 +80,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sources(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(shard_file, "sync", lambda descriptor: None)  # the disk may be slow
+        patched.setattr(files, "flush", lambda path: None)  # the disk may be slow
         return {kind: opens(photos, tmp_path_factory.mktemp(kind)) for kind, opens in KINDS.items()}
 
 

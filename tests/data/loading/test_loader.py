@@ -19,7 +19,9 @@ from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.loading import loader
 from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
 from swin_mim.data.sampling import SampleOrder, sample_generator
-from swin_mim.data.sources.open import open as sources
+from swin_mim.data.sources import base, folder
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.timing import LoadingTime
 from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransform
 from swin_mim.errors import UserError
@@ -27,7 +29,7 @@ from swin_mim.errors import UserError
 CROP, CENTRE = PretrainTransform((8, 8)), EvaluationTransform((8, 8))
 
 
-class Noise:
+class Noise(Source):
     """`n` different pictures; those in `broken` cannot be read."""
 
     fingerprint = "noise"
@@ -267,7 +269,7 @@ def test_an_error_in_the_training_loop_ends_the_process() -> None:
 def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(12):
         Noise(12).image(number).save(tmp_path / f"{number}.png")
-    read, decode = sources.read_file, sources.decode_smaller
+    read, opened = folder.read_file, base.open_image
     clock = [0.0]
 
     def later(seconds: float, what: Callable[..., Any]) -> Callable[..., Any]:
@@ -277,11 +279,11 @@ def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeyp
 
         return act
 
-    monkeypatch.setattr(sources, "read_file", later(0.25, read))
-    monkeypatch.setattr(sources, "decode_smaller", later(0.5, decode))
+    monkeypatch.setattr(folder, "read_file", later(0.25, read))
+    monkeypatch.setattr(base, "open_image", later(0.5, opened))
     monkeypatch.setattr(loading_time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(loader, "perf_counter", lambda: clock[0])
-    source = sources.open_source(str(tmp_path))
+    source = open_source(str(tmp_path))
     transform = PretrainTransform((8, 8))
     monkeypatch.setattr(PretrainTransform, "__call__", later(1.0, PretrainTransform.__call__))
     options = LoaderOptions(workers=workers)
@@ -293,11 +295,10 @@ def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeyp
 def test_what_others_read_is_not_in_a_sample(tmp_path: Path) -> None:
     with loading_time.reading():
         pass
-    before = loading_time.seconds_read()
+    before = loading_time.seconds_spent("read")
     watch = loading_time.Stopwatch()
-    watch.decoded()
-    assert watch.transformed().read == 0.0
-    assert loading_time.seconds_read() == before > 0
+    assert watch.passed().read == 0.0
+    assert loading_time.seconds_spent("read") == before > 0
 
 
 def test_the_time_of_broken_images_counts() -> None:

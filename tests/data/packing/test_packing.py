@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swin_mim import files
 from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.decoding.rgb import decode_image
 from swin_mim.data.labels import open_labelled
+from swin_mim.data.packing import pack as packing
+from swin_mim.data.packing import writer as shard_file
 from swin_mim.data.packing.pack import pack, shrunk
-from swin_mim.data.packing.pack import pack as packing
-from swin_mim.data.packing.pack import writer as shard_file
 from swin_mim.data.packing.rasters import smaller_raster
-from swin_mim.data.sources.open import FolderSource, open_source
+from swin_mim.data.sources.folder import FolderSource
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.sources.packed import BROKEN, MANIFEST, packed_rasters, read_packed, verify
 from swin_mim.errors import CANNOT_WRITE, MISTAKE, UserError
 
@@ -41,11 +43,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(autouse=True)
-def sync(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def sync(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Leaves the disk alone, which may be slow; what was to be written through to it."""
-    descriptors: list[int] = []
-    monkeypatch.setattr(shard_file, "sync", descriptors.append)
-    return descriptors
+    paths: list[Path] = []
+    monkeypatch.setattr(files, "flush", paths.append)
+    return paths
 
 
 def noise(width: int, height: int, *channels: int, dtype: type = np.uint8) -> np.ndarray:
@@ -323,7 +325,7 @@ def test_what_is_complete_is_left_as_it_is(many: Path, whole: Path, monkeypatch:
     assert contents(whole) == before
 
 
-def test_each_file_and_its_folder_are_written_through(many: Path, tmp_path: Path, sync: list[int]) -> None:
+def test_each_file_and_its_folder_are_written_through(many: Path, tmp_path: Path, sync: list[Path]) -> None:
     shards = len(pack_many(many, tmp_path).shards)
     # with each of them the list of broken images and the manifest, and that once more at the end
     assert len(sync) == 2 * (3 * shards + 1)
@@ -401,7 +403,7 @@ def test_a_full_disk_leaves_the_whole_shards(
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*arguments)
 
-    where, name = (shard_file._HashingFile, "write") if place == "write" else (shard_file, "sync")
+    where, name = (shard_file._HashingFile, "write") if place == "write" else (files, "flush")
     original = getattr(where, name)
     with monkeypatch.context() as patched:
         patched.setattr(where, name, full)
@@ -486,7 +488,7 @@ def test_raw_is_read_like_any_other_image(whole: Path) -> None:
 def test_workers_end_with_a_process_that_was_killed(many: Path, tmp_path: Path) -> None:
     """One waits for somebody to take its images, which are more than a pipe holds."""
     code = (
-        "import sys, time; from pathlib import Path; from swin_mim.data import packing\n"
+        "import sys, time; from pathlib import Path; from swin_mim.data.packing import pack as packing\n"
         "packing._Job._add = lambda *_: print('ready', flush=True) or time.sleep(100)\n"
         "packing.pack(sys.argv[1], Path(sys.argv[2]), size=0, format='raw', workers=2)"
     )

@@ -8,8 +8,9 @@ import pytest
 from test_sources import _own_cache, png, write  # noqa: F401 - the first is for every test here too
 
 from swin_mim.data.blue_marble.tiles import TILE, TileSource
+from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.inventory import explain_change, save_inventory
-from swin_mim.data.sources.open import Source, open_source, split_heldout
+from swin_mim.data.sources.open import open_source
 
 
 @pytest.fixture
@@ -20,13 +21,13 @@ def images(tmp_path: Path) -> Path:
 
 
 def change(images: Path, listing: Path, *, seed: int = 0) -> str:
-    return explain_change(listing, split_heldout(open_source(str(images)), 2, seed)[0])
+    return explain_change(listing, open_source(str(images)).split(2, seed)[0])
 
 
 @pytest.fixture
 def listing(images: Path, tmp_path: Path) -> Path:
     """Of the part to train on; it holds the whole data set, because one image more changes which ones that are."""
-    save_inventory(tmp_path / "images.txt.gz", split_heldout(open_source(str(images)), 2, 0)[0])
+    save_inventory(tmp_path / "images.txt.gz", open_source(str(images)).split(2, 0)[0])
     return tmp_path / "images.txt.gz"
 
 

@@ -21,7 +21,9 @@ from PIL import Image
 
 from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
-from swin_mim.data.sources.open import FolderSource, Source, Subset, open_source, split_heldout
+from swin_mim.data.sources.base import Source, Subset
+from swin_mim.data.sources.folder import FolderSource
+from swin_mim.data.sources.open import open_source
 from swin_mim.data.sources.tables import TableSource
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.errors import UserError
@@ -480,7 +482,7 @@ def test_a_folder_of_images_needs_no_datasets_library(tmp_path: Path) -> None:
 # parts of a source
 
 
-class Numbers:
+class Numbers(Source):
     """A source whose images are not asked for."""
 
     def __init__(self, n: int) -> None:
@@ -499,17 +501,17 @@ class Numbers:
 @settings(deadline=None)
 @given(n=st.integers(0, 300), count=st.integers(0, 50), seed=st.integers(0, 2**64 - 1))
 def test_held_out_and_training_part_a_source(n: int, count: int, seed: int) -> None:
-    training, heldout = split_heldout(Numbers(n), count, seed)
+    training, heldout = Numbers(n).split(count, seed)
     assert len(heldout) == min(count, n // 10)
     both = names(training) + names(heldout)
     assert sorted(map(int, both)) == list(range(n))
 
 
 def test_the_held_out_part_depends_on_the_seed_alone() -> None:
-    first, again, other = (split_heldout(Numbers(200), 20, seed)[1] for seed in (1, 1, 2))
+    first, again, other = (Numbers(200).split(20, seed)[1] for seed in (1, 1, 2))
     assert names(first) == names(again) != names(other)
     assert first.fingerprint == again.fingerprint != other.fingerprint
-    assert set(names(split_heldout(Numbers(200), 10, 1)[1])) < set(names(first))
+    assert set(names(Numbers(200).split(10, 1)[1])) < set(names(first))
 
 
 def test_subset_keeps_its_order() -> None:

@@ -51,7 +51,7 @@ test_streaming.write(root / "served" / "ada" / "text", {"a.csv": b"x,y\\n1,2\\n"
 server = serve()
 source = opened("ada/tiles")
 assert source.sizes == list(test_streaming.SIZES), source.sizes
-assert all("sha256" in name for name, _ in source.listing())
+assert all("sha256" in name for name, _ in source.inventory())
 batches = test_streaming.stream(source, workers=2)
 taken = list(islice(batches, 2))
 end(server)

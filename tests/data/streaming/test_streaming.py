@@ -36,13 +36,12 @@ from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, h
 from swin_mim.data.sampling import sample_generator
 from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.sources.inventory import explain_change, save_inventory
-from swin_mim.data.sources.multichannel import channels_of
-from swin_mim.data.sources.open import split_heldout
 from swin_mim.data.streaming import storage as stores
 from swin_mim.data.streaming.cache import ShardCache
 from swin_mim.data.streaming.source import StreamedSource, open_streamed
 from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransform
 from swin_mim.errors import CANNOT_WRITE, MISTAKE, STOPPED, UNAVAILABLE, UserError
+from swin_mim.redaction import public_url
 
 CROP, CENTRE = PretrainTransform((8, 8)), EvaluationTransform((8, 8))
 SIZES = (7, 12, 5, 9, 1, 8, 11)
@@ -158,7 +157,7 @@ def test_a_folder_of_shards(tmp_path: Path, kind: str) -> None:
     assert [source.content(index) for index in range(53)] == PICTURES
     assert source.image(3).size == (14, 12)
     assert (source.name(0), source.name(8)) == (f"train-00.{kind} row 0", f"train-01.{kind} row 1")
-    assert re.fullmatch(rf"train-01.{kind} \(12 rows, [0-9a-f]{{23}}\)", [name for name, _ in source.listing()][1])
+    assert re.fullmatch(rf"train-01.{kind} \(12 rows, [0-9a-f]{{23}}\)", [name for name, _ in source.inventory()][1])
     assert_as_defined(source, take(source, 10))
 
 
@@ -259,24 +258,22 @@ def test_the_next_shards_are_brought_while_these_are_read(tmp_path: Path, served
 
 def test_few_shards_are_held_out_of(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "shards", PARQUET), tmp_path / "cache")
-    training, heldout = split_heldout(source, 4, seed=0)
+    training, heldout = source.split(4, seed=0)
     assert (len(training), len(heldout)) == (49, 4)
     names = [part.name(index) for part in (training, heldout) for index in range(len(part))]
     assert sorted(names) == sorted(source.name(index) for index in range(53))
     assert len({name.split()[0] for name in names[49:]}) == 2
-    again = [split_heldout(source, 4, seed)[1] for seed in (0, 1)]
+    again = [source.split(4, seed)[1] for seed in (0, 1)]
     assert [part.fingerprint == heldout.fingerprint for part in again] == [True, False]
     assert len({source.fingerprint, training.fingerprint, heldout.fingerprint}) == 3
-    every = [
-        split_heldout(opened(str(tmp_path / "shards"), tmp_path / "cache", shards_at_once=1), 5, s) for s in range(9)
-    ]
+    every = [opened(str(tmp_path / "shards"), tmp_path / "cache", shards_at_once=1).split(5, s) for s in range(9)]
     assert {len(part) for _, part in every} == {5}  # also where the first shard has one row
     pictures = [PICTURES[int(STARTS[int(name[6:8])]) + int(name.split()[-1])] for name in names[:49]]
     assert_as_defined(training, take(training, 9), pictures)
     batches = heldout_batches(heldout, CENTRE, 3, LoaderOptions(workers=2))
     images = torch.cat([batch.images for batch in batches])
     assert torch.equal(images, torch.stack([CENTRE(heldout.image(index)) for index in range(4)]))
-    assert len(split_heldout(source, 0, seed=0)[1]) == 0
+    assert len(source.split(0, seed=0)[1]) == 0
 
 
 def test_a_broken_image_is_replaced_by_one_of_its_shard(tmp_path: Path) -> None:
@@ -465,7 +462,7 @@ def test_a_failure_in_a_worker_is_one_line(
 ) -> None:
     monkeypatch.setattr(stores, "PATIENCE", 0.3)
     source = opened(served, tmp_path)
-    training, _ = split_heldout(source, 0, 0)
+    training, _ = source.split(0, 0)
     take(training, 5)  # all is here
     monkeypatch.setattr(StreamedSource, "ensure", lambda *_: None)  # and goes after the training process looked
     for path in tmp_path.glob("*.images"):
@@ -705,7 +702,7 @@ def test_patterns_and_other_file_systems(tmp_path: Path) -> None:
     source = opened("memory://bucket/*.parquet", tmp_path / "cache")
     assert_as_defined(source, take(source, 5))
     assert list(stores.expand("a-{08..11}-{x,y}.tar"))[::3] == ["a-08-x.tar", "a-09-y.tar", "a-11-x.tar"]
-    assert stores.shown("https://me:secret@host/a.tar?X-Signature=1") == "https://host/a.tar"
+    assert public_url("https://me:secret@host/a.tar?X-Signature=1") == "https://host/a.tar"
 
 
 def test_the_default_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,8 +723,8 @@ def test_shards_of_images_of_any_channels(tmp_path: Path) -> None:
     write(tmp_path / "shards", shards)
     source = opened(str(tmp_path / "shards"), tmp_path / "cache", bands=ChannelSpec(2, ("4", "1"), nodata=0))
     assert source.channels == ("4", "1")
-    training, heldout = split_heldout(source, 1, seed=0)
-    assert (len(training), len(heldout), channels_of(training)) == (11, 1, ("4", "1"))
+    training, heldout = source.split(1, seed=0)
+    assert (len(training), len(heldout), training.channels) == (11, 1, ("4", "1"))
     for index in range(12):
         image = source.image(index)
         assert np.array_equal(image.values[9:], tiles[index, 9:][..., [3, 0]])

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from swin_mim.data.sampling import sample_generator
+from swin_mim.data.transforms import crops as transforms
 from swin_mim.data.transforms.crops import (
     EvaluationTransform,
     FinetuneTransform,
@@ -28,7 +29,6 @@ from swin_mim.data.transforms.crops import (
     random_crop_box,
     to_tensor,
 )
-from swin_mim.data.transforms.crops import crops as transforms
 from swin_mim.data.transforms.rand_augment import check_policy
 from swin_mim.errors import UserError
 

@@ -1,15 +1,54 @@
-"""The regular files below a folder, and their bytes."""
+"""A folder of image files as a source: the regular files below it, and their bytes."""
 
-import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from swin_mim.data.decoding.decode_limits import BrokenImage, check_length
+from swin_mim.data.sources.base import FileSource
+from swin_mim.data.timing import reading
+from swin_mim.files import sha256
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+RASTER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
+TABLE_SUFFIXES = (".parquet", ".arrow")
 
 _log = logging.getLogger(__name__)
+
+
+class FolderSource(FileSource):
+    """The image files below a folder, sorted by relative path. Opened by `open_source`."""
+
+    def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
+        """`files` are (relative path, size in bytes)."""
+        self._root = str(root)
+        self.paths = [path for path, _ in files]
+        self._sizes = np.array([size for _, size in files], dtype=np.int64)
+        # contents are not read: a data set may be terabytes
+        lines = (os.fsencode(path) + f"\0{size}\n".encode() for path, size in files)
+        self.fingerprint = sha256(lines)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        # a file name may hold any bytes, a line of a log only text
+        text = os.fsencode(self.paths[index]).decode(errors="backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    def content(self, index: int) -> bytes:
+        with reading():
+            return read_file(os.path.join(self._root, self.paths[index]))
+
+    def path(self, index: int) -> str | None:
+        return self.name(index)
+
+    def inventory(self) -> Iterator[tuple[str, int]]:
+        return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
 
 
 def files_below(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -59,6 +98,7 @@ def _entries(folder: str, unreadable: list[str]) -> Iterator[tuple[str, str, os.
 
 
 def read_file(path: str) -> bytes:
+    """The bytes of a regular file. Raises `BrokenImage`, also for too many or none."""
     try:
         # what was a file when the folder was listed may be a pipe by now, which would block, or a device without end
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -72,16 +112,9 @@ def read_file(path: str) -> bytes:
 
 
 def read_below(roots: Sequence[Path], path: str) -> bytes:
-    """Read a file that a table names, if it lies below one of `roots`."""
+    """The bytes of a file that a table names, if it lies below one of `roots`. Raises `BrokenImage`."""
     for root in map(os.path.realpath, roots if "\0" not in path else ()):
         real = os.path.realpath(os.path.join(root, path))
         if real.startswith(os.path.join(root, "")) and os.path.isfile(real):
             return read_file(real)
     raise BrokenImage(f"the table names a file outside the data set, which is not opened: {path!r}")
-
-
-def sha256(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
