@@ -1,30 +1,30 @@
 """Pickles of `torch.save` -> tensors by name, where the file may be damaged or hostile.
 
-Its instructions are read through before torch sees them. Nothing in a file is ever executed, and the memory that it
-takes is bounded by its size. Every refusal is a `UserError`.
+They are read by an unpickler that has nothing to give but dicts and the places of tensors. So nothing in a file is ever
+executed, the memory that it takes is bounded by its size, and what is not asked for, such as the state of an optimizer,
+is not even read. Every refusal is a `UserError`.
 """
 
-import argparse
+import io
 import itertools
 import logging
+import math
 import os
 import pickle
 import pickletools
-import struct
+import re
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
 from swin_mim.weights.weights_file import (
-    DTYPES,
     HEADER_LIMIT,
+    RANK_LIMIT,
     check_name,
     first_line,
     opened,
@@ -41,39 +41,13 @@ CONFIG_LIMIT = 10_000
 CONFIG_DEPTH = 20
 LARGEST_SIZE = 1 << 16
 """Of an image or a window, in a config."""
-SPARE_MEMORY = 128 << 20
-"""Bytes that opening a file may take besides three times its size."""
-
-NEEDED = {
-    "collections.OrderedDict",
-    "collections.Counter",  # the milestones of torch's schedules
-    "builtins.set",  # in every yacs config
-    "yacs.config.CfgNode",
-    "argparse.Namespace",  # the arguments of timm's and torchvision's scripts
-    "torch.Size",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    *(f"torch.{kind}Storage" for kind in ("Double", "Float", "Half", "BFloat16")),
-    *(f"torch.{kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte", "Bool")),
-}
-"""All that a pickle of weights may ask for. torch's own list is longer: parts of it allocate what they are told to."""
-
-UNFIT = {
-    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
-    "torch._utils._rebuild_qtensor": "a quantised tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data",
-    "torch.ComplexFloatStorage": "a tensor of complex numbers",
-    "torch.ComplexDoubleStorage": "a tensor of complex numbers",
-}
-"""What only tensors ask for that no weight is -> its name."""
-
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Keys under which a training checkpoint keeps its weights."""
 
+_MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of torch.save before 1.6
 _DISTRUST = "do not use this file"
 _WEIGHTS_ONLY = "save only the weights, torch.save(model.state_dict(), ...)"
 _LOG = logging.getLogger(__name__)
-_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # opens every file of torch.save before 1.6
 
 
 class PickledFile(NamedTuple):
@@ -108,29 +82,21 @@ def load_pickled(path: Path) -> PickledFile:
         head = file.read(64)
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER_LIMIT:
             raise UserError(f"{path} is safetensors, not a pickle: name it {path.stem}.safetensors")
-        if head.startswith(b"PK\x03\x04"):
-            _check_archive(file, path)
-        elif head.startswith(b"\x80"):
-            _check_legacy(file, path)
-        else:
+        if not head.startswith((b"PK\x03\x04", b"\x80")):
             refuse_other_kinds(head, path)
             raise UserError(f"{path} is not a file of torch.save: it starts with {shown(head[:16])}")
-        file.seek(0)
-        content = _unpickle(file, path)
-        size = os.fstat(file.fileno()).st_size
-    tensors = _unwrapped(_state_dict(content, path))
-    for name, tensor in tensors.items():
-        _check_plain(tensor, name, path)
-    needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    if needed > size:
-        raise UserError(
-            f"the tensors of {path} take {needed} bytes, the file only {size}: some share memory; save clones of them"
-        )
-    config = dict.get(content, "config")
-    return PickledFile(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-        _plain(config, "config", path, itertools.count(1)) if isinstance(config, dict) else None,
-    )
+        try:
+            content, read = (_open_archive if head.startswith(b"PK") else _open_legacy)(file, path)
+            if not isinstance(content, dict):
+                raise UserError(f"{path} holds a {_kind(content)}, not a dict of tensors: save model.state_dict()")
+            tensors = _loaded(_state_dict(content, path), read, os.fstat(file.fileno()).st_size, path)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged or hostile file can make any of them
+            raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
+    config = content.get("config")
+    plain = _plain(config, "config", path, itertools.count(1)) if isinstance(config, dict) else None
+    return PickledFile(_unwrapped(tensors), plain)
 
 
 def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -155,164 +121,253 @@ def _inside(settings: Any, place: Sequence[str]) -> Any:
     return settings
 
 
-def _unpickle(file: BinaryIO, path: Path) -> dict[Any, Any]:
-    # An open file, as torch.load maps a path that ends in .safetensors; a dict subclass of our own would not be filled.
-    try:
-        with (
-            _bounded_memory(os.fstat(file.fileno()).st_size),
-            torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]),
-        ):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # a hostile pickle can make any of them
-        raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors: save model.state_dict()")
-    return content
+class _Object:
+    """What a pickle gets in place of an object of any class. No pickle can set another attribute, not even of this."""
+
+    __slots__ = ("state",)
+
+    def __new__(cls, *_: object) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
 
 
-@contextmanager
-def _bounded_memory(size: int) -> Iterator[None]:
-    """A MemoryError for whoever takes much more than a file of that size needs.
+class _Dict(dict):
+    """In place of OrderedDict and yacs' CfgNode: a pickle fills it item by item; attributes are left."""
 
-    torch writes what it refuses into its message, and a short pickle can refer to itself so often that this fills the
-    memory.
+    __slots__ = ()
+
+    def __init__(self) -> None:  # from a long list of items many times over, memory would fill
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: torch.dtype
+    items: int
+
+    def nbytes(self) -> int:
+        return self.items * self.dtype.itemsize
+
+
+_Reader = Callable[[_Storage], bytes]
+
+
+class _Tensor(NamedTuple):
+    """Where the values of a tensor are."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    plain: bool
+    """Neither negated nor conjugated."""
+
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+    def of(self, values: Tensor) -> Tensor:
+        """Its own among the values of its storage, (items,)."""
+        reach = self.offset + sum((side - 1) * step for side, step in zip(self.shape, self.stride, strict=True))
+        if all(self.shape) and reach >= len(values):
+            raise ValueError("a tensor reaches beyond its storage")
+        return values.as_strided(self.shape, self.stride, self.offset).contiguous()
+
+
+class _Rebuilt(_Object):
+    """In place of torch's function that makes a tensor."""
+
+    def __new__(cls, storage: object, offset: Any, shape: object, stride: object, *more: object) -> Any:
+        if not (isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(stride, tuple)):
+            raise pickle.UnpicklingError("a tensor of something else")
+        if len(shape) != len(stride) or len(shape) > RANK_LIMIT:
+            raise pickle.UnpicklingError("a tensor of too many sizes")
+        if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
+            raise pickle.UnpicklingError("a tensor of odd sizes")
+        return _Tensor(storage, offset, shape, stride, plain=not any(more[2:]))
+
+
+class _Parameter(_Object):
+    def __new__(cls, data: object, *_: object) -> Any:
+        return data
+
+
+STAND_INS: dict[str, Any] = {
+    "collections.OrderedDict": _Dict,
+    "collections.Counter": _Object,  # the milestones of torch's schedules
+    "builtins.set": _Object,  # in every yacs config
+    "yacs.config.CfgNode": _Dict,
+    "argparse.Namespace": _Object,  # the arguments of timm's and torchvision's scripts
+    "torch.Size": _Object,
+    "torch._utils._rebuild_tensor_v2": _Rebuilt,
+    "torch._utils._rebuild_parameter": _Parameter,
+    **{f"torch.{kind.title()}Storage": getattr(torch, kind) for kind in ("double", "float", "half", "long", "int")},
+    "torch.ShortStorage": torch.int16,
+    "torch.BoolStorage": torch.bool,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+}
+"""All that a pickle of weights may ask for, and what it gets."""
+
+UNFIT = {
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_qtensor": "a quantised tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data",
+    "torch.ComplexFloatStorage": "a tensor of complex numbers",
+    "torch.ComplexDoubleStorage": "a tensor of complex numbers",
+}
+"""What only tensors ask for that no weight is -> its name."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives a pickle nothing but `STAND_INS`: no other code can be called, and none of it copies what it is given.
+
+    Args:
+        storages: filled with those that the pickle refers to.
     """
+
+    def __init__(self, stream: IO[bytes], path: Path, storages: dict[str, _Storage]) -> None:
+        super().__init__(stream, encoding="utf-8")
+        self._path, self._storages = path, storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        wanted = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
+        if wanted in UNFIT:
+            raise UserError(f"{self._path} holds {UNFIT[wanted]}: save it as a dense tensor of real numbers")
+        if wanted not in STAND_INS:
+            raise UserError(
+                f"{self._path} asks to run {shown(wanted, quotes=False)} when it is opened: it was not. Weights need "
+                "no such thing; if you trust the author, ask for safetensors or torch.save(model.state_dict(), ...)"
+            )
+        return STAND_INS[wanted]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, items, *view = pid
+        known = kind == "storage" and isinstance(dtype, torch.dtype) and type(items) is int and items >= 0
+        if not known or not isinstance(key, str) or any(view):
+            raise pickle.UnpicklingError("a storage of an unknown kind")
+        storage = _Storage(key, dtype, items)
+        if self._storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"the storage {key} has two sizes")
+        return storage
+
+
+def _next_pickle(file: IO[bytes], path: Path, storages: dict[str, _Storage]) -> Any:
+    """Read a pickle and leave the file behind it, after a look at what would cost more than its length."""
+    start, tuples, protocol = file.tell(), 0, 2
+    stream = io.BytesIO(file.read(PICKLE_LIMIT + 1))
     try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (ImportError, OSError):  # not on this system
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + 3 * size + SPARE_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Refuse a zip file that torch.save did not write, that unpacks to more than its size, or whose pickle is unfit."""
-    size = os.fstat(file.fileno()).st_size
-    _check_end_of_archive(file, size, path)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            _check_entries(entries, size, path)
-            pickles = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith(".pkl")]
-            if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
-                raise UserError(f"{path} is a zip file but not of torch.save: it must hold one data.pkl")
-            with archive.open(pickles[0]) as content:
-                _scan(content, path)
-    except UserError:
-        raise
-    except Exception as error:  # zipfile raises six kinds on damaged files
-        raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
-
-
-def _check_end_of_archive(file: BinaryIO, size: int, path: Path) -> None:
-    """The directory must be where both zipfile and torch look for it, or they might see different files.
-
-    Ends as torch.save writes them: directory, perhaps record (56 bytes) and locator (20) of zip64, end (22 bytes).
-    """
-    file.seek(max(size - 98, 0))
-    tail = file.read().rjust(98, b"\0")
-    length, offset, comment = struct.unpack("<LLH", tail[-10:])
-    end = size - 22
-    if tail[56:60] == b"PK\x06\x07":
-        end = size - 98
-        (record,) = struct.unpack("<Q", tail[64:72])
-        large = struct.unpack("<QQ", tail[40:56])
-        agree = length in (large[0], 2**32 - 1) and offset in (large[1], 2**32 - 1)
-        if record != end or tail[:4] != b"PK\x06\x06" or not agree:
-            raise UserError(f"{path} is damaged: its zip64 directory is not where it says; fetch it again")
-        length, offset = large
-    if tail[-22:-18] != b"PK\x05\x06" or comment or offset + length != end:
-        raise UserError(f"{path} is damaged: its zip directory is not at its end; fetch it again")
-
-
-def _check_entries(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
-    names = [entry.orig_filename for entry in entries]
-    for name in names:
-        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-            raise UserError(f"{path} holds a file named {shown(name)}, which points outside of it: {_DISTRUST}")
-    if any(name.endswith("/constants.pkl") or name.split("/")[1:2] == ["code"] for name in names):
-        raise UserError(f"{path} is a TorchScript program, which would run: export torch.save(model.state_dict(), ...)")
-    if len({name.split("/")[0] for name in names}) != 1 or len({name.lower() for name in names}) != len(names):
-        raise UserError(f"{path} is a zip file but not of torch.save: its files must lie in one folder, each once")
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
-            raise UserError(f"{path} holds {shown(entry.filename)} compressed, torch.save stores: {_DISTRUST}")
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > size:
-        raise UserError(f"{path} has {size} bytes and declares {unpacked} inside: {_DISTRUST}")
-
-
-def _check_legacy(file: BinaryIO, path: Path) -> None:
-    """Scan the five pickles before the data: magic number, version, system, object, keys of the storages."""
-    file.seek(0)
-    _scan(file, path)
-    if file.tell() != len(_MAGIC):
-        raise UserError(f"{path} is a pickle but not of torch.save: load it where it was made, save model.state_dict()")
-    for _ in range(4):
-        _scan(file, path)
-
-
-def _scan(file: IO[bytes], path: Path) -> None:
-    """Read through the next pickle without following it, and refuse the first thing it asks for that is not needed."""
-    start, tuples, protocol, texts = file.tell(), 0, 2, ["", ""]
-    try:
-        for opcode, argument, position in pickletools.genops(file):
-            if (position or 0) - start > PICKLE_LIMIT:
-                raise UserError(f"{path} has a pickle of over {PICKLE_LIMIT} bytes: {_WEIGHTS_ONLY}")
+        for opcode, argument, _ in pickletools.genops(stream):
             tuples += opcode.name.startswith("TUPLE")
             if opcode.name == "PROTO":
                 protocol = max(protocol, argument or 0)
-            elif opcode.name in ("GLOBAL", "INST"):
-                _check_global(str(argument).replace(" ", ".", 1), path)
-            elif opcode.name == "STACK_GLOBAL":  # takes its two names from the stack: nearly always the last two texts
-                _check_global(".".join(texts), path)
-            elif opcode.name in ("EXT1", "EXT2", "EXT4"):
-                _check_global(f"copyreg's extension {argument}", path)
-            elif isinstance(argument, str):
-                texts = [texts[1], argument]
-    except UserError:
+            elif opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > PICKLE_LIMIT:  # makes room for as many
+                raise ValueError(f"a reference numbered {argument}")
+    except ValueError:
+        if stream.tell() > PICKLE_LIMIT:
+            raise UserError(f"{path} has a pickle of over {PICKLE_LIMIT} bytes: {_WEIGHTS_ONLY}") from None
         raise
-    except Exception as error:  # ValueError most of the time, but genops decodes what it is given
-        raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
     if tuples > TUPLE_LIMIT:
         raise UserError(f"{path} holds {tuples} tuples, no checkpoint has more than {TUPLE_LIMIT}: {_DISTRUST}")
+    file.seek(start + stream.tell())
+    stream.seek(0)
+    content = _Unpickler(stream, path, storages).load()
     if protocol != 2:
         raise UserError(
             f"{path} is pickled with protocol {protocol}, weights are read from 2: use torch.save's default"
         )
+    return content
 
 
-def _check_global(name: str, path: Path) -> None:
-    name = name.replace("__builtin__.", "builtins.", 1)
-    if name in UNFIT:
-        raise UserError(f"{path} holds {UNFIT[name]}: save it as a dense tensor of real numbers")
-    if name not in NEEDED:
+def _open_archive(file: BinaryIO, path: Path) -> tuple[Any, _Reader]:
+    """The content of a zip file of torch.save, and a reader of its storages."""
+    size = file.seek(-22, os.SEEK_END) + 22
+    end, archive = file.read(), zipfile.ZipFile(file)
+    entries = archive.infolist()
+    if not end.startswith(b"PK\x05\x06") or archive.comment or min(entry.header_offset for entry in entries):
+        raise UserError(f"{path} is damaged: its zip directory is not at its end; fetch it again")
+    if any(name.endswith("/constants.pkl") or name.split("/")[1:2] == ["code"] for name in archive.namelist()):
+        raise UserError(f"{path} is a TorchScript program, which would run: export torch.save(model.state_dict(), ...)")
+    pickles = [entry for entry in entries if entry.filename.lower().endswith(".pkl")]
+    if len(pickles) != 1 or not re.fullmatch("[^/]+/data.pkl", pickles[0].filename):
+        raise UserError(f"{path} is a zip file but not of torch.save: it must hold one data.pkl")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path} holds {shown(entry.filename)} compressed, torch.save stores: {_DISTRUST}")
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > size:
+        raise UserError(f"{path} has {size} bytes and declares {unpacked} inside: {_DISTRUST}")
+    folder = pickles[0].filename.removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise UserError(f"{path} was written on a big-endian machine: save it as safetensors there")
+    with archive.open(pickles[0]) as stream:
+        content = _next_pickle(stream, path, {})
+    return content, lambda storage: archive.read(f"{folder}data/{storage.key}")
+
+
+def _open_legacy(file: BinaryIO, path: Path) -> tuple[Any, _Reader]:
+    """The content of a file of torch.save before 1.6, and a reader of its storages.
+
+    Five pickles: magic number, version, system, content, keys of the storages; then each storage behind its length.
+    """
+    file.seek(0)
+    if _next_pickle(file, path, {}) != _MAGIC:
+        raise UserError(f"{path} is a pickle but not of torch.save: load it where it was made, save model.state_dict()")
+    storages: dict[str, _Storage] = {}
+    _, _, content, keys = (_next_pickle(file, path, storages) for _ in range(4))
+    places, position = {}, file.tell()
+    for storage in (storages[key] for key in keys):
+        places[storage] = position
+        position += 8 + storage.nbytes()
+    if position > os.fstat(file.fileno()).st_size:
+        raise ValueError("it was cut off")
+
+    def read(storage: _Storage) -> bytes:
+        file.seek(places[storage])
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(storage.nbytes()) if length == storage.items else b""
+
+    return content, read
+
+
+def _loaded(places: Mapping[str, _Tensor], read: _Reader, size: int, path: Path) -> dict[str, Tensor]:
+    """The values of tensors: all together at most `size` bytes."""
+    values: dict[_Storage, Tensor] = {}
+    for name, tensor in places.items():
+        if not tensor.plain:
+            raise UserError(f"{name} in {path} is no plain dense tensor, but negated or conjugated: save a clone of it")
+        storage = tensor.storage
+        if storage not in values:
+            data = bytearray(read(storage))
+            if len(data) != storage.nbytes():
+                raise ValueError(f"the storage {storage.key} has another size than it says")
+            empty = torch.empty(0, dtype=storage.dtype)
+            values[storage] = torch.frombuffer(data, dtype=storage.dtype) if data else empty
+    needed = sum(tensor.nbytes() for tensor in places.values())
+    if needed > size:
         raise UserError(
-            f"{path} asks to run {shown(name, quotes=False)} when it is opened: it was not. Weights need no such "
-            "thing; if you trust the author, ask for safetensors or torch.save(model.state_dict(), ...)"
+            f"the tensors of {path} take {needed} bytes, the file only {size}: some share memory; save clones of them"
         )
+    return {name: tensor.of(values[tensor.storage]) for name, tensor in places.items()}
 
 
-def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors by name, wherever the checkpoint keeps them. Methods are dict's own: a pickle may shadow them."""
-    nested = [key for key in STATE_KEYS if isinstance(dict.get(content, key), dict)]
+def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, _Tensor]:
+    """The tensors by name, wherever the checkpoint keeps them."""
+    nested = [key for key in STATE_KEYS if isinstance(content.get(key), dict)]
     if len(nested) > 1:
         raise UserError(f"{path} has weights under {' and '.join(nested)}: save the one that you mean by itself")
     state = content[nested[0]] if nested else content
-    others = [key for key, value in dict.items(content) if value is not state and _holds_tensors(value)]
+    others = [key for key, value in content.items() if value is not state and _holds_tensors(value)]
     if others:
         _LOG.warning("%s holds more weights, under %s, which are left", path, ", ".join(map(shown, others)))
-    tensors = {name: value for name, value in dict.items(state) if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor)}
     if not tensors:
-        keys = ", ".join(shown(key) for key in list(dict.keys(state))[:5])
+        keys = ", ".join(shown(key) for key in list(state)[:5])
         raise UserError(f"{path} holds no tensors by name, only {keys or 'an empty dict'}: save model.state_dict()")
     for name in tensors:
         check_name(name, path)
@@ -320,7 +375,7 @@ def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in dict.values(value))
+    return isinstance(value, dict) and any(isinstance(item, _Tensor) for item in value.values())
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -331,25 +386,25 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_plain(tensor: Tensor, name: str, path: Path) -> None:
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not dense or tensor.dtype not in DTYPES.values() or tensor.is_neg():
-        raise UserError(f"{name} in {path} is no plain dense tensor ({tensor.dtype}, {tensor.layout}): save it as one")
-
-
 def _plain(value: Any, where: str, path: Path, count: Iterator[int], depth: int = 0) -> Any:
     """A copy of a pickled config in plain values, counted, as one value may be referred to exponentially often."""
     if next(count) > CONFIG_LIMIT or depth > CONFIG_DEPTH:
         raise UserError(f"the config in {path} has over {CONFIG_LIMIT} values or {CONFIG_DEPTH} levels: {_DISTRUST}")
-    value = vars(value) if isinstance(value, argparse.Namespace) else value
+    if isinstance(value, _Object) and isinstance(getattr(value, "state", None), dict):  # argparse's Namespace
+        value = value.state
     if isinstance(value, dict):
-        odd = [key for key in dict.keys(value) if not isinstance(key, str)]
+        odd = [key for key in value if not isinstance(key, str)]
         if odd:
             raise UserError(f"{shown(where)} in {path} has the key {shown(odd[0])}, keys must be text: {_WEIGHTS_ONLY}")
-        return {key: _plain(item, f"{where}.{key}", path, count, depth + 1) for key, item in dict.items(value)}
+        return {key: _plain(item, f"{where}.{key}", path, count, depth + 1) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, where, path, count, depth + 1) for item in value)
     if value is None or isinstance(value, str | int | float):
         return value
-    kind = type(value).__name__
-    raise UserError(f"{shown(where)} in {path} is a {kind}, not text, a number, a list or a dict: {_WEIGHTS_ONLY}")
+    raise UserError(
+        f"{shown(where)} in {path} is a {_kind(value)}, not text, a number, a list or a dict: {_WEIGHTS_ONLY}"
+    )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__.lstrip("_")
