@@ -22,11 +22,9 @@ COMMANDS = {
     "doctor": Command("swin_mim.cli.doctor.command", "look at images, settings and machine before a run"),
     "prepare": Command("swin_mim.cli.prepare", "pack images of any source into shards that train fast"),
     "stats": Command("swin_mim.cli.stats", "mean, std and range of each channel of a source"),
-    "pretrain": Command(
-        "swin_mim.recipes.pretrain", "pretrain a Swin with SimMIM on unlabelled images", "command_line"
-    ),
+    "pretrain": Command("swin_mim.cli.recipes", "pretrain a Swin with SimMIM on unlabelled images", "pretrain"),
     "probe": Command("swin_mim.cli.probe", "k-NN and linear probes of an encoder on labelled images"),
-    "finetune": Command("swin_mim.recipes.finetune", "fine-tune a classifier, or measure one", "command_line"),
+    "finetune": Command("swin_mim.cli.recipes", "fine-tune a classifier, or measure one", "finetune"),
     "transfer": Command("swin_mim.cli.transfer.command", "fine-tuning from a pretraining beside new weights"),
     "convert": Command("swin_mim.cli.convert.command", "weights of any library's format to any other"),
     "push": Command("swin_mim.cli.push", "publish a model on the Hugging Face Hub"),

@@ -64,8 +64,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from swin_mim import Swin
     from swin_mim.architecture import as_pair
+    from swin_mim.data.loading.loader import LoaderOptions
     from swin_mim.evaluation.probes import Prober, colours_of, score
     from swin_mim.evaluation.reader import Reader
+    from swin_mim.models.preprocessing import Preprocessor
     from swin_mim.training.config.finetune import LabelledDataConfig
     from swin_mim.training.labelled_images import to_probe
 
@@ -89,15 +91,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reader = Reader(
-        encoder.preprocessing,
+        Preprocessor(encoder.preprocessing, device),
         as_pair(encoder.config.image_size),
-        device,
         reduce=lambda values: values,
         watch=watch,
         batch=options.batch,
-        rank=0,
-        world=1,
-        workers=options.workers,
+        options=LoaderOptions(workers=options.workers),
     )
     (colours, labels), (other_colours, truth) = (colours_of(images, reader) for images in (training, judged))
     tell_what_cannot_be_read(broken, len(training) + len(judged), training.names, labels)

@@ -66,8 +66,9 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | Finetune
         UserError: the folder is not one of a run.
     """
     from swin_mim.training.config.finetune import FinetuneConfig
-    from swin_mim.training.config.parsing import from_mapping, read_yaml
+    from swin_mim.training.config.parsing import from_mapping
     from swin_mim.training.config.pretrain import PretrainConfig
+    from swin_mim.training.config.yaml_file import read_yaml
 
     path = run / "config.yaml"
     if not path.is_file():
@@ -96,7 +97,7 @@ def quiet(config: Any, root: Path, precision: str | None) -> Any:
 def copy_run(run: Path, copy: Path, config: Any, step: int) -> None:
     """The settings, and the newest whole checkpoint before a step."""
     from swin_mim.training.checkpoints import store as checkpoint
-    from swin_mim.training.config.parsing import to_yaml
+    from swin_mim.training.config.yaml_file import to_yaml
 
     copy.mkdir(parents=True)
     (copy / "config.yaml").write_text(to_yaml(config))

@@ -11,16 +11,14 @@ The last line is the two options to copy. What swin-mim prepare packs needs none
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from swin_mim.cli.options import add_json_option, add_raster_options, bands_of, text_stream, write_json
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
-    from swin_mim.data.dataset_stats import DatasetStats
     from swin_mim.data.decoding.raster import ChannelSpec
-    from swin_mim.data.statistics import Statistics
+    from swin_mim.data.statistics import DatasetStats, Statistics
 
 RGB = ("red", "green", "blue")
 _LISTED = 5  # broken images
@@ -49,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options, bands = parse(arguments)
         # the imports wait until the command line is known to be right
-        from swin_mim.data.dataset_stats import survey
         from swin_mim.data.sources.multichannel import RasterSource
         from swin_mim.data.sources.open import open_source
+        from swin_mim.data.statistics import DatasetStats
 
         where = {"config": options.config, "split": options.split, "column": options.column}
         source = open_source(options.source, **where, bands=bands, stack=options.stack)
         names = source.channels if isinstance(source, RasterSource) else RGB
-        found = survey(source, options.images, options.workers)
+        found = DatasetStats.of(source, options.images, options.workers)
         if found.statistics is None:
             name, reason = found.broken[0]
             raise UserError(
@@ -76,10 +74,10 @@ def as_json(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
         "valid_share": statistics.share,
         "mean": list(statistics.mean),
         "std": list(statistics.std),
-        "min": list(statistics.least),
-        "max": list(statistics.greatest),
+        "min": list(statistics.min),
+        "max": list(statistics.max),
         "broken": [broken._asdict() for broken in found.broken],
-        "statistics": asdict(statistics),
+        "statistics": statistics.as_json(),
     }
 
 
@@ -87,7 +85,7 @@ def as_text(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
     """A table, what is broken, and the options."""
     from swin_mim.data.statistics import options_text, rounded
 
-    columns = [rounded(each) for each in (statistics.mean, statistics.std, statistics.least, statistics.greatest)]
+    columns = [rounded(each) for each in (statistics.mean, statistics.std, statistics.min, statistics.max)]
     rows = [("channel", "mean", "std", "min", "max")]
     rows += [(name, *(f"{value:.6g}" for value in each)) for name, *each in zip(names, *columns, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

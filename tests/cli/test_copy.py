@@ -28,7 +28,7 @@ def test_everything_is_listed_with_a_line(capsys: pytest.CaptureFixture[str]) ->
     copy.main([])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert {"pretrain.py", "finetune.py", "demo.yaml", "zero2.yaml"} <= set(lines)
-    assert lines["pretrain.py"] == "Pretrain a Swin Transformer with SimMIM."
+    assert lines["pretrain.py"].startswith("Pretrain a Swin Transformer with SimMIM")
     assert "zero2.json" not in lines  # it comes with zero2.yaml
     assert "__init__.py" not in lines
 

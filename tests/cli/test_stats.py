@@ -13,9 +13,8 @@ from PIL import Image
 
 from swin_mim.cli import prepare
 from swin_mim.cli import stats as channels
-from swin_mim.data import dataset_stats
 from swin_mim.data.decoding.raster import Raster
-from swin_mim.data.statistics import Statistics, options_text, rounded
+from swin_mim.data.statistics import Statistics, options_text, rounded, spread_indices
 from swin_mim.errors import INTERRUPTED, MISTAKE
 
 RNG = np.random.default_rng(0)
@@ -79,7 +78,7 @@ def test_a_sample_is_spread(scenes: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("3 of 10 images")
     assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
-    assert list(dataset_stats.spread(10, 3)) == [0, 4, 9]
+    assert list(spread_indices(10, 3)) == [0, 4, 9]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_ctrl_c(scenes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset_stats.Statistics, "of", interrupted)
+    monkeypatch.setattr(Statistics, "of", interrupted)
     code, line = failure(capsys, channels.main, str(scenes), "--in_channels", "4", "--workers", "0")
     assert (code, line.splitlines()[-1]) == (INTERRUPTED, "interrupted")
 
@@ -133,11 +132,11 @@ def test_of_parts_together(sizes: list[int], offset: float, seed: int) -> None:
     images = [rng.normal(offset, 2, (size, 3, 2)) for size in sizes]
     total = Statistics.of(Raster(images[0]))
     for image in images[1:]:
-        total = total.and_of(Statistics.of(Raster(image)))
+        total = total.merge(Statistics.of(Raster(image)))
     pixels = np.concatenate(images).reshape(-1, 2)
     np.testing.assert_allclose(total.mean, pixels.mean(axis=0), rtol=1e-12, atol=1e-9)
     np.testing.assert_allclose(total.std, pixels.std(axis=0), rtol=1e-7)
-    assert total.least == tuple(pixels.min(axis=0))
+    assert total.min == tuple(pixels.min(axis=0))
     assert (total.images, total.valid, total.share) == (len(sizes), len(pixels), 1.0)
     assert Statistics.from_json(json.loads(json.dumps(total.as_json()))) == total
 

@@ -1,15 +1,12 @@
-"""The benchmark's modules, as they are imported when it is started as a script, with ceilings that take no time."""
+"""The benchmark's modules, with ceilings that take no time."""
 
 import importlib
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[2] / "tools"
 NAMES = (
     *("attention", "breakdown", "ceilings", "curves", "decoders", "gpu", "images", "loader", "memory", "peers"),
     *("picture", "report", "settings", "step", "timing", "train", "training"),
@@ -18,16 +15,11 @@ NAMES = (
 
 @pytest.fixture(scope="session")
 def bench_modules():
-    sys.path.insert(0, str(TOOLS))
-    try:
-        modules = {name: importlib.import_module(f"bench_{name}") for name in NAMES}
-        modules["main"] = importlib.import_module("bench").main
-        modules["parse"] = importlib.import_module("bench").parse
-    finally:
-        sys.path.remove(str(TOOLS))
+    modules = {name: importlib.import_module(f"tools.bench.{name}") for name in NAMES}
+    command = importlib.import_module("tools.bench.__main__")
     modules["ceilings"].SIDES = {"cpu": (64, 128)}
     modules["ceilings"].COPY_BYTES = {"cpu": 1 << 20}
-    return SimpleNamespace(**modules)
+    return SimpleNamespace(**modules, main=command.main, parse=command.parse)
 
 
 @pytest.fixture

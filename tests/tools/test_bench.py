@@ -134,7 +134,7 @@ def test_a_table_stands_below_each_other(bench, capsys):
     ],
 )
 def test_json_that_could_not_be_written_is_a_mistake_of_the_command(bench, tmp_path, capsys, place, message):
-    from swin_mim.cli.json_report import add_json_option
+    from swin_mim.cli.options import add_json_option
 
     (tmp_path / "a_file").touch()
     parser = argparse.ArgumentParser()
@@ -147,7 +147,7 @@ def test_json_that_could_not_be_written_is_a_mistake_of_the_command(bench, tmp_p
 
 
 def test_json_that_cannot_be_written_is_said(bench, tmp_path, capsys):
-    from swin_mim.cli.json_report import write_json
+    from swin_mim.cli.options import write_json
 
     write_json({"a": 1}, None)
     write_json({"a": 1}, "-")

@@ -1,4 +1,4 @@
-"""`bench.py attention` at a tiny size."""
+"""`python -m tools.bench attention` at a tiny size."""
 
 import pytest
 import torch

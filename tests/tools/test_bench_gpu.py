@@ -34,14 +34,14 @@ def test_curves_of_equal_backends_are_equal(bench):
 
 @pytest.fixture
 def in_this_process(bench, monkeypatch):
-    """The calls of `bench.py`, without a process for each; returns the names of the commands that were called."""
+    """Calls of `tools.bench` without a process for each; returns the names of the commands that were called."""
     called = []
 
     def call(command, deadline, variables=None):
-        called.append(command[2])
+        called.append(command[3])
         with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
             try:
-                bench.main(command[2:])
+                bench.main(command[3:])
             except SystemExit as left:
                 return left.code, output.getvalue()
         return 0, output.getvalue()

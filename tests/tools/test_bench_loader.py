@@ -1,4 +1,4 @@
-"""`bench.py loader` on a few images."""
+"""`python -m tools.bench loader` on a few images."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""`bench.py step` at a tiny size: what it reports of whom, and where a step goes."""
+"""`python -m tools.bench step` at a tiny size: what it reports of whom, and where a step goes."""
 
 import contextlib
 import io

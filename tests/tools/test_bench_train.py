@@ -1,4 +1,4 @@
-"""`bench.py train` for a few steps of the real recipe."""
+"""`python -m tools.bench train` for a few steps of the real recipe."""
 
 import pytest
 
@@ -35,6 +35,6 @@ def test_a_recipe_that_fails_is_one_line(bench, capsys):
         bench.main([*TINY, "--", "--data.source", "/nowhere"])
     assert left.value.code == 2
     error = capsys.readouterr().err
-    assert "recipes/pretrain.py failed" in error
+    assert "swin_mim.recipes.pretrain failed" in error
     assert "/nowhere" in error
     assert error.count("\n") == 1

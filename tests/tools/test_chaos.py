@@ -7,23 +7,28 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+from tools.clone import environment
 
 SHORT = """
 import sys
-sys.path.insert(0, {tools!r})
-import chaos, chaos_saves, chaos_runs
-chaos_saves.BYTE_POINTS, chaos_saves.FLIPS, chaos_saves.CUTS = 40, 150, 50
+from tools.chaos import __main__ as chaos, saves
+saves.BYTE_POINTS, saves.FLIPS, saves.CUTS = 40, 150, 50
 chaos.main(sys.argv[1:])
 """
+
+
+def run(*arguments: str, folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    """A process in a folder outside the clone."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def figures(tmp_path: Path, *parts: str) -> dict[str, dict[str, float]]:
     """In a process of its own: it forks, and sets up an accelerator."""
     file = tmp_path / "chaos.json"
-    command = [sys.executable, "-c", SHORT.format(tools=str(TOOLS)), *parts, "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)  # of strategies, 270 s
+    done = run("-c", SHORT, *parts, "--json", str(file), folder=tmp_path, timeout=900)  # of strategies, 270 s
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(file.read_text()))
 
@@ -57,9 +62,8 @@ def test_every_strategy_continues_and_leaves_a_nan_out(tmp_path: Path) -> None:
 
 def test_it_counts_what_is_lost(tmp_path: Path) -> None:
     """With checkpoints that are not verified, damage is silent: the figures say so, and the tool fails."""
-    careless = "from swin_mim.training import checkpoint\ncheckpoint.verify = lambda path: ''\n" + SHORT
-    command = [sys.executable, "-c", careless.format(tools=str(TOOLS)), "damage"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    careless = "from swin_mim.training.checkpoints import store\nstore.verify = lambda path: ''\n" + SHORT
+    done = run("-c", careless, "damage", folder=tmp_path, timeout=300)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: not as promised: damage.")
 
@@ -68,8 +72,7 @@ def test_it_counts_what_is_lost(tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["savs"], "no such part: savs"), (["saves", "--json", "no/such/x.json"], "x.json: there is no folder")],
 )
-def test_a_mistake_is_said_before_any_part_runs(arguments: list[str], message: str) -> None:
-    command = [sys.executable, str(TOOLS / "chaos.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_a_mistake_is_said_before_any_part_runs(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run("-m", "tools.chaos", *arguments, folder=tmp_path, timeout=60)
     assert done.returncode == 2
     assert message in done.stderr

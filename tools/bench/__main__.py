@@ -3,12 +3,12 @@
     python -m tools.bench step --model swin_base --batch 128,256 --precision bf16 --modes eager,compiled
     python -m tools.bench attention --model swin_base --batch 128 --precision bf16
     python -m tools.bench loader --images 2000 --workers 0,1,2
-    python -m tools.bench train --steps 50 -- --config recipes/configs/simmim_swin_tiny_192_100ep.yaml --data.source DIR
+    python -m tools.bench train --steps 50 -- --config simmim_swin_tiny_192_100ep --data.source DIR
     python -m tools.bench curves --backends reference,sdpa --steps 200
     python -m tools.bench decoders --steps 300 --seeds 0,1,2
 
-`bench_step.py` and so on say what each of them measures. All measure the ceilings of the very machine too: the rate of
-a matrix product and that of a copy. `bench_gpu.py` runs all that a GPU machine has to show.
+The files `step.py` and so on say what each of them measures. All measure the ceilings of the machine too: the rate of
+a matrix product and that of a copy. `python -m tools.bench.gpu` runs all that a GPU machine has to show.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import torch
 
-from swin_mim.cli.json_report import add_json_option
+from swin_mim.cli.options import add_json_option
 from swin_mim.errors import Parser, one_line_errors
 from swin_mim.models.window_attention import Backend
 from tools.bench.attention import attention
@@ -120,7 +120,7 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "After -- come the settings of recipes/pretrain.py."
+    parser.epilog = "After -- come the settings of swin-mim pretrain."
     parser.add_argument("--steps", type=int, default=20, help="steps that count")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them, which do not")
     add_common(parser, repeats=3)

@@ -1,11 +1,11 @@
-"""Window attention forward and backward at every stage of a model, ours and the others': `bench.py attention`.
+"""Window attention forward and backward at every stage of a model, ours and the others': `tools.bench attention`.
 
 All get tokens (B, h, w, D) in raster order and return the same: projections, shift, windows and what undoes them
 included, each library in its own way, with the same weights. Besides, ours without the two projections ("alone").
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TextIO, get_args
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.architecture import SwinConfig
-from swin_mim.cli.json_report import text_stream, write_json
+from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import window_geometry
@@ -177,7 +177,7 @@ def measure(
     failed = disagreeing(rows, place, config, device)
     steps = settings.steps or (10 if device.type == "cuda" else 1)
     turns = {
-        name: partial(turn, name, row, place, batch, config, settings, steps, device)
+        name: partial(turn, name, row, partial(tokens, name, place, batch, config, device), settings.precision, steps)
         for name, row in rows.items()
         if name not in failed
     }
@@ -196,28 +196,18 @@ def measure(
 
 
 def turn(
-    name: str,
-    row: Attention,
-    place: Place,
-    batch: int,
-    config: SwinConfig,
-    settings: PeerSettings,
-    steps: int,
-    device: torch.device,
-    repeat: int,
-    calls: int = 0,
+    name: str, row: Attention, draw: Callable[[], Tensor], precision: str, steps: int, repeat: int, calls: int = 0
 ) -> float:
-    """Seconds per forward and backward pass, all parameters' gradients included."""
-    x = tokens(name, place, batch, config, device)
-    x = x.detach().to(input_dtype(name, settings.precision)).requires_grad_()
+    """Seconds per forward and backward pass, all parameters' gradients included; `draw` gives tokens (B, h, w, D)."""
+    x = draw().detach().to(input_dtype(name, precision)).requires_grad_()
     wanted = [x, *row.module.parameters()]
 
     def forward_backward() -> None:
-        with autocast(device, settings.precision):  # each time anew, because it keeps the weights that it has cast
+        with autocast(x.device, precision):  # each time anew, because it keeps the weights that it has cast
             y = row.call(x)
         torch.autograd.grad(y, wanted, y.detach(), allow_unused=True)
 
-    return seconds_per_call(forward_backward, calls or steps, device)
+    return seconds_per_call(forward_backward, calls or steps, x.device)
 
 
 def input_dtype(name: str, precision: str) -> torch.dtype:

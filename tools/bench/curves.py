@@ -1,4 +1,4 @@
-"""The losses of one training with several attention backends: `bench.py curves`.
+"""The losses of one training with several attention backends: `tools.bench curves`.
 
 The same model from the same weights sees the same images and masks with every backend. The images are smooth random
 fields: the hidden part can be guessed from what surrounds it, so the loss falls, and nothing has to be downloaded.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swin_mim.architecture import SwinConfig, as_pair
-from swin_mim.cli.json_report import text_stream, write_json
+from swin_mim.cli.options import text_stream, write_json
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.window_attention import Backend
 from tools.bench.peers import System

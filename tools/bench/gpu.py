@@ -4,8 +4,8 @@
     python -m tools.bench.gpu gpu_results --microsoft PATH --minutes 10      # as often as it takes
     python -m tools.bench.gpu dry_results --dry                              # the same way with a tiny model, on a CPU
 
-It looks at the environment, tests the kernels on the GPU, and lets `bench.py` compare the backends' numbers, time the
-window attention and the training step of several models and batch sizes, say where a step goes, and draw the loss
+It looks at the environment, tests the kernels on the GPU, and lets `tools.bench` compare the backends' numbers, time
+the window attention and the training step of several models and batch sizes, say where a step goes, and draw the loss
 curves. Each part leaves OUT/<part>.json, and one whose file is there is not done again. OUT/table.md is made anew from
 these files each time.
 """
@@ -28,8 +28,9 @@ import torch
 from swin_mim.errors import Parser, UserError, one_line_errors
 from tools.bench.report import PACKAGES, cpu_name, number, version_of
 from tools.bench.settings import check_microsoft
+from tools.clone import ROOT
+from tools.clone import environment as environment_of_clone
 
-ROOT = Path(__file__).parents[2]
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 UNFINISHED = 75
 """Exit code: out of time, the same command goes on (EX_TEMPFAIL)."""
@@ -56,7 +57,7 @@ class Plan(NamedTuple):
     """The first one also has the breakdown and the curves."""
     batches: tuple[int, ...]
     options: list[str]
-    """Of every call of `bench.py`."""
+    """Of every call of `python -m tools.bench`."""
     step: list[str]
     backends: str
     curve: list[str]
@@ -90,7 +91,7 @@ DRY = Plan(
 class Part(NamedTuple):
     name: str
     arguments: list[str]
-    """Of `bench.py`."""
+    """Of `python -m tools.bench`."""
 
 
 def parts_of(plan: Plan, microsoft: str | None, systems: str | None = None) -> list[Part]:
@@ -138,14 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="tools/bench_gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("out", help="folder of the results; what is there is not measured again")
     add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM")
     add("--minutes", type=float, default=600, help="after which it stops; the same command goes on")
     add("--only", default="*", metavar="PATTERN", help="only the parts with such a name, as 'step_swin_base_192_w6_*'")
-    add("--systems", help="as of bench.py; default: all. Compiling four others takes minutes for each batch size")
+    add("--systems", help="as of tools.bench; default: all. Compiling four others takes minutes for each batch size")
     add("--dry", action="store_true", help="the same way with a tiny model on a CPU, in about a minute")
     return parser.parse_args(arguments)
 
@@ -200,8 +201,7 @@ def measure(parts: Sequence[Part], out: Path, only: str, deadline: float) -> lis
         start = time.monotonic()
         say(f"[{count}/{len(wanted)}] {part.name}")
         unfinished = file.with_suffix(".unfinished")
-        script = str(Path(__file__).with_name("bench.py"))
-        code, text = call([sys.executable, script, *part.arguments, "--json", str(unfinished)], deadline)
+        code, text = call([sys.executable, "-m", "tools.bench", *part.arguments, "--json", str(unfinished)], deadline)
         file.with_suffix(".log").write_text(text)
         if code == 0:
             unfinished.rename(file)
@@ -220,7 +220,7 @@ def call(command: Sequence[str], deadline: float, variables: Mapping[str, str] |
     started = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **(variables or {})},
+        env=environment_of_clone(**(variables or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

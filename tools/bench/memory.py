@@ -14,6 +14,7 @@ from torch import Tensor
 from tools.bench.settings import Mode, Precision, StepSettings, row_name
 from tools.bench.timing import Failed, autocast
 from tools.bench.training import Contestant
+from tools.clone import environment
 
 
 def own_bytes(contestant: Contestant) -> int:
@@ -86,8 +87,8 @@ def peak_of_child(system: str, mode: Mode, batch: int, arguments: Sequence[str])
     # two steps, because the optimizer allocates its state at the end of the first
     overrides = ["--systems", system, "--modes", mode, "--batch", str(batch), "--json", "-"]
     overrides += ["--repeats", "1", "--warmup", "1", "--steps", "1", "--no-ceilings", "--no-breakdown"]
-    script = Path(__file__).with_name("bench.py")
-    child = subprocess.run([sys.executable, str(script), *arguments, *overrides], capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.bench", *arguments, *overrides]
+    child = subprocess.run(command, env=environment(), capture_output=True, text=True)
     if child.returncode:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         return Failed(f"the process that measures its memory failed: {last}")

@@ -1,4 +1,4 @@
-"""The systems that `bench.py` measures: each built with the weights of one SimMIM, given under our names.
+"""The systems that `tools.bench` measures: each built with the weights of one SimMIM, given under our names.
 
 timm and torchvision have no SimMIM: their encoder gets our mask token, decoder and loss. transformers and microsoft
 bring their own.

@@ -1,6 +1,6 @@
-"""What `bench.py step --breakdown --json FILE` found, as a picture: the systems, and where a step of ours goes.
+"""The report of `python -m tools.bench step --breakdown` as a picture: the systems, and where a step of ours goes.
 
-python tools/bench_picture.py step.json docs/step.png
+python -m tools.bench.picture step.json docs/step.png
 """
 
 import json
@@ -67,16 +67,18 @@ def tidy(axes: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="bench_picture.py", description=__doc__)
+    parser = Parser(prog="python -m tools.bench.picture", description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args(arguments)
     try:
         report = json.loads(options.report.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{options.report} is not a report of bench.py: {error}") from None
+        raise UserError(f"{options.report} is not a report of tools.bench: {error}") from None
     if not isinstance(report, dict) or not report.get("breakdown"):
-        raise UserError(f"{options.report} has no breakdown: make it with bench.py step --breakdown --json")
+        raise UserError(
+            f"{options.report} has no breakdown: make it with python -m tools.bench step --breakdown --json"
+        )
     draw(report, options.picture)
 
 

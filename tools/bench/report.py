@@ -1,4 +1,4 @@
-"""What `bench.py` prints and writes: the machine, the versions, tables, JSON."""
+"""What `tools.bench` prints and writes: the machine, the versions, tables, JSON."""
 
 import os
 import platform

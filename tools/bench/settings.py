@@ -1,4 +1,4 @@
-"""The options of `bench.py`'s commands, and what of them is checked for all. Their meaning is in `bench.parse`."""
+"""The options of `tools.bench`'s commands, and what of them is checked for all. Their meaning is in `bench.parse`."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A SimMIM training step of ours and of the others: `bench.py step`.
+"""A SimMIM training step of ours and of the others: `tools.bench step`.
 
 Forward with a block mask, masked L1, backward, clipping at 5.0, AdamW, zero_grad. Every system starts from the same
 weights and gets the same images, masks and optimizer. One whose loss or gradient is not ours with the same weights does
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_mim.architecture import SwinConfig
-from swin_mim.cli.json_report import text_stream, write_json
+from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
 from tools.bench.breakdown import breakdown, print_breakdown
 from tools.bench.ceilings import Ceilings, measure_ceilings

@@ -1,4 +1,4 @@
-"""How `bench.py` takes times: after a wait for the device, in turns, and past what fails."""
+"""How `tools.bench` takes times: after a wait for the device, in turns, and past what fails."""
 
 import gc
 import statistics

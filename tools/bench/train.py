@@ -1,12 +1,11 @@
-"""The real recipe end to end, beside the bare step of the same model: `bench.py train`.
+"""The real recipe end to end, beside the bare step of the same model: `tools.bench train`.
 
-recipes/pretrain.py runs in a process of its own for a few steps, without evaluations, and its metrics.jsonl says how
+The recipe runs in a process of its own for a few steps, without evaluations, and its metrics.jsonl says how
 fast it was. The bare step has the same model, micro batch, precision and accumulation, and images that are already
 there: what the recipe is slower is the data and the engine. The two take turns.
 """
 
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,19 +19,19 @@ import torch
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
 from swin_mim.models.simmim import SimMIM
+from swin_mim.training.config.commands import pretrain_config
 from swin_mim.training.config.common_checks import accumulation
-from swin_mim.training.config.parsing import load_config
 from swin_mim.training.config.pretrain import PretrainConfig
-from swin_mim.training.config.pretrain_checks import check as check_config
-from swin_mim.training.config.pretrain_checks import swin_config, with_packed_channels
+from swin_mim.training.config.pretrain_checks import swin_config
 from swin_mim.training.run.tracking import read_metrics
 from tools.bench.peers import System
 from tools.bench.report import describe, number, print_machine, print_table
 from tools.bench.settings import TrainSettings, check
 from tools.bench.timing import free, seconds_per_call, take_turns, times
 from tools.bench.training import enter, random_batch, train_step
+from tools.clone import environment
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "pretrain.py"
+RECIPE = "swin_mim.recipes.pretrain"
 
 
 def train(settings: TrainSettings) -> None:
@@ -43,7 +42,7 @@ def train(settings: TrainSettings) -> None:
         raise UserError("--warmup 0 would time the start of the workers: give at least --warmup 1")
     with tempfile.TemporaryDirectory() as root:
         arguments = recipe_arguments(settings, Path(root))
-        config = read_config(arguments)
+        config = pretrain_config(arguments)
         report = describe(settings, device) | {"recipe": list(settings.overrides)}
         print_machine(report, out)
         print(f"train     {heading(config, settings)}\n", file=out, flush=True)
@@ -70,15 +69,6 @@ def recipe_arguments(settings: TrainSettings, root: Path) -> list[str]:
     return [*settings.overrides, *(part for name, value in own.items() for part in (f"--{name}", value))]
 
 
-def read_config(arguments: Sequence[str]) -> PretrainConfig:
-    """The recipe's own reading of them, with its own complaints."""
-    demo = RECIPE.parent / "configs" / "demo.yaml"
-    return load_config(
-        PretrainConfig, arguments, default_config=demo, prog="python -m tools.bench train --", description="The recipe.",
-        complete=with_packed_channels, check=check_config,
-    )  # fmt: skip
-
-
 def heading(config: PretrainConfig, settings: TrainSettings) -> str:
     train = config.train
     return (
@@ -102,12 +92,12 @@ def recipe_turn(
 ) -> float:
     """Notes the lines of metrics that count in `lines`."""
     name = f"bench{repeat}"
-    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {})
-    command = [sys.executable, str(RECIPE), *arguments, "--run.name", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    variables = {"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {}
+    command = [sys.executable, "-m", RECIPE, *arguments, "--run.name", name]
+    done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"recipes/pretrain.py failed: {last.removeprefix('error: ')}")
+        raise UserError(f"{RECIPE} failed: {last.removeprefix('error: ')}")
     timed = [row for row in read_metrics(root / name) if "images_per_second" in row and row["step"] > settings.warmup]
     lines.append(timed)
     return sum(config.train.global_batch / row["images_per_second"] for row in timed) / len(timed)

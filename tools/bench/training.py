@@ -1,4 +1,4 @@
-"""One training step as `bench.py` measures it: the system with its optimizer, its batch, the step, the FLOPs of it."""
+"""One training step as `tools.bench` measures it: the system with its optimizer, its batch, the step, its FLOPs."""
 
 from typing import NamedTuple
 

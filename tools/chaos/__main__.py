@@ -22,14 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from swin_mim.cli.json_report import add_json_option, text_stream, write_json
+from swin_mim.cli.options import add_json_option, text_stream, write_json
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 PARTS = ("saves", "damage", "stops", "strategies", "numbers", "overhead")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="chaos.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m tools.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
     add_json_option(parser)
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""Run a script of this repository with one fault in it, at a chosen place of a run.
+"""Run a module with one fault in it, at a chosen place of a run.
 
-    python tools/chaos_faults.py '{"kind": "signal", "step": 12, "rank": 0}' recipes/pretrain.py --config ...
+    python -m tools.chaos.faults '{"kind": "signal", "step": 12, "rank": 0}' swin_mim.recipes.pretrain --config ...
 
 Kinds, all in the process `rank` (default 0) only; with "onwards" a NaN is at all later positions too:
     signal      gets SIGTERM in the middle of the step after `step` steps
@@ -28,8 +28,7 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) == fault.get("rank", 0) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         FAULTS[fault["kind"]](fault)
     sys.argv = sys.argv[2:]
-    sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def at_step(fault: dict[str, Any]) -> None:
@@ -39,10 +38,10 @@ def at_step(fault: dict[str, Any]) -> None:
     seed_forward = engine.seed_forward
     steps: list[int] = []
 
-    class Faulty(engine._Trainer):
-        def step(self, *arguments: Any) -> None:
+    class Faulty(engine.Trainer):
+        def step(self) -> None:
             steps[:] = [self.state.step]
-            super().step(*arguments)
+            super().step()
 
     def in_the_middle(seed: int, position: int) -> None:
         if steps == [fault["step"]]:
@@ -50,7 +49,7 @@ def at_step(fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), number)
         seed_forward(seed, position)
 
-    engine._Trainer = Faulty  # type: ignore[misc]
+    engine.Trainer = Faulty  # type: ignore[misc]
     engine.seed_forward = in_the_middle
 
 

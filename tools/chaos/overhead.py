@@ -1,8 +1,8 @@
 """python -m tools.chaos overhead: what guarding a run costs, on the demo.
 
-    python tools/chaos_overhead.py plain 200 FOLDER     # one measurement: seconds of these steps, as JSON
+    python -m tools.chaos.overhead plain 200 FOLDER     # one measurement: seconds of these steps, as JSON
 
-`plain` is the loop of a tutorial: forward, backward, clip, step, and a loss now and then. `guarded` is `engine.fit`
+`plain` is the loop of a tutorial: forward, backward, clip, step, and a loss now and then. `guarded` is `trainer.fit`
 with its log, its comparisons, and checkpoints as often as in the demo. Both train one model on the same batches.
 """
 
@@ -11,8 +11,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+
+from swin_mim.data.loading.loader import Batch
+from swin_mim.recipes import pretrain
+from swin_mim.training.config.commands import pretrain_config
+from swin_mim.training.distributed.prepare import PreparedModel
+from swin_mim.training.loop.schedule import TrainingSchedule
+from swin_mim.training.loop.trainer import Loader, Saving, fit
+from swin_mim.training.run.run import Run
+from tools.clone import environment
 
 STEPS, REPEATS = 300, 5
 """A checkpoint is due every 300 steps of the demo."""
@@ -25,7 +37,7 @@ def overhead(folder: Path) -> dict[str, Any]:
         # who begins changes, because machines slow down and recover
         for kind in list(seconds)[:: 1 - 2 * (repeat % 2)]:
             command = [sys.executable, "-m", "tools.chaos.overhead", kind, str(STEPS), str(folder / f"{kind}_{repeat}")]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
             seconds[kind].append(json.loads(done.stdout.splitlines()[-1]))
     pairs = zip(seconds["plain"], seconds["guarded"], strict=True)
     return {
@@ -36,42 +48,42 @@ def overhead(folder: Path) -> dict[str, Any]:
     }
 
 
-def plain_loop(accelerator: Any, model: Any, optimizer: Any, **job: Any) -> bool:
-    plan, state = job["plan"], job["state"]
-    batches, steps = job["batches"](0), plan.total_steps
-    for step in range(steps):
+def plain_loop(
+    run: Run,
+    trained: PreparedModel[Any],
+    task: Callable[[Batch], Tensor],
+    loader: Loader,
+    schedule: TrainingSchedule,
+    checkpoints: Saving,
+    *_: Any,
+) -> bool:
+    batches, optimizer = loader.batches(0), trained.optimizer
+    for step in range(schedule.total_steps):
         for group in optimizer.param_groups:
-            group["lr"] = job["learning_rate"](step, 1.0)
-        loss = job["loss_of"](next(batches))
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
+            group["lr"] = schedule.learning_rate(step, 1.0)
+        loss = task(next(batches))
+        run.accelerator.backward(loss)
+        run.accelerator.clip_grad_norm_(trained.model.parameters(), schedule.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        if step % plan.log_every == 0:
+        if step % schedule.log_every == 0:
             print(step, loss.item())
-    state.step = steps
+    checkpoints.state.step = schedule.total_steps
     return True
 
 
 def main(kind: str, steps: int, folder: Path) -> None:
-    from swin_mim.recipes import pretrain
-    from swin_mim.training.config.parsing import load_config
-    from swin_mim.training.config.pretrain import PretrainConfig
-    from swin_mim.training.config.pretrain_checks import check
-    from swin_mim.training.loop import trainer as engine
-
     taken: list[float] = []
 
-    def timed(*arguments: Any, **job: Any) -> bool:
-        loop = engine.fit if kind == "guarded" else plain_loop
+    def timed(*job: Any) -> bool:
+        *job, _, publisher = job  # without evaluations
         start = time.perf_counter()
-        finished = loop(*arguments, **job | {"evaluations": []})
+        finished = fit(*job, (), publisher) if kind == "guarded" else plain_loop(*job)
         taken.append(time.perf_counter() - start)
         return finished
 
     flags = ["--train.duration", f"{steps} steps", "--run.root", str(folder.parent), "--run.name", folder.name]
-    config = load_config(PretrainConfig, flags, default_config=pretrain.DEMO, prog="", description="", check=check)
-    assert pretrain.main(config, fit=timed) == 0
+    assert pretrain.main(pretrain_config(flags), fit=timed) == 0
     print(json.dumps(round(taken[0], 3)))
 
 

@@ -1,7 +1,6 @@
-"""python -m tools.chaos on whole runs of recipes/pretrain.py: signals, numbers that are not finite."""
+"""python -m tools.chaos on whole runs of the pretraining recipe: signals, numbers that are not finite."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +15,11 @@ from tqdm import tqdm
 
 from swin_mim.errors import DATA_ERROR, STOPPED, UserError
 from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.config.shipped import recipes_folder
 from swin_mim.training.run.jsonl import whole_lines
+from tools.clone import environment
 
-TOOLS = Path(__file__).parent
-RECIPE = TOOLS.parent / "recipes" / "pretrain.py"
+RECIPE = "swin_mim.recipes.pretrain"
 STEPS, BATCH = 30, 16
 CONFIG: dict[str, Any] = {
     "data": {"workers": 0, "heldout": 4},
@@ -75,15 +75,15 @@ class Runs:
         strategy: str = "DDP",
     ) -> str:
         """Start a run, or go on with it; what it said."""
-        faulty = [str(TOOLS / "chaos_faults.py"), json.dumps(fault)] if fault else []
+        faulty = ["tools.chaos.faults", json.dumps(fault)] if fault else []
         where = ["--config", str(self.folder / "config.yaml"), "--run.root", str(self.folder), "--run.name", name]
-        command = [*faulty, str(RECIPE), *where, *flags, "--train.fsdp", str(strategy == "FSDP2").lower()]
+        command = ["-m", *faulty, RECIPE, *where, *flags, "--train.fsdp", str(strategy == "FSDP2").lower()]
         if processes > 1:
             launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
             command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command]
         done = subprocess.run(
             [sys.executable, *command],
-            env=os.environ | ENVIRONMENT | self._deepspeed(strategy),
+            env=environment(**ENVIRONMENT, **self._deepspeed(strategy)),
             capture_output=True,
             text=True,
             timeout=300,
@@ -100,7 +100,7 @@ class Runs:
     def _deepspeed(self, strategy: str) -> dict[str, str]:
         if not strategy.startswith("DeepSpeed"):
             return {}
-        shipped = RECIPE.parent / "launch" / f"zero{strategy[-1]}.json"
+        shipped = recipes_folder() / "launch" / f"zero{strategy[-1]}.json"
         settings = json.loads(shipped.read_text())
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # else so small a model stays whole
         file = self.folder / shipped.name
@@ -216,10 +216,10 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 def replayed(run: Path, step: int, fault: dict[str, Any]) -> str:
     """What swin-mim replay says of a step, under the same fault."""
-    command = [str(TOOLS / "chaos_faults.py"), json.dumps(fault), str(TOOLS / "replay.py"), str(run), str(step)]
+    command = ["-m", "tools.chaos.faults", json.dumps(fault), "swin_mim", "replay", str(run), str(step)]
     done = subprocess.run(
         [sys.executable, *command],
-        env=os.environ | ENVIRONMENT,
+        env=environment(**ENVIRONMENT),
         capture_output=True,
         text=True,
         timeout=300,

@@ -16,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from swin_mim.training.checkpoints import manager as run_state
 from swin_mim.training.checkpoints import store as checkpoint
-from swin_mim.training.checkpoints.manager import Checkpoints, RunState
+from swin_mim.training.checkpoints.manager import Checkpoints
+from swin_mim.training.checkpoints.model_state import optimizer_tensors
+from swin_mim.training.checkpoints.state import RunState, newest_checkpoint
 from swin_mim.training.loop.optim import adamw
 
 BYTE_POINTS = 500
@@ -55,7 +56,7 @@ class Run:
         self.checkpoints.writer.wait()
 
     def state(self) -> State:
-        moments = checkpoint.optimizer_tensors(self._optimizer, self.model)
+        moments = optimizer_tensors(self._optimizer, self.model)
         return {name: value.clone() for name, value in (self.model.state_dict() | moments).items()}
 
 
@@ -86,7 +87,7 @@ class Bench:
         """What a run that is started again in a folder finds: "step 2", "unloadable", or "silently wrong"."""
         run = Run(place, self.accelerator)
         try:
-            newest = run_state.newest_checkpoint(place)
+            newest = newest_checkpoint(place)
             if newest is None:
                 return "unloadable"
             state = run.checkpoints.restore(newest)

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from swin_mim.cli.doctor.rasters import Channels
-from swin_mim.data.dataset_stats import spread
 from swin_mim.data.decoding.array_files import is_npy, is_npz
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage, check_metadata
@@ -30,7 +29,7 @@ from swin_mim.data.sampling import Place
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
-from swin_mim.data.statistics import Statistics
+from swin_mim.data.statistics import Statistics, spread_indices
 
 FLAT = 2.0
 """Standard deviation, of values from 0 to 255, up to which a picture shrunk to 32 x 32 counts as near-empty."""
@@ -131,7 +130,7 @@ def look_at_all(source: Source, folder: Path | None, most: int, size: tuple[int,
     Raises:
         UserError: decoders die again and again.
     """
-    indices = spread(len(source), most)
+    indices = spread_indices(len(source), most)
     each = [Place(index, index) for index in indices]
     places = [each[start : start + _TOGETHER] for start in range(0, len(each), _TOGETHER)]
     looks: list[Look] = []
@@ -155,7 +154,7 @@ def _channels(looks: Sequence[Look], names: Sequence[str]) -> Channels | None:
     if not measured:
         return None
     dtypes = _counted(look.dtype for look in looks if look.dtype)
-    return Channels.of(names, dict(counts.most_common()), dtypes, reduce(Statistics.and_of, measured))
+    return Channels.of(names, dict(counts.most_common()), dtypes, reduce(Statistics.merge, measured))
 
 
 def summary(
@@ -248,7 +247,7 @@ def _look_at_raster(source: RasterSource, index: int) -> Look:
         format=format,
         pixels=f"{plural_channels(raster.values.shape[2])} of {raster.values.dtype}",
         size=(raster.values.shape[1], raster.values.shape[0]),
-        flat=statistics.least == statistics.greatest,
+        flat=statistics.min == statistics.max,
         dtype=raster.values.dtype.name,
         statistics=statistics,
     )

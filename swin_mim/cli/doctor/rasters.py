@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swin_mim.data.dataset_stats import spread
 from swin_mim.data.decoding.array_files import is_npy, is_npz
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage
@@ -15,7 +14,7 @@ from swin_mim.data.decoding.rgb import decode_image
 from swin_mim.data.sources.open import open_files
 from swin_mim.data.sources.stacks import StackSource
 from swin_mim.data.sources.tables import Table
-from swin_mim.data.statistics import Statistics, rounded
+from swin_mim.data.statistics import Statistics, rounded, spread_indices
 from swin_mim.errors import UserError
 from swin_mim.training.config.pretrain import DataConfig, ModelConfig, PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters
@@ -48,7 +47,7 @@ class Channels:
         cls, names: Sequence[str], counts: dict[int, int], dtypes: dict[str, int], statistics: Statistics
     ) -> "Channels":
         mean, std = rounded(statistics.mean), rounded(statistics.std)
-        ranges = rounded(statistics.least), rounded(statistics.greatest)
+        ranges = rounded(statistics.min), rounded(statistics.max)
         return cls(tuple(names), counts, dtypes, statistics.share, mean, std, *ranges)
 
 
@@ -119,7 +118,7 @@ def _names_of_rasters(data: DataConfig) -> tuple[str, ...] | None:
         return tuple(name for name in files.channels if name != data.mask_channel)
     asked = data.nodata is not None or data.mask_channel is not None
     kinds: Counter[tuple[str, ...] | None] = Counter()
-    for index in spread(len(files), PEEKED):
+    for index in spread_indices(len(files), PEEKED):
         try:
             content = files.content(index)
         except BrokenImage:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +15,18 @@ from torch import Tensor, nn
 from swin_mim.architecture import as_pair
 from swin_mim.data.decoding.raster import pixel_bytes
 from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader
-from swin_mim.data.sources.open import Source
+from swin_mim.data.sources.base import Source
 from swin_mim.data.timing import LoadingTime, together
 from swin_mim.data.transforms.crops import PretrainTransform
-from swin_mim.masking import block_mask, masked_cells
-from swin_mim.models.simmim import SimMIM
+from swin_mim.masking import BlockMasks
+from swin_mim.training.channels import preprocessing_of
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters, swin_config
 from swin_mim.training.distributed.processes import resolve_precision, set_threads, uses_gpu
 from swin_mim.training.loop.data_wait import room_for_workers
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
+from swin_mim.training.models import build_simmim
 from swin_mim.training.run.tracking import peak_memory_gb
 
 SECONDS = 4.0
@@ -203,31 +203,19 @@ class _Trainer:
     """The step of recipes/pretrain.py, by itself: neither loader nor log."""
 
     def __init__(self, config: PretrainConfig, device: torch.device, precision: str) -> None:
-        swin, model, train = swin_config(config.model), config.model, config.train
-        options: dict[str, Any] = {
-            "attention": train.attention,
-            "activation_checkpointing": train.activation_checkpointing,
-        }
-        torch.manual_seed(config.run.seed)
-        if model.pretrained:
-            built = SimMIM.from_pretrained(
-                model.pretrained, config=swin, new_decoder=True, target=model.target, pickles=True, **options
-            ).train()
-        else:
-            built = SimMIM(swin, target=model.target, **options)
+        swin = swin_config(config.model)
+        built = build_simmim(config, preprocessing_of(config.data, None))
         self.model = built.to(device)
         self._optimizer = adamw(self.model)
         self._clip, self._device = config.optim.clip_norm, device
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self._autocast = partial(torch.autocast, device.type, half, enabled=half is not None)
-        grid, unit = swin.stage_grid(0), config.mask.unit // swin.patch_size
+        self._masks = BlockMasks.of(swin, unit=config.mask.unit, ratio=config.mask.ratio)
         self._size = (swin.in_channels, *as_pair(swin.image_size))
-        self._mask = partial(block_mask, grid=grid, unit=unit, ratio=config.mask.ratio, seed=0, device=device)
-        self._cells = masked_cells(grid, unit, config.mask.ratio, swin.stride // swin.patch_size)
 
     def steps(self, batch: int, number: int) -> float:
         """Seconds of so many steps."""
-        images, mask = torch.randn(batch, *self._size, device=self._device), self._mask(batch)
+        images, mask = torch.randn(batch, *self._size, device=self._device), self._drawn(batch)
         self._synchronize()
         start = time.perf_counter()
         for _ in range(number):
@@ -237,11 +225,14 @@ class _Trainer:
 
     def _step(self, images: Tensor, mask: Tensor) -> None:
         with self._autocast():
-            loss = self.model(images, mask, self._cells).loss
+            loss = self.model(images, mask, self._masks.cells).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _drawn(self, batch: int) -> Tensor:
+        return self._masks.draw(batch, seed=0, start=0, device=self._device)
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

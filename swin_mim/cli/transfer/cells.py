@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from swin_mim.errors import UserError
+from swin_mim.files import replace_json
 from swin_mim.training.run.jsonl import whole_lines
 
 RECIPE = "swin_mim.recipes.finetune"
@@ -130,9 +131,7 @@ class Runner:
             said = lines[-1] if lines else "nothing was said"
             raise UserError(f"the run {cell.name} failed ({said}): see {folder / 'output.txt'}")
         result = {**measured(folder), "seconds": round(time.monotonic() - start, 1)}
-        partial = folder / f".{RESULT}.partial"
-        partial.write_text(json.dumps(result) + "\n")
-        partial.replace(folder / RESULT)
+        replace_json(folder / RESULT, result)
         if not self._keep:
             for path in folder.iterdir():
                 if path.is_dir():

@@ -110,8 +110,8 @@ def compare(options: argparse.Namespace) -> None:
     from swin_mim.cli.transfer.cells import Runner
     from swin_mim.cli.transfer.report import curves, plot, summary, table
     from swin_mim.data.loading.workers import share_of_cores
-    from swin_mim.training.checkpoints.store import write_json
-    from swin_mim.training.config.pretrain_checks import to_yaml
+    from swin_mim.files import replace_json
+    from swin_mim.training.config.yaml_file import to_yaml
 
     arms = {f"model{number}": model for number, model in enumerate(options.models, start=1)}
     encoders = load_encoders(options.models)
@@ -137,7 +137,7 @@ def compare(options: argparse.Namespace) -> None:
         entry["curves"] = curves(found, entry["labels"], entry)
     given = {"models": options.models, "seeds": options.seeds, "steps": options.steps, "rates": rates}
     report = {**given, **plan, "summary": entries}
-    write_json(options.out / RESULTS, report)
+    replace_json(options.out / RESULTS, report)
     (options.out / TABLE).write_text(table(report))
     plot(report, options.out / PLOT)
     print(f"{table(report)}\nsee {options.out}: {RESULTS}, {TABLE}, {PLOT}")
@@ -153,8 +153,9 @@ def read_settings(flags: Sequence[str], model: str) -> "FinetuneConfig":
     Raises:
         UserError: they are wrong, or the images have several labels each.
     """
+    from swin_mim.training.config.finetune import FinetuneConfig
     from swin_mim.training.config.finetune_checks import check
-    from swin_mim.training.config.pretrain_checks import FinetuneConfig, load_config
+    from swin_mim.training.config.parsing import load_config
 
     settings = load_config(
         FinetuneConfig,
@@ -222,7 +223,7 @@ def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds cells of other settings or other weights.
     """
-    from swin_mim.training.checkpoints.store import write_json
+    from swin_mim.files import replace_json
 
     if path.exists():
         saved = json.loads(path.read_text())
@@ -231,7 +232,7 @@ def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
                 raise UserError(f"{path.parent} holds cells with other {key}, as {path} says: use another --out")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, plan)
+    replace_json(path, plan)
 
 
 def new_weights(encoder: "Swin", settings: "FinetuneConfig") -> list[str]:
@@ -273,15 +274,17 @@ def colours(settings: "FinetuneConfig", encoder: "Swin", count: int, seeds: int)
     from swin_mim.architecture import as_pair
     from swin_mim.cli.transfer.report import statistics
     from swin_mim.data.labels import labels_per_class
+    from swin_mim.data.loading.loader import LoaderOptions
     from swin_mim.evaluation.probes import colours_of, score
     from swin_mim.evaluation.reader import Reader
+    from swin_mim.models.preprocessing import Preprocessor
     from swin_mim.training.labelled_images import to_train_and_evaluate
 
     size = as_pair(settings.model.image_size or encoder.config.image_size)
     data = settings.data
-    seen = replace(encoder.preprocessing, interpolation=data.interpolation, crop_pct=data.crop_pct)
-    share: dict[str, Any] = {"batch": 64, "rank": 0, "world": 1, "workers": data.workers}
-    reader = Reader(seen, size, torch.device("cpu"), reduce=lambda sums: sums, watch=lambda batches: batches, **share)
+    known_by = replace(encoder.preprocessing, interpolation=data.interpolation, crop_pct=data.crop_pct)
+    preprocess, options = Preprocessor(known_by, torch.device("cpu")), LoaderOptions(workers=data.workers)
+    reader = Reader(preprocess, size, lambda sums: sums, lambda batches: batches, 64, options)
     training, judged = to_train_and_evaluate(replace(data, labels_per_class=0))
     others, truth = colours_of(judged, reader)
     scores = []
