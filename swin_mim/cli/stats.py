@@ -47,13 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options, bands = parse(arguments)
         # the imports wait until the command line is known to be right
-        from swin_mim.data.sources.multichannel import RasterSource
         from swin_mim.data.sources.open import open_source
         from swin_mim.data.statistics import DatasetStats
 
         where = {"config": options.config, "split": options.split, "column": options.column}
         source = open_source(options.source, **where, bands=bands, stack=options.stack)
-        names = source.channels if isinstance(source, RasterSource) else RGB
+        names = source.channels or RGB
         found = DatasetStats.of(source, options.images, options.workers)
         if found.statistics is None:
             name, reason = found.broken[0]

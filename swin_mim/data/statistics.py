@@ -1,18 +1,31 @@
-"""What the values of each channel are over a set of images, whatever their number and order of magnitude."""
+"""What the values of each channel are over a set of images, whatever their number and order of magnitude.
+
+Heavy imports wait: the command line reads packed statistics without them.
+"""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from swin_mim.data.decoding.decode_limits import BrokenImage
 
 if TYPE_CHECKING:
     from swin_mim.data.decoding.raster import Raster
+    from swin_mim.data.sampling import Place
+    from swin_mim.data.sources.base import Source
 
+_JSON = {"sum_sq_dev": "spread", "min": "least", "max": "greatest"}
+"""Names of fields in packed.json, where they are others."""
+_TOGETHER = 8  # images that a worker decodes at a time
 _DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each channel, over the valid pixels, in the units of the files.
+    """Mean, std and range of each channel over the valid pixels, in the units of the files.
 
     Those of single images are put together one after the other: in the same order to the same bits, however many
     processes have made them. A sum of squares would lose the digits of values far from 0.
@@ -20,79 +33,85 @@ class Statistics:
 
     images: int
     pixels: int
-    """Of the images, valid or not."""
+    """Pixels of the images, valid or not."""
     valid: int
-    """Of these, those that are there."""
+    """Pixels that are there."""
     mean: tuple[float, ...]
-    spread: tuple[float, ...]
+    sum_sq_dev: tuple[float, ...]
     """Sum of the squared differences from the mean."""
-    least: tuple[float, ...]
-    greatest: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
 
     @classmethod
     def of(cls, image: "Raster") -> "Statistics":
-        """Of one image, of which a pixel is valid."""
-        import numpy as np  # the command line, which reads what is packed, does not wait for it
+        """Measure one image, of which a pixel is valid."""
+        import numpy as np
 
         values, valid = image
         pixels = values.shape[0] * values.shape[1]
-        mean, spread, least, greatest = [], [], [], []
+        mean, sum_sq_dev, low, high = [], [], [], []
         for channel in range(values.shape[2]):
             there = values[:, :, channel] if valid is None else values[:, :, channel][valid]
             wide = there.astype(np.float64)
             mean.append(float(wide.mean()))
-            spread.append(float(np.square(wide - mean[-1]).sum()))
-            least.append(there.min().item())
-            greatest.append(there.max().item())
+            sum_sq_dev.append(float(np.square(wide - mean[-1]).sum()))
+            low.append(there.min().item())
+            high.append(there.max().item())
         count = pixels if valid is None else int(valid.sum())
-        return cls(1, pixels, count, tuple(mean), tuple(spread), tuple(least), tuple(greatest))
+        return cls(1, pixels, count, tuple(mean), tuple(sum_sq_dev), tuple(low), tuple(high))
 
-    def and_of(self, other: "Statistics") -> "Statistics":
-        """Of both sets together."""
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Statistics of both sets together."""
         valid = self.valid + other.valid
-        mean, spread = [], []
+        mean, sum_sq_dev = [], []
         for channel, (ours, theirs) in enumerate(zip(self.mean, other.mean, strict=True)):
             apart = theirs - ours
             mean.append(ours + apart * other.valid / valid)
             between = apart * apart * self.valid * other.valid / valid
-            spread.append(self.spread[channel] + other.spread[channel] + between)
+            sum_sq_dev.append(self.sum_sq_dev[channel] + other.sum_sq_dev[channel] + between)
         return Statistics(
             self.images + other.images,
             self.pixels + other.pixels,
             valid,
             tuple(mean),
-            tuple(spread),
-            tuple(map(min, self.least, other.least)),
-            tuple(map(max, self.greatest, other.greatest)),
+            tuple(sum_sq_dev),
+            tuple(map(min, self.min, other.min)),
+            tuple(map(max, self.max, other.max)),
         )
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Deviations of the population."""
-        return tuple(math.sqrt(spread / self.valid) for spread in self.spread)
+        """Standard deviations of the population."""
+        return tuple(math.sqrt(each / self.valid) for each in self.sum_sq_dev)
 
     @property
     def share(self) -> float:
-        """Of the pixels that are valid."""
+        """Part of the pixels that is valid."""
         return self.valid / self.pixels
 
     def divided(self, by: float) -> "Statistics":
-        """With all values divided."""
-        mean, least, greatest = (tuple(v / by for v in each) for each in (self.mean, self.least, self.greatest))
-        spread = tuple(each / by**2 for each in self.spread)
-        return Statistics(self.images, self.pixels, self.valid, mean, spread, least, greatest)
+        """Statistics of all values divided by a number."""
+        mean, low, high = (tuple(value / by for value in each) for each in (self.mean, self.min, self.max))
+        sum_sq_dev = tuple(each / by**2 for each in self.sum_sq_dev)
+        return Statistics(self.images, self.pixels, self.valid, mean, sum_sq_dev, low, high)
 
     def as_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            _JSON.get(name, name): list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+        }
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Statistics":
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        names = {key: name for name, key in _JSON.items()}
+        values: dict[str, Any] = {
+            names.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
         return cls(**values)
 
 
 def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    """To six digits, whatever their magnitude."""
+    """Round to six digits, whatever their magnitude."""
     return tuple(float(f"{value:.{_DIGITS}g}") for value in values)
 
 
@@ -102,3 +121,84 @@ def options_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
         f"--data.{name} {' '.join(f'{value:.{_DIGITS}g}' for value in values)}"
         for name, values in (("mean", mean), ("std", std))
     )
+
+
+class Broken(NamedTuple):
+    """An image that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DatasetStats:
+    """What was found in the images that were looked at."""
+
+    looked_at: int
+    statistics: Statistics | None
+    """In the units of the files, of RGB images from 0 to 1; None: no image can be used."""
+    dtypes: dict[str, int]
+    """How many images are of which type."""
+    broken: tuple[Broken, ...]
+
+    @classmethod
+    def of(cls, source: "Source", limit: int, workers: int, *, progress: bool | None = None) -> "DatasetStats":
+        """Decode up to `limit` images, evenly spread: the result depends on these alone, not on the number of workers.
+
+        Args:
+            workers: processes; 0 works in this one.
+            progress: show a bar on stderr; None: if that is a terminal.
+
+        Raises:
+            UserError: workers die again and again.
+        """
+        from tqdm import tqdm
+
+        from swin_mim.data.loading.workers import load_batches
+        from swin_mim.data.sampling import Place
+
+        indices = spread_indices(len(source), limit)
+        each = [Place(index, index) for index in indices]
+        places = [each[start : start + _TOGETHER] for start in range(0, len(each), _TOGETHER)]
+        total, dtypes, broken = None, Counter[str](), []
+        images: Any = _Images(source)
+        loaded = load_batches(images, places, list, workers=min(workers, len(places)), batch_bytes=1)
+        hidden = None if progress is None else not progress
+        with tqdm(total=len(indices), desc="images", unit="", file=sys.stderr, disable=hidden, leave=False) as bar:
+            for batch in loaded:
+                for found in batch:
+                    if isinstance(found, Broken):
+                        broken.append(found)
+                        continue
+                    statistics, dtype = found
+                    dtypes[dtype] += 1
+                    total = statistics if total is None else total.merge(statistics)
+                bar.update(len(batch))
+        return cls(len(indices), total, dict(dtypes.most_common()), tuple(broken))
+
+
+def spread_indices(count: int, limit: int) -> Sequence[int]:
+    """Up to `limit` of `count` indices, evenly spread and the same ones each time."""
+    import numpy as np
+
+    return [int(index) for index in np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))]
+
+
+class _Images:
+    """The pure function place -> (statistics, type) or `Broken`."""
+
+    def __init__(self, source: "Source") -> None:
+        self._source = source
+
+    def __getitem__(self, place: "Place") -> tuple[Statistics, str] | Broken:
+        import numpy as np
+
+        from swin_mim.data.decoding.raster import Raster
+
+        try:
+            image = self._source.image(place.image)
+        except BrokenImage as error:
+            return Broken(self._source.name(place.image), str(error))
+        if isinstance(image, Raster):
+            return Statistics.of(image), image.values.dtype.name
+        return Statistics.of(Raster(np.asarray(image))).divided(255), "uint8"

@@ -9,7 +9,6 @@ after it has written all of it once more, as arrow, into its cache; and a row of
 row group.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from swin_mim.data.statistics import Statistics, rounded
 from swin_mim.errors import UserError
+from swin_mim.files import sha256_of_file
 
 MANIFEST = "packed.json"
 BROKEN = "broken_images.jsonl"
@@ -26,7 +26,6 @@ SHARDS = "data"
 IMAGE = "image"
 """The column of the images."""
 
-_PIECE = 2**22
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Packed:
         """With one raster more."""
         assert self.rasters is not None
         before, dtypes = self.rasters["statistics"], self.rasters["dtypes"]
-        all_of_them = Statistics.from_json(before).and_of(statistics) if before else statistics
+        all_of_them = Statistics.from_json(before).merge(statistics) if before else statistics
         counted = dtypes | {dtype: dtypes.get(dtype, 0) + 1}
         rasters = self.rasters | {"dtypes": counted, "statistics": all_of_them.as_json()}
         return replace(self, pixels=self.pixels + statistics.pixels, rasters=rasters)
@@ -209,7 +208,7 @@ def verify(folder: Path) -> Packed:
     if packed is None:
         found = f"holds no {MANIFEST}" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {found}: there are no packed images to verify")
-    damaged = [shard.file for shard in packed.shards if _digest(folder / shard.file) != shard.sha256]
+    damaged = [shard.file for shard in packed.shards if not _is_whole(folder / shard.file, shard.sha256)]
     if damaged:
         shown = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
         raise UserError(
@@ -224,13 +223,8 @@ def verify(folder: Path) -> Packed:
     return packed
 
 
-def _digest(path: Path) -> str | None:
-    """sha256 of a file in hex; None: it cannot be read."""
-    digest = hashlib.sha256()
+def _is_whole(path: Path, digest: str) -> bool:
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-    except OSError:
-        return None
-    return digest.hexdigest()
+        return sha256_of_file(path) == digest
+    except OSError:  # missing, or a disk that does not read it
+        return False

@@ -27,7 +27,8 @@ class StackSource(Source):
             names: of the channels that every image has.
         """
         self._folder, self._pattern, self._found = folder, pattern, found
-        self.paths, self.channels = sorted(found), tuple(names)
+        self.paths = sorted(found)
+        self.channels: tuple[str, ...] = tuple(names)
         self.fingerprint = sha256([f"{folder.fingerprint}\0{pattern}\0{self.channels}".encode()])
 
     def __len__(self) -> int:
