@@ -17,7 +17,7 @@ import swin_mim
 from swin_mim import SimMIM, SwinConfig, block_mask, errors
 from swin_mim.cli.main import COMMANDS
 from swin_mim.training.config.shipped import config_path
-from tools.docs import configuration
+from tools.docs import architecture, configuration
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -63,32 +63,6 @@ def test_every_command_is_of_a_kind_that_is_tested():
 
 
 # --- names, links, targets
-
-
-def test_the_tree_is_the_tree():
-    """Every module is in the tree of docs/architecture.md, and everything in the tree exists."""
-    tree = next(
-        block for name, _, block in BLOCKS if name == "docs/architecture.md" and block.startswith("swin_mim/\n")
-    )
-    folders: list[str] = []
-    named = set()
-    for line in tree.splitlines():
-        path = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        assert len(line.split()) > 1 or path.endswith("/"), f"{path} is not explained"
-        folders[depth:] = [path]
-        if not path.endswith("/") or (depth == 0 and path != "swin_mim/"):
-            named.add("".join(folders))
-    assert all((ROOT / path).exists() for path in named), sorted(path for path in named if not (ROOT / path).exists())
-    modules = {path.relative_to(ROOT).as_posix() for path in tree_modules()}
-    assert modules - named == set()
-
-
-def tree_modules() -> Iterator[Path]:
-    for path in (ROOT / "swin_mim").rglob("*.py"):
-        if path.name != "__init__.py" and "recipes" not in path.relative_to(ROOT).parts:
-            yield path
-    yield from (ROOT / "recipes").glob("[!_]*.py")
 
 
 def test_every_file_that_they_name_exists():
@@ -168,8 +142,14 @@ def test_the_citation_is_one():
 # --- generated or copied from the code
 
 
-def test_the_page_of_settings_is_what_the_settings_say():
-    assert TEXTS["docs/configuration.md"] == configuration.page(), "run python -m tools.docs.configuration"
+@pytest.mark.parametrize("page", [architecture, configuration])
+def test_pages_made_from_the_code_are_up_to_date(page):
+    """That of the settings, and that of the tree: every module is in it, and everything in it exists."""
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(), "run python -m tools.docs"
+
+
+def test_every_folder_of_the_tree_exists():
+    assert [folder for folder in architecture.FOLDERS if not (ROOT / folder).is_dir()] == []
 
 
 def test_the_exit_codes_are_those_of_the_code():
@@ -265,8 +245,8 @@ def test_commands_for_developers_parse(command):
     from tools.chaos import __main__ as chaos
 
     module, *words = shlex.split(command)[2:]
-    if module.startswith("tools.docs."):
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+    if module == "tools.docs":
+        assert not words
         return
     assert {"tools.bench": bench, "tools.bench.gpu": gpu, "tools.chaos": chaos}[module].parse(words)
 

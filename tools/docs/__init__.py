@@ -1,1 +1,1 @@
-"""What makes the generated parts of docs/: the page of the settings and the figure of the pipeline."""
+"""What makes the generated parts of docs/: two pages and the figure of the pipeline."""

@@ -1,9 +1,4 @@
-"""Write docs/configuration.md: every setting of both recipes, its type, default and meaning, from the settings' code.
-
-    python -m tools.docs.configuration
-
-A test compares the page with what this gives.
-"""
+"""docs/configuration.md: every setting of both recipes, its type, default and meaning, from the settings' code."""
 
 import ast
 import dataclasses
@@ -21,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-*This page is generated from the settings' code by `python -m tools.docs.configuration`.*
+*This page is generated from the settings' code by `python -m tools.docs`.*
 
 Settings are plain values in sections. They come from three places, the later one wins: the defaults below, a YAML file
 (`--config`), flags. `--config` takes a path or the name of a shipped file, and without it the recipe runs its demo.
@@ -69,10 +64,6 @@ the official code.
 """
 
 
-def main() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
-
-
 def page() -> str:
     return "\n".join(
         [
@@ -93,7 +84,8 @@ def recipe(title: str, config: type, known: Iterator[tuple[str, type]] | tuple[(
         if shown.get(name) is section:
             yield f"### {name}\n\nAs in a pretraining.\n"
         else:
-            yield f"### {name}\n\n{' '.join((section.__doc__ or '').split())}\n\n{table(section, f'{name}.', mutable)}\n"
+            text = textwrap.fill(" ".join((section.__doc__ or "").split()), 120)
+            yield f"### {name}\n\n{text}\n\n{table(section, f'{name}.', mutable)}\n"
     if own := table(config, "", mutable):
         yield f"### Outside a section\n\n{own}\n"
 
@@ -149,7 +141,3 @@ def default(field: "dataclasses.Field[Any]") -> str:
     if isinstance(value, tuple):
         return " ".join(f"`{part}`" for part in value) or "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-if __name__ == "__main__":
-    main()
