@@ -1,16 +1,15 @@
 """docs/configuration.md: every setting of both recipes, its type, default and meaning, from the settings' code."""
 
-import ast
 import dataclasses
-import inspect
 import textwrap
-import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from swin_mim.training.config.fields import kinds, texts
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.values import in_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 INTRODUCTION = """\
@@ -91,47 +90,22 @@ def recipe(title: str, config: type, known: Iterator[tuple[str, type]] | tuple[(
 
 
 def sections(config: type) -> Iterator[tuple[str, type]]:
-    hints = get_type_hints(config)
-    for field in dataclasses.fields(config):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield field.name, hints[field.name]
+    return (
+        (name, kind)
+        for name, kind in kinds(config).items()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    )
 
 
 def table(section: type, prefix: str, mutable: frozenset[str]) -> str:
-    hints, texts = get_type_hints(section), documentation(section)
+    types, said = kinds(section), texts(section)
     rows = [
         f"| `{prefix}{field.name}`{' ↻' if prefix + field.name in mutable else ''} "
-        f"| {kind(hints[field.name])} | {default(field)} | {texts[field.name]} |"
+        f"| {in_words(types[field.name])} | {default(field)} | {said[field.name]} |"
         for field in dataclasses.fields(section)
-        if not dataclasses.is_dataclass(hints[field.name])
+        if not dataclasses.is_dataclass(types[field.name])
     ]
     return "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows]) if rows else ""
-
-
-def documentation(section: type) -> dict[str, str]:
-    """The text under each field, of the class itself or of the nearest one that it inherits from."""
-    found: dict[str, str] = {}
-    for cls in reversed([cls for cls in section.__mro__ if dataclasses.is_dataclass(cls)]):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = " ".join(ast.literal_eval(text.value).split()).replace("|", "\\|")
-    return found
-
-
-def kind(hint: Any) -> str:
-    """`tuple[int, ...] | None` -> "integers, or None"."""
-    origin, options = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        rest = [option for option in options if option is not type(None)]
-        return ", or ".join([*map(kind, rest), *(["None"] if len(rest) < len(options) else [])])
-    if origin is Literal:
-        return ", ".join(f"`{option}`" for option in options)
-    if origin is tuple:
-        many = {int: "integers", float: "numbers", str: "texts"}[options[0]]
-        return many if options[-1] is Ellipsis else f"{len(options)} {many}"
-    return {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}[hint]
 
 
 def default(field: "dataclasses.Field[Any]") -> str:
