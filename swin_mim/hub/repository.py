@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from swin_mim.errors import UserError
+from swin_mim.redaction import without_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -166,15 +167,6 @@ def push_command(folder: Path, repo: str, *, private: bool, revision: str | None
     return shlex.join(words + ([] if revision is None else ["--revision", revision]))
 
 
-def redacted(text: str, *tokens: str | None) -> str:
-    """`text` with every token in it, these and whatever looks like one of the Hub's, written as hf_***."""
-    for token in tokens:
-        if token:
-            text = text.replace(token, "hf_***")
-    text = re.sub(r"\bhf_(?:(?:oauth|jwt|app)_[\w.\-]+|[A-Za-z0-9]{16,})", "hf_***", text)
-    return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)  # a password in an address
-
-
 def is_published(name: str) -> bool:
     """Whether a repository's file is part of a published model, so that the next push may replace or delete it."""
     return name in OURS or re.fullmatch(r"(loss|reconstructions|card_[\w-]+)\.png", name) is not None
@@ -198,7 +190,7 @@ def _unreachable(repo: str, revision: str | None, token: str | None) -> str:
     except HTTPError as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
-        return redacted(_why(error, repo), token)
+        return without_secrets(_why(error, repo), token)
     if not re.fullmatch("[0-9a-f]{40}", commit or ""):  # the client would make folders of that name
         raise UserError(f"{_endpoint()} names {commit!r} as its commit: that is none, and not the Hub's way")
     return ""
@@ -370,7 +362,7 @@ def _one_line(failed: str, repo: str, token: str | None, way_out: str = "") -> I
     try:
         yield
     except expected as error:
-        raise UserError(redacted(f"{failed}: {_why(error, repo)}{way_out}", token, get_token())) from None
+        raise UserError(without_secrets(f"{failed}: {_why(error, repo)}{way_out}", token, get_token())) from None
 
 
 def _why(error: BaseException, repo: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from loopback_hub import FIRST_FILE, LoopbackHub
 
-from swin_mim.hub.repository import is_published, is_repo_name, redacted
+from swin_mim.hub.repository import is_published, is_repo_name
 
 Environment = dict[str, str]
 
@@ -394,7 +394,7 @@ def test_a_refused_push_names_the_folder_and_the_command(
     folder = lay_out(tmp_path / "with space", MODEL)
     hub.write("stranger/public", {"a": b""})
     answer = one_call(client_environment, "push", folder, "stranger/public", message="x", private=False)
-    assert "Forbidden: Bearer hf_*** must be" in str(answer.error)
+    assert "Forbidden: Bearer hf_... must be" in str(answer.error)
     assert str(answer.error).endswith(
         f"; {folder} is whole and kept, try again with: python -m swin_mim.cli.push '{folder}' stranger/public --public"
     )
@@ -582,12 +582,6 @@ def test_a_path_that_exists_is_no_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert is_repo_name("runs/first")
     (tmp_path / "runs" / "first").mkdir(parents=True)
     assert not is_repo_name("runs/first")
-
-
-def test_tokens_are_taken_out_of_any_text() -> None:
-    text = "a hf_AbCdEfGhIjKlMnOpQrSt, hf_jwt_eyJh.bG-ci_9 and s3cret at http://me:pass@host/x; hf_hub_download stays"
-    expected = "a hf_***, hf_*** and hf_*** at http://***@host/x; hf_hub_download stays"
-    assert redacted(text, "s3cret", None) == expected
 
 
 def test_ours_is_what_a_published_model_consists_of() -> None:

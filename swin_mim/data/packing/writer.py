@@ -1,21 +1,25 @@
 """The files of a packing as they are written: whole or not at all, and through to the disk."""
 
 import errno
-import fcntl
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
+
 from swin_mim.data.sources.packed import IMAGE, Shard
 from swin_mim.errors import CANNOT_WRITE, UserError
+from swin_mim.files import replacing
 
 STAGING = ".shard.tmp"
 """Name of the shard that is being written."""
 
+_log = logging.getLogger(__name__)
 _BATCH_ROWS, _BATCH_BYTES = 256, 2**24  # of a record batch: what is in memory before it is written
 
 
@@ -61,11 +65,10 @@ class ShardFile:
         """Write it through to the disk, then give it its name."""
         if self._pending:
             self._flush()
-        self._writer.close()
-        size, digest = self._file.finish()
-        os.replace(self._path, folder / name)
-        sync_folder((folder / name).parent)
-        return Shard(name, self._rows, size, digest)
+        with replacing(folder / name, temporary=self._path, durable=True):
+            self._writer.close()
+            self._file.close()
+        return Shard(name, self._rows, self._file.size, self._file.digest.hexdigest())
 
     def discard(self) -> None:
         with suppress(OSError):  # of a full disk, which was told already
@@ -78,50 +81,20 @@ class _HashingFile(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._digest, self._size = hashlib.sha256(), 0
+        self.digest, self.size = hashlib.sha256(), 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
         self._file.write(data)
-        self._digest.update(data)
-        self._size += len(data)
+        self.digest.update(data)
+        self.size += len(data)
         return len(data)
-
-    def finish(self) -> tuple[int, str]:
-        """(size, sha256 in hex), after all of it is on the disk."""
-        self._file.flush()
-        sync(self._file.fileno())
-        self.close()
-        return self._size, self._digest.hexdigest()
 
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all, through to the disk."""
-    staging = path.with_name(path.name + ".tmp")
-    with staging.open("w") as file:
-        file.write(text)
-        file.flush()
-        sync(file.fileno())
-    os.replace(staging, path)
-    sync_folder(path.parent)
-
-
-def sync(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -138,16 +111,19 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One packing at a time in a folder; the system lets go of it with the process."""
+    """Keep a folder to one packing at a time; the system lets go of it with the process.
+
+    The folder itself is locked, not a file in it: what is packed is published as it is.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{folder} is being packed by another process: wait for it, or name another folder") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+        try:
+            alone = lock_descriptor(descriptor, blocking=False)
+        except OSError as error:
+            _log.warning("%s cannot be locked (%s): nothing keeps two packings out of it", folder, error.strerror)
+            alone = True
+        if not alone:
+            raise UserError(f"{folder} is being packed by another process: wait for it, or name another folder")
         yield
     finally:
         os.close(descriptor)

@@ -6,7 +6,6 @@ the folder, and any of them may be killed at any time.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -34,11 +33,12 @@ from swin_mim.data.streaming.storage import (
     is_local,
     local_path,
     one_line,
-    shown,
     store_of,
     with_retries,
 )
 from swin_mim.errors import CANNOT_WRITE, UNAVAILABLE, UserError
+from swin_mim.files import LockHeld, lock, replacing, sha256
+from swin_mim.redaction import public_url
 
 BLOCK = 16 * 2**20
 """Bytes of one request."""
@@ -48,7 +48,6 @@ CONNECTIONS = 4
 _READY, _BROUGHT, _WRITTEN = ".images", ".part", ".new"
 _LOCK, _COUNTING, _ROWS, _AWAY = "lock", "rows.lock", "rows.jsonl", "unreachable"
 _OWN = re.compile(rf"[0-9a-f]{{40}}({_READY}|{_BROUGHT}|{_WRITTEN})".replace(".", r"\."))
-_LOOK = 0.05  # seconds between two looks at a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
@@ -76,9 +75,9 @@ class Shard(NamedTuple):
     def key(self) -> str:
         """Of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
         digest = self.file.version if self.file.version.startswith(DIGESTS) else ""
-        place = shown(self.file.url) if self.file.version else self.file.url  # a query may name another file
+        place = public_url(self.file.url) if self.file.version else self.file.url  # a query may name another file
         parts = (digest or (place, self.file.version), self.file.size, self.kind, self.column)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+        return sha256([json.dumps(parts).encode()])[:40]
 
 
 class ShardCache:
@@ -192,20 +191,20 @@ class ShardCache:
         for leftover, *_ in self._files():
             if leftover.suffix != _READY:
                 leftover.unlink(missing_ok=True)  # of a process that was killed: who writes one holds the lock
-        brought, written = path.with_suffix(_BROUGHT), path.with_suffix(_WRITTEN)
+        brought = path.with_suffix(_BROUGHT)
         try:
-            if is_local(shard.file.url):  # it need not be copied first
-                _check_unchanged(shard.file)
-                rows = self._rewrite(shard, local_path(shard.file.url), written, unless)
-                _check_unchanged(shard.file)
-            else:
-                self._download(shard.file, brought, unless, patience)
-                rows = self._rewrite(shard, str(brought), written, unless)
-            _check_rows(shard, rows)
-            os.replace(written, path)
+            # under a name of its own, by which a leftover is known and counted
+            with replacing(path, temporary=path.with_suffix(_WRITTEN)) as written:
+                if is_local(shard.file.url):  # it need not be copied first
+                    _check_unchanged(shard.file)
+                    rows = self._rewrite(shard, local_path(shard.file.url), written, unless)
+                    _check_unchanged(shard.file)
+                else:
+                    self._download(shard.file, brought, unless, patience)
+                    rows = self._rewrite(shard, str(brought), written, unless)
+                _check_rows(shard, rows)
         finally:
             brought.unlink(missing_ok=True)
-            written.unlink(missing_ok=True)
         return rows
 
     def _download(self, file: StoredFile, path: Path, unless: CancelToken | None, patience: float | None) -> None:
@@ -266,25 +265,26 @@ class ShardCache:
         return found
 
     @contextmanager
-    def _alone(self, lock: str = _LOCK, unless: CancelToken | None = None) -> Iterator[None]:
+    def _alone(self, name: str = _LOCK, unless: CancelToken | None = None) -> Iterator[None]:
         """One process, and one thread of it; the system lets go with the process. Raises `Interrupted`."""
         self._make_folder()  # it may have been removed meanwhile
+        path = self.folder / name
         with self._writing():
-            descriptor = os.open(self.folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            path.open("a").close()
         try:
-            try:
-                _lock(descriptor, unless)
-            except OSError as error:
-                raise UserError(
-                    f"data.cache {self.folder} is on a file system without locks ({error.strerror}): name a folder "
-                    "of a local disk",
-                    local=True,
-                ) from error
+            held = lock(path, cancelled=lambda: unless is not None and unless.is_set())
+        except LockHeld:
+            raise Interrupted from None
+        except OSError as error:
+            raise UserError(
+                f"data.cache {self.folder} is on a file system without locks ({error.strerror}): name a folder "
+                "of a local disk",
+                local=True,
+            ) from error
+        try:
             yield
         finally:
-            # a worker that was forked in between has the same lock, which closing would leave to it
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            held.release()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -299,16 +299,6 @@ class ShardCache:
                 local=True,
                 code=CANNOT_WRITE,
             ) from error
-
-
-def _lock(descriptor: int, unless: CancelToken | None) -> None:
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if unless is not None and unless.is_set():
-                raise Interrupted from None
-            time.sleep(_LOOK)  # who waits in the system does not notice that
 
 
 def _images(shard: Shard, path: str) -> Iterator[bytes]:
@@ -337,7 +327,7 @@ def _check_rows(shard: Shard, rows: int) -> None:
 
 def _check_unchanged(file: StoredFile) -> None:
     store = store_of(file.url)
-    check_same(file, with_retries(lambda: store.describe(file.url), shown(file.url)))
+    check_same(file, with_retries(lambda: store.describe(file.url), public_url(file.url)))
 
 
 def _digest(file: StoredFile) -> "tuple[hashlib._Hash, str]":
@@ -354,7 +344,7 @@ def _blocks(file: StoredFile, unless: CancelToken | None, patience: float | None
 
     def block(start: int) -> bytes:
         end = min(start + BLOCK, file.size)
-        return with_retries(lambda: store.read(file, start, end), shown(file.url), over, patience)
+        return with_retries(lambda: store.read(file, start, end), public_url(file.url), over, patience)
 
     try:
         for start in range(0, file.size, BLOCK):

@@ -3,7 +3,6 @@
 Whatever is read is checked against what was listed, so that two versions of a file are never mixed.
 """
 
-import hashlib
 import http.client
 import io
 import logging
@@ -23,6 +22,8 @@ from itertools import product
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from swin_mim.errors import UNAVAILABLE, UserError
+from swin_mim.files import sha256
+from swin_mim.redaction import public_url
 
 PATIENCE = 240.0
 """Seconds for which what may pass is tried again: less than data workers may take for a batch."""
@@ -94,7 +95,7 @@ def find_files(pattern: str) -> list[StoredFile]:
     """
     store = store_of(pattern)
     # what is asked for by itself is one request each
-    found = in_threads(lambda each, over: with_retries(lambda: store.find(each), shown(each), over), expand(pattern))
+    found = in_threads(lambda each, over: with_retries(lambda: store.find(each), public_url(each), over), expand(pattern))
     return [file for files in found for file in files]
 
 
@@ -102,11 +103,14 @@ def sampled(file: StoredFile, over: threading.Event) -> StoredFile:
     """The file with a digest of three of its parts, unless its version tells its content: enough to notice a change."""
     if file.content or not file.size:
         return file
-    store, digest = store_of(file.url), hashlib.sha256()
-    for start in sorted({0, max(0, file.size // 2 - _PART // 2), max(0, file.size - _PART)}):
+    store = store_of(file.url)
+
+    def part(start: int) -> bytes:
         end = min(start + _PART, file.size)
-        digest.update(with_retries(lambda start=start, end=end: store.read(file, start, end), shown(file.url), over))  # type: ignore[misc]
-    return file._replace(sample=digest.hexdigest())
+        return with_retries(lambda: store.read(file, start, end), public_url(file.url), over)
+
+    starts = sorted({0, max(0, file.size // 2 - _PART // 2), max(0, file.size - _PART)})
+    return file._replace(sample=sha256(map(part, starts)))
 
 
 def in_threads(act: Callable[[_S, threading.Event], _T], items: Iterable[_S]) -> list[_T]:
@@ -130,14 +134,6 @@ def _choices(braces: str) -> list[str]:
         return braces.split(",")
     first, last = braces.split("..")
     return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-
-
-def shown(url: str) -> str:
-    """A URL as a message may show it: without a user's name, and without a query, which may be a signature."""
-    if "://" not in url:
-        return url
-    url = url.split("?")[0] if url.startswith("http") else url  # elsewhere ? is part of a pattern
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def is_local(url: str) -> bool:
@@ -178,7 +174,7 @@ class HttpStore:
     def find(self, pattern: str) -> list[StoredFile]:
         if "*" in pattern:
             raise UserError(
-                f"data.source {shown(pattern)!r}: a web server cannot be asked which files match *: "
+                f"data.source {public_url(pattern)!r}: a web server cannot be asked which files match *: "
                 "name them by a range such as {000..127}"
             )
         return [self.describe(pattern)]
@@ -207,13 +203,13 @@ class HttpStore:
         sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers.get("Content-Range") or "")
         if reply.status != 206 or sent is None:
             raise UserError(
-                f"{shown(url)} cannot be read in parts: its server ignores requests for ranges: "
+                f"{public_url(url)} cannot be read in parts: its server ignores requests for ranges: "
                 "download the shards, and give their folder as data.source"
             )
         if int(sent[1]) != start or int(sent[2]) >= end:
             raise ConnectionError(f"bytes {sent[1]} to {sent[2]} came instead of {start} to {end - 1}")
         if reply.headers.get("Content-Encoding", "identity") != "identity":
-            raise UserError(f"{shown(url)} is sent in another encoding than it has: store it uncompressed")
+            raise UserError(f"{public_url(url)} is sent in another encoding than it has: store it uncompressed")
         tag, modified = reply.headers.get("ETag"), reply.headers.get("Last-Modified")
         version = f"tag:{tag}" if tag else f"modified:{modified}" if modified else ""
         return StoredFile(url, int(sent[3]), version)
@@ -303,7 +299,7 @@ def check_same(listed: StoredFile, now: StoredFile) -> None:
 def changed(listed: StoredFile, found: str) -> UserError:
     """Says that a file is not what was listed."""
     return UserError(
-        f"{shown(listed.url)} has changed: it had {listed.size} bytes, {listed.version or 'no version'}, and has now "
+        f"{public_url(listed.url)} has changed: it had {listed.size} bytes, {listed.version or 'no version'}, and has now "
         f"{found}: bring the old one back to continue this run, or start a new run (run.name)",
         local=True,
     )
@@ -340,7 +336,7 @@ class RangeFile(io.RawIOBase):
         end = min(self._at + len(view), self._file.size)
         if end <= self._at:
             return 0
-        content = with_retries(lambda: self._store.read(self._file, self._at, end), shown(self._file.url), self._over)
+        content = with_retries(lambda: self._store.read(self._file, self._at, end), public_url(self._file.url), self._over)
         view[: len(content)] = content
         self._at = end
         return len(content)

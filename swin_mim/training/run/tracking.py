@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from swin_mim.data.timing import LoadingTime, together
+from swin_mim.files import replace_text
+from swin_mim.redaction import RedactingFormatter
 from swin_mim.training.run.jsonl import append_line, whole_lines
-from swin_mim.training.run.private import PrivateFormatter
 
 _LOG = logging.getLogger("swin_mim")
 
@@ -33,7 +34,7 @@ class RunLog:
         self._main: bool = accelerator.is_main_process
         self._path = folder / "metrics.jsonl"
         self._bar: tqdm | None = None
-        self._tracked = 0
+        self._tracked, self._total_steps = 0, total_steps
         if not self._main:
             return
         _keep_metrics_until(self._path, step)
@@ -49,6 +50,10 @@ class RunLog:
             self._for_trackers(lambda tracker: tracker.log(values, step=step))
         if self._main:
             append_line(self._path, {"step": step, **values})
+
+    def say(self, step: int, text: str) -> None:
+        """Write a line about a step to the terminal and train.log."""
+        _LOG.info("step %6d/%d  %s", step, self._total_steps, text)
 
     def rewind(self, step: int) -> None:
         """The run is back at `step`: what was measured after it is removed."""
@@ -94,7 +99,7 @@ def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
     _LOG.addHandler(terminal)
     if main:
         file = _LogFile(folder / "train.log")
-        file.setFormatter(PrivateFormatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
         _LOG.addHandler(file)
 
     return _LOG.info
@@ -306,6 +311,4 @@ def _keep_metrics_until(path: Path, step: int) -> None:
         return
     # a run that starts anew measures step 0 again
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step] if step else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))

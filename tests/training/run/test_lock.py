@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from swin_mim.errors import UserError
 from swin_mim.training.run.lock import lock
@@ -40,6 +44,11 @@ def holder(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             os.kill(worker, signal.SIGKILL)
 
 
+def released(held: FileLock | None) -> None:
+    assert held is not None
+    held.release()
+
+
 def test_a_second_run_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
     with holder(tmp_path) as (process, _):
         with pytest.raises(UserError) as caught:
@@ -57,12 +66,12 @@ def test_a_dead_holder_has_no_lock_even_if_its_workers_live(tmp_path: Path) -> N
         process.kill()
         process.wait()
         os.kill(worker, 0)  # lives
-        lock(tmp_path).close()
+        released(lock(tmp_path))
 
 
 def test_a_run_that_ended_leaves_no_lock(tmp_path: Path) -> None:
     for _ in range(2):
-        lock(tmp_path).close()
+        released(lock(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "a"}'])
@@ -71,3 +80,15 @@ def test_a_holder_without_a_name(tmp_path: Path, text: str) -> None:
         (tmp_path / "run.lock").write_text(text)
         with pytest.raises(UserError, match="is in use by another process: wait"):
             lock(tmp_path)
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert lock(tmp_path) is None
+    assert "cannot be locked (No locks available): nothing keeps two runs out" in caplog.text
+    assert json.loads((tmp_path / "run.lock").read_text())["process"] == os.getpid()
