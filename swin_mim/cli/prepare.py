@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(INTERRUPTED):
         options = parse(arguments)
         # the imports wait until the command line is known to be right
-        from swin_mim.data.packing.pack import pack
+        from swin_mim.data.packing.pack import PackOptions, pack
         from swin_mim.data.sources.packed import verify
 
         if options.verify:
@@ -100,14 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config=options.config,
             split=options.split,
             column=options.column,
-            size=options.size,
-            quality=options.quality,
-            format=options.format,
-            shard_mib=options.shard_mib,
-            workers=options.workers,
-            progress=sys.stderr.isatty(),
             bands=options.bands,
             stack=options.stack,
+            options=PackOptions(
+                size=options.size,
+                format=options.format,
+                quality=options.quality,
+                shard_mib=options.shard_mib,
+                workers=options.workers,
+                progress=sys.stderr.isatty(),
+            ),
         )
         print(text(packed, options.dest))
 

@@ -23,7 +23,7 @@ from swin_mim.cli.doctor import images as doctor_images
 from swin_mim.cli.doctor import page as doctor_page
 from swin_mim.cli.doctor import speed as doctor_speed
 from swin_mim.data.decoding.raster import ChannelSpec
-from swin_mim.data.packing.pack import pack
+from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.open import open_source
 from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import PretrainConfig
@@ -325,7 +325,12 @@ def test_16_bit_in_colour_can_be_kept(tmp_path: Path, ask: Callable[..., Said]) 
 
 def test_packed_rasters_need_nothing(tmp_path: Path, ask: Callable[..., Said]) -> None:
     scenes(tmp_path / "satellite", 12, channels=5)
-    pack(str(tmp_path / "satellite"), tmp_path / "packed", size=36, workers=0, bands=ChannelSpec(5, nodata=0))
+    pack(
+        str(tmp_path / "satellite"),
+        tmp_path / "packed",
+        bands=ChannelSpec(5, nodata=0),
+        options=PackOptions(size=36, workers=0),
+    )
     said = ask("packed")
     assert said.code == 0
     assert said.fact("pixels") == "12 5 channels of uint16"

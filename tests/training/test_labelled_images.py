@@ -14,7 +14,7 @@ from PIL import Image
 
 from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.labels import Labelled
-from swin_mim.data.packing.pack import pack
+from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.base import Source
 from swin_mim.errors import UserError
 from swin_mim.training.config.finetune import LabelledDataConfig
@@ -326,7 +326,12 @@ def test_a_probe_of_packed_images_and_of_files_beside_each_other(tmp_path: Path)
             values = np.full((16, 16, 2), number + 1, dtype=np.uint16)
             values[:4] = 0
             np.save(tmp_path / "files" / kind / f"{number}.npy", values)
-    pack(str(tmp_path / "files"), tmp_path / "packed", size=16, workers=0, bands=ChannelSpec(2, nodata=0))
+    pack(
+        str(tmp_path / "files"),
+        tmp_path / "packed",
+        bands=ChannelSpec(2, nodata=0),
+        options=PackOptions(size=16, workers=0),
+    )
     files, packed = (DataConfig(source=str(tmp_path / name)) for name in ("files", "packed"))
     for own, other in ((replace(files, nodata=0.0), packed), (packed, files), (packed, packed)):
         config = PretrainConfig(RunConfig("x"), data=own, probe=ProbeConfig(source=other.source))

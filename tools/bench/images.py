@@ -20,7 +20,7 @@ from swin_mim.data.blue_marble.tiles import composite
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.decoding.rgb import Box
-from swin_mim.data.packing.pack import Format, pack
+from swin_mim.data.packing.pack import Format, PackOptions, pack
 from swin_mim.data.sampling import sample_generator
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import FolderSource
@@ -106,9 +106,8 @@ def prepare(folder: Path, target: Path, image_size: int) -> dict[Format, Prepare
     done: dict[Format, Prepared] = {}
     for kind in FORMATS:
         start = time.perf_counter()
-        packed = pack(
-            str(folder), target / kind, size=prepared_side(image_size), format=kind, workers=os.cpu_count() or 1
-        )
+        options = PackOptions(prepared_side(image_size), kind, workers=os.cpu_count() or 1)
+        packed = pack(str(folder), target / kind, options=options)
         done[kind] = Prepared(target / kind, time.perf_counter() - start, packed.bytes)
     return done
 

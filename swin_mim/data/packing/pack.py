@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.packing.rasters import Row, raster_row
 from swin_mim.data.packing.writer import STAGING, ShardFile, locked, writing
 from swin_mim.data.sampling import Place
+from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.sources.open import as_rasters, open_files
@@ -43,17 +44,38 @@ from swin_mim.data.sources.packed import (
     text_if_nan,
 )
 from swin_mim.data.sources.stacks import StackSource
-from swin_mim.data.sources.tables import Table, TableSource
+from swin_mim.data.sources.tables import Table
 from swin_mim.errors import UserError
 from swin_mim.files import replace_text
 
 Format = Literal["jpeg", "raw", "npy"]
-Files = FolderSource | StackSource | TableSource
 
 _TASK = 8  # images that a worker packs at a time
 _LOOK = 1.0  # seconds between two looks at whether the main process lives
 _VALUES = np.arange(256, dtype=np.int64)
 _MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")  # columns of files, which would be copied as they are
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How images are packed."""
+
+    size: int = 256
+    """Max pixels of the shorter side; 0 leaves the size as it is. The aspect is kept. 256 is practically lossless for
+    SimMIM up to an image size of about 190: crops cover 67 to 100 % of an image's area, so that the shorter side of the
+    smallest one is 209 pixels of a 4:3 photograph. Only in the worst case, of a square image, it has 181. Larger images
+    want a larger size: 1.42 times theirs never enlarges."""
+    format: Format = "jpeg"
+    """"jpeg", or "raw" for uncompressed pixels, as BMP: of the containers that the `datasets` library shows, the one
+    that is read fastest (256 x 341 pixels: 93 us; TIFF 262, PNG 1018; JPEG at 95 takes 320)."""
+    quality: int = 95
+    """JPEG quality. What was a JPEG is compressed a second time, at 95 with values off by 1 of 255 on average."""
+    shard_mib: int = 256
+    """A shard is closed when its images have this many MiB."""
+    workers: int = 4
+    """Processes that encode; 0: this one does."""
+    progress: bool = False
+    """Show a bar with images/s and the time that is left."""
 
 
 def pack(
@@ -63,38 +85,23 @@ def pack(
     config: str | None = None,
     split: str = "train",
     column: str | None = None,
-    size: int = 256,
-    quality: int = 95,
-    format: Format = "jpeg",
-    shard_mib: int = 256,
-    workers: int = 4,
-    progress: bool = False,
     bands: ChannelSpec | None = None,
     stack: str | None = None,
+    options: PackOptions = PackOptions(),
 ) -> Packed:
     """Pack a source into a folder, or finish what an interrupted call has begun; what is complete is left as it is.
 
-    Images are decoded by the rules of `decode_image`, made smaller if they are larger than `size`, and encoded anew.
-    Class folders become a column `label` of classes; a table keeps its other columns, but for those of files. An image
-    that cannot be read is left out and listed in broken_images.jsonl.
+    Images are decoded by the rules of `decode_image`, made smaller if they are larger than `options.size`, and encoded
+    anew. Class folders become a column `label` of classes; a table keeps its other columns, but for those of files. An
+    image that cannot be read is left out and listed in broken_images.jsonl.
 
     Afterwards `open_source(str(folder))`, which is `--data.source`, reads the shards by memory map, and
     `datasets.load_dataset(str(folder))` has them as an ordinary data set.
 
     Args:
         spec, config, split, column: as in `open_source`.
-        size: of the shorter side in pixels, at most; 0 leaves the size as it is. The aspect is kept. 256 is practically
-            lossless for SimMIM up to an image size of about 190: crops cover 67 to 100 % of an image's area, so that
-            the shorter side of the smallest one is 209 pixels of a 4:3 photograph. Only in the worst case, of a square
-            image, it has 181. Larger images want a larger size: 1.42 times theirs never enlarges.
-        quality: of JPEG. What was a JPEG is compressed a second time, at 95 with values off by 1 of 255 on average.
-        format: "jpeg", or "raw" for uncompressed pixels, as BMP: of the containers that the `datasets` library shows,
-            the one that is read fastest (256 x 341 pixels: 93 us; TIFF 262, PNG 1018; JPEG at 95 takes 320).
-        shard_mib: a shard is closed when its images have this many MiB.
-        workers: processes; 0 works in this one.
-        progress: show a bar with images/s and the time that is left.
         bands, stack: images are of any channels, as in `open_source`. They become .npy files (H, W, C) of the type and
-            in the units of their own, made smaller as `smaller_raster` does, without regard to `quality` and `format`.
+            in the units of their own, made smaller as `smaller_raster` does, without regard to quality and format.
             Which pixels are valid is packed with them: nothing need be said of it to read the result.
 
     Raises:
@@ -103,10 +110,30 @@ def pack(
         KeyboardInterrupt: whole shards stay, and the same call goes on behind them.
     """
     origin = {"source": spec, "config": config, "split": split, "column": column}
-    settings = {"size": size, "format": format, "quality": quality, "shard_mib": shard_mib}
+    settings = {name: getattr(options, name) for name in ("size", "format", "quality", "shard_mib")}
     if bands is not None:
         settings |= {"format": "npy"} | _bands_settings(bands, stack)
-    return _pack(origin, settings, folder, workers, progress, bands)
+    opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
+    _check_apart(Path(os.path.expanduser(spec)), folder)
+    source = opened.images(column) if isinstance(opened, Table) else opened
+    rasters = None if bands is None else as_rasters(opened, spec, column, bands)
+    begun = Packed(
+        source=origin | {"images": len(source), "fingerprint": source.fingerprint},
+        settings=settings if settings["format"] == "jpeg" else settings | {"quality": None},
+        made_with=_versions(rasters is not None),
+        rasters=None if rasters is None else {"channels": list(rasters.channels), "dtypes": {}, "statistics": None},
+    )
+    with writing(folder):
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        packed = _continued(folder, begun)
+        if packed.complete:
+            return packed
+        job = _Job(folder, packed, source, *_columns(opened, source, rasters is not None))
+        unit: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not options.progress}
+        with tqdm(total=len(source), initial=packed.read, **unit) as bar:
+            job.run(_Encoder(source, rasters, settings), options.workers, bar)
+        return job.finish()
 
 
 def _versions(rasters: bool) -> dict[str, str]:
@@ -126,44 +153,10 @@ def _bands_settings(bands: ChannelSpec, stack: str | None) -> dict[str, Any]:
     }
 
 
-def _pack(
-    origin: dict[str, Any],
-    settings: dict[str, Any],
-    folder: Path,
-    workers: int,
-    progress: bool,
-    bands: ChannelSpec | None,
-) -> Packed:
-    spec, column = origin["source"], origin["column"]
-    where = {"config": origin["config"], "split": origin["split"], "column": column}
-    opened = open_files(spec, **where, bands=bands, stack=settings.get("stack"))
-    _check_apart(Path(os.path.expanduser(spec)), folder)
-    source = opened.images(column) if isinstance(opened, Table) else opened
-    rasters = None if bands is None else as_rasters(opened, spec, column, bands)
-    begun = Packed(
-        source=origin | {"images": len(source), "fingerprint": source.fingerprint},
-        settings=settings if settings["format"] == "jpeg" else settings | {"quality": None},
-        made_with=_versions(rasters is not None),
-        rasters=None if rasters is None else {"channels": list(rasters.channels), "dtypes": {}, "statistics": None},
-    )
-    with writing(folder):
-        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        packed = _continued(folder, begun)
-        if packed.complete:
-            return packed
-        job = _Job(folder, packed, source, *_columns(opened, source, rasters is not None))
-        encoder = _Encoder(source, rasters, settings)
-        unit: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not progress}
-        with tqdm(total=len(source), initial=packed.read, **unit) as bar:
-            job.run(encoder, workers, bar)
-        return job.finish()
-
-
 class _Encoder(Dataset[Row]):
     """The pure function index -> packed image, in the form that a `DataLoader` asks for."""
 
-    def __init__(self, source: Files, rasters: RasterSource | None, settings: dict[str, Any]) -> None:
+    def __init__(self, source: Source, rasters: RasterSource | None, settings: dict[str, Any]) -> None:
         """`rasters` are the images of `source` as such, if they are."""
         self._source, self._rasters, self._settings = source, rasters, settings
         self._main, self._watched = os.getpid(), False
@@ -178,7 +171,6 @@ class _Encoder(Dataset[Row]):
             return Row(b"", None, str(error))
 
     def _rgb(self, index: int) -> Row:
-        assert not isinstance(self._source, StackSource)
         image = shrunk(self._source.image(index), self._settings["size"])
         buffer = io.BytesIO()
         if self._settings["format"] == "raw":
@@ -219,7 +211,7 @@ def shrunk(image: Image.Image, size: int) -> Image.Image:
 class _Job:
     """A packing that is under way: what is on disk, and the shard that is being written."""
 
-    def __init__(self, folder: Path, packed: Packed, source: Files, columns: Any, schema: Any) -> None:
+    def __init__(self, folder: Path, packed: Packed, source: Source, columns: Any, schema: Any) -> None:
         """`columns` besides the image are a `datasets.Dataset` in the format "arrow", or None; `schema` is of all."""
         self._folder, self._packed, self._source = folder, packed, source
         self._columns, self._schema = columns, schema
@@ -300,7 +292,7 @@ def _with_rgb(packed: Packed, row: Row) -> Packed:
     )
 
 
-def _columns(opened: FolderSource | StackSource | Table, source: Files, rasters: bool) -> tuple[Any, Any]:
+def _columns(opened: FolderSource | StackSource | Table, source: Source, rasters: bool) -> tuple[Any, Any]:
     """(the columns besides that of the images, in the format "arrow", or None; the schema of all)."""
     import datasets
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from swin_mim import files
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
-from swin_mim.data.packing.pack import pack
+from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.open import open_source
 from swin_mim.data.streaming.source import open_streamed
@@ -33,7 +33,7 @@ TRANSFORM = PretrainTransform((8, 8), flips="dihedral")
 
 
 def prepared(photos: Path, empty: Path) -> Source:
-    pack(str(photos), empty, size=24, shard_mib=1, workers=0)
+    pack(str(photos), empty, options=PackOptions(size=24, shard_mib=1, workers=0))
     return open_source(str(empty))
 
 

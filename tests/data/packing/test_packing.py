@@ -23,7 +23,7 @@ from swin_mim.data.decoding.rgb import decode_image
 from swin_mim.data.labels import open_labelled
 from swin_mim.data.packing import pack as packing
 from swin_mim.data.packing import writer as shard_file
-from swin_mim.data.packing.pack import pack, shrunk
+from swin_mim.data.packing.pack import PackOptions, pack, shrunk
 from swin_mim.data.packing.rasters import smaller_raster
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.open import open_source
@@ -88,7 +88,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack_many(source: Path, folder: Path, **options: Any) -> Any:
-    return pack(str(source), folder, **{"size": 0, "format": "raw", "shard_mib": 1, "workers": 0} | options)
+    how: dict[str, Any] = {"size": 0, "format": "raw", "shard_mib": 1, "workers": 0}
+    return pack(str(source), folder, options=PackOptions(**how | options))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, index: int, error: BaseExcepti
 
 
 def test_raw_holds_the_very_pixels_with_names_and_in_order(photos: Path, tmp_path: Path) -> None:
-    packed = pack(str(photos), tmp_path, size=64, format="raw", workers=0)
+    packed = pack(str(photos), tmp_path, options=PackOptions(size=64, format="raw", workers=0))
     before, after = open_source(str(photos)), open_source(str(tmp_path))
     names = ["a/large.jpg", "a/small.png", "b/c/sixteen.png", "b/cmyk.jpg", "b/turned.jpg", "b/wide.tif"]
     assert [after.path(index) for index in range(len(after))] == names
@@ -135,7 +136,7 @@ def test_raw_holds_the_very_pixels_with_names_and_in_order(photos: Path, tmp_pat
 def test_jpeg_is_close(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.fromarray(noise(5, 4, 3)).resize((100, 80), Image.Resampling.BICUBIC).save(tmp_path / "photos" / "a.png")
-    pack(str(tmp_path / "photos"), tmp_path / "packed", size=64, workers=0)
+    pack(str(tmp_path / "photos"), tmp_path / "packed", options=PackOptions(size=64, workers=0))
     expected = np.asarray(shrunk(open_source(str(tmp_path / "photos")).image(0), 64)).astype(float)
     seen = open_source(str(tmp_path / "packed")).image(0)
     assert np.abs(np.asarray(seen) - expected).mean() < 2
@@ -164,7 +165,7 @@ def test_statistics_are_those_of_numpy(many: Path, whole: Path) -> None:
 
 
 def test_class_folders_become_classes(photos: Path, tmp_path: Path) -> None:
-    pack(str(photos), tmp_path, size=64, workers=0)
+    pack(str(photos), tmp_path, options=PackOptions(size=64, workers=0))
     before, after = open_labelled(str(photos)), open_labelled(str(tmp_path))
     assert after.names == before.names == ("a", "b")
     assert after.targets.tolist() == before.targets.tolist() == [0, 0, 1, 1, 1, 1]
@@ -207,7 +208,7 @@ def table(tmp_path: Path) -> Path:
 
 def test_a_table_keeps_its_columns(table: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
-    packed = pack(str(table), folder, column="picture", format="raw", workers=0)
+    packed = pack(str(table), folder, column="picture", options=PackOptions(format="raw", workers=0))
     rows = datasets.load_dataset(str(folder), split="train")
     assert list(rows.features) == ["image", "text", "kind", "boxes"]
     assert rows.features["kind"] == datasets.ClassLabel(names=["cat", "dog"])
@@ -239,7 +240,7 @@ def test_it_is_read_where_it_lies(whole: Path, cache: Path) -> None:
 
 
 def test_packed_images_are_packed_again(whole: Path, tmp_path: Path) -> None:
-    assert pack(str(whole), tmp_path, size=32, workers=0).images == COUNT - 3
+    assert pack(str(whole), tmp_path, options=PackOptions(size=32, workers=0)).images == COUNT - 3
     assert open_source(str(tmp_path)).path(0) == "01.png"
 
 
@@ -391,7 +392,7 @@ def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad" / "a.png").write_bytes(b"bad")
     for _ in range(2):
         with pytest.raises(UserError, match=r"none of the 1 images .* the first: a\.png: not a readable"):
-            pack(str(tmp_path / "bad"), tmp_path / "packed", workers=0)
+            pack(str(tmp_path / "bad"), tmp_path / "packed", options=PackOptions(workers=0))
 
 
 @pytest.mark.parametrize("place", ["write", "sync"])
@@ -490,7 +491,7 @@ def test_workers_end_with_a_process_that_was_killed(many: Path, tmp_path: Path) 
     code = (
         "import sys, time; from pathlib import Path; from swin_mim.data.packing import pack as packing\n"
         "packing._Job._add = lambda *_: print('ready', flush=True) or time.sleep(100)\n"
-        "packing.pack(sys.argv[1], Path(sys.argv[2]), size=0, format='raw', workers=2)"
+        "packing.pack(sys.argv[1], Path(sys.argv[2]), options=packing.PackOptions(size=0, format='raw', workers=2))"
     )
     command = [sys.executable, "-c", code, str(many), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -522,8 +523,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack_scenes(source: Path, folder: Path, **options: Any) -> Any:
-    asked: dict[str, Any] = {"size": 32, "shard_mib": 1, "workers": 0, "bands": ChannelSpec(5, nodata=0)}
-    return pack(str(source), folder, **asked | options)
+    asked: dict[str, Any] = {"bands": ChannelSpec(5, nodata=0)} | options
+    how = {name: asked.pop(name, usual) for name, usual in (("size", 32), ("shard_mib", 1), ("workers", 0))}
+    return pack(str(source), folder, **asked, options=PackOptions(**how))
 
 
 @pytest.fixture(scope="module")
