@@ -4,11 +4,13 @@ A mask is bool (B, h, w) on the token grid, True = masked (arXiv 2111.09886, sec
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from swin_mim.architecture import SwinConfig
 from swin_mim.errors import UserError
 
 _WORD = (1 << 64) - 1
@@ -57,6 +59,35 @@ def block_mask(
     else:
         mask = _masked_of(keys, _by_unit(valid, units), ratio)
     return pixel_mask(mask.view(batch, *units), unit)  # a unit of tokens, as a token is one of pixels
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """Block masks of one geometry: a function of seed, position and valid pixels.
+
+    Args:
+        grid: tokens (h, w) of one image.
+        unit: side, in tokens, of the square that is masked as one.
+        ratio: share of units to mask.
+        cells: the most cells of the encoder's last stage in which an image is masked.
+    """
+
+    grid: tuple[int, int]
+    unit: int
+    ratio: float
+    cells: int
+
+    @classmethod
+    def of(cls, config: SwinConfig, *, unit: int, ratio: float) -> "BlockMasks":
+        """Masks for the images of an encoder; `unit` is in pixels, a multiple of the patch size."""
+        grid, tokens = config.stage_grid(0), unit // config.patch_size
+        return cls(grid, tokens, ratio, masked_cells(grid, tokens, ratio, config.stride // config.patch_size))
+
+    def draw(
+        self, batch: int, *, seed: int, start: int, device: torch.device | str, valid: Tensor | None = None
+    ) -> Tensor:
+        """Draw the masks of the images at positions start, start + 1, ...: bool (B, h, w), see `block_mask`."""
+        return block_mask(batch, self.grid, self.unit, self.ratio, seed=seed, start=start, device=device, valid=valid)
 
 
 def pixel_mask(mask: Tensor, patch: int) -> Tensor:

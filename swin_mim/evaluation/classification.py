@@ -5,9 +5,7 @@ arrays whole, and every number is computed from them. No floating-point sum depe
 """
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.evaluation.reader import read_of
 from swin_mim.evaluation.validation import evaluation_mode
+from swin_mim.files import replacing
 
 TOP = 5
 """Classes that are kept of each image."""
@@ -184,16 +183,12 @@ def write_predictions(path: Path, outcome: Outcome, names: Sequence[str], image_
     """
     table = _several_table(outcome, names) if outcome.multi_label else _table(outcome, names)
     columns = {"image": [image_names[index] for index in outcome.images], **table}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_table(partial, columns, path.suffix)
-        partial.replace(path)
+        with replacing(path) as temporary:
+            _write_table(temporary, columns, path.suffix)
     except OSError as error:
         raise UserError(f"predictions {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):  # where it could not be made, it need not be there
-            partial.unlink(missing_ok=True)
 
 
 def _row(logits: Tensor, targets: Tensor, kept: int) -> Tensor:

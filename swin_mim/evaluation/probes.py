@@ -20,6 +20,8 @@ from swin_mim.errors import UserError
 from swin_mim.evaluation.reader import Reader, read_of
 from swin_mim.evaluation.validation import evaluation_mode
 from swin_mim.models.swin import Swin
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.labelled_images import to_probe_in
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -67,12 +69,25 @@ class Prober:
     judged: Labelled
     reader: Reader
 
+    @classmethod
+    def open(cls, config: PretrainConfig, channels: Sequence[str] | None, reader: Reader, seed: int) -> "Prober":
+        """Open the labelled images that a pretraining's settings name.
+
+        Args:
+            channels: names of those that it takes; None: RGB.
+            seed: of the choice of images to learn from.
+
+        Raises:
+            UserError: they cannot be opened, or have no labels.
+        """
+        return cls(*to_probe_in(config, None if channels is None else tuple(channels), seed), reader)
+
     def stages(self, encoder: Swin) -> list[Score]:
         """The scores of the mean over the grid of every stage's output; all processes call it together."""
         with evaluation_mode(encoder):
 
             def pooled(images: Tensor) -> Tensor:
-                maps = encoder.pyramid(self.reader.prepare(images))
+                maps = encoder.pyramid(self.reader.preprocess(images))
                 return torch.cat([each.float().mean(dim=(2, 3)) for each in maps], dim=1)
 
             widths = [encoder.config.stage_dim(stage) for stage in range(encoder.config.num_stages)]
@@ -109,10 +124,10 @@ def colours_of(images: Labelled, reader: Reader) -> tuple[Tensor, np.ndarray]:
 
     A task that these solve says nothing about an encoder.
     """
-    if reader.seen.scale == 255:
+    if reader.preprocess.preprocessing.scale == 255:
         return features(images, reader, colour_histogram, 3 * CHANNEL_BINS + JOINT_BINS**3)
-    width = len(reader.seen.mean) * CHANNEL_BINS
-    return features(images, reader, lambda values: value_histogram(reader.normalized(values)), width)
+    width = len(reader.preprocess.preprocessing.mean) * CHANNEL_BINS
+    return features(images, reader, lambda values: value_histogram(reader.preprocess.normalized(values)), width)
 
 
 def score(known: Tensor, labels: np.ndarray, others: Tensor, truth: np.ndarray, classes: int) -> Score:

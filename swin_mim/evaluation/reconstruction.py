@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from swin_mim.evaluation.validation import evaluation_mode
+from swin_mim.files import replacing
 from swin_mim.masking import pixel_mask
 
 Captions = tuple[str, str, str, str]
@@ -65,12 +66,8 @@ def save_reconstruction(
     picture = reconstruction_grid(images, mask, prediction, patch=patch, captions=captions)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        picture.save(partial, format="PNG", optimize=True)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
 
 
 def reconstruction_grid(

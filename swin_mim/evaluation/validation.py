@@ -56,14 +56,14 @@ def baseline_errors(
     draw_mask: Callable[[Batch], Tensor],
     patch: int,
     reduce: Callable[[Tensor], Tensor],
-    deviation: Callable[..., Tensor] | None = None,
+    std: Callable[..., Tensor] | None = None,
 ) -> dict[str, float]:
     """The masked L1 of two fillings with nothing learned, in the units of the loss: a model should get below both.
 
     Args:
         batches, prepare, draw_mask, reduce: as in `evaluate`; `reduce` gets float64 (3,).
         patch: pixels along the side of one token.
-        deviation: for a normalised target: prepared images, and `valid=` as in `evaluate` -> local standard deviation,
+        std: for a normalised target: prepared images, and `valid=` as in `evaluate` -> local standard deviation,
             both (B, C, H, W).
 
     Returns:
@@ -77,7 +77,7 @@ def baseline_errors(
     for batch in batches:
         images, mask = prepare(batch.images), draw_mask(batch)
         valid = batch.valid_on(images.device)
-        unit = torch.ones_like(images) if deviation is None else deviation(images, **valid)
+        unit = torch.ones_like(images) if std is None else std(images, **valid)
         unknown = pixel_mask(mask, patch)
         if valid:
             unknown = unknown | ~valid["valid"]

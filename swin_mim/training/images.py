@@ -4,11 +4,13 @@ from typing import Any, NamedTuple
 
 from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.raster import ChannelSpec
-from swin_mim.data.sources.multichannel import channels_of
-from swin_mim.data.sources.open import Source, open_source, split_heldout
-from swin_mim.data.streaming.source import open_streamed
+from swin_mim.data.decoding.rgb import decoder_text
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.open import open_source
+from swin_mim.training.channels import preprocessing_of
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters
+from swin_mim.weights.config_json import Preprocessing
 
 
 class Images(NamedTuple):
@@ -17,14 +19,23 @@ class Images(NamedTuple):
     """To measure on; there may be none."""
     channels: tuple[str, ...] | None
     """Names of the channels; None: images are RGB."""
+    preprocessing: Preprocessing
+    """How they become a model's input."""
+
+    def text(self, size: tuple[int, int]) -> str:
+        """What they are, for the first line of the log; `size` is (H, W) of the model's input."""
+        channels = f" of {len(self.channels)} channels" if self.channels else ""
+        decoder = "" if self.channels else f", decoded by {decoder_text()}"
+        counts = f"{len(self.training)} images and {len(self.heldout)} held out{decoder}"
+        return f"{size[0]}x{size[1]} px{channels}, {counts}"
 
 
-def bands_of(config: PretrainConfig) -> ChannelSpec | None:
+def channels_of_settings(config: PretrainConfig) -> ChannelSpec | None:
     """What is read of each image; None: 8-bit RGB."""
     data, count = config.data, config.model.in_channels
-    return (
-        ChannelSpec(count, data.channels, data.nodata, data.mask_channel) if reads_rasters(data, config.model) else None
-    )
+    if not reads_rasters(data, config.model):
+        return None
+    return ChannelSpec(count, data.channels, data.nodata, data.mask_channel)
 
 
 def open_pretraining_images(config: PretrainConfig) -> Images:
@@ -35,12 +46,19 @@ def open_pretraining_images(config: PretrainConfig) -> Images:
     """
     data = config.data
     if data.source == "blue_marble":
-        return Images(*open_blue_marble(), None)
+        return Images(*open_blue_marble(), None, preprocessing_of(data, None))
+    source = _open(config)
+    channels = source.channels
+    return Images(*source.split(data.heldout, config.run.seed), channels, preprocessing_of(data, channels))
+
+
+def _open(config: PretrainConfig) -> Source:
+    data = config.data
     where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
-    where["bands"] = bands_of(config)
-    if data.streaming:
-        cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
-        source: Source = open_streamed(data.source, shards_at_once=data.shards_at_once, **where, **cache)
-    else:
-        source = open_source(data.source, stack=data.stack, **where)
-    return Images(*split_heldout(source, data.heldout, config.run.seed), channels_of(source))
+    where["bands"] = channels_of_settings(config)
+    if not data.streaming:
+        return open_source(data.source, stack=data.stack, **where)
+    from swin_mim.data.streaming.source import open_streamed  # what does not stream needs none of it
+
+    cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
+    return open_streamed(data.source, shards_at_once=data.shards_at_once, **where, **cache)

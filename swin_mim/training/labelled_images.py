@@ -8,9 +8,11 @@ from typing import Any
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.labels import Labelled, labels_per_class, open_labelled, split_labelled, with_classes
 from swin_mim.data.sources.packed import packed_rasters
+from swin_mim.data.transforms.crops import FinetuneTransform
 from swin_mim.errors import UserError
-from swin_mim.training.config.finetune import LabelledDataConfig
+from swin_mim.training.config.finetune import FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.pretrain import DataConfig, PretrainConfig
+from swin_mim.weights.config_json import Preprocessing
 
 HELDOUT_SEED = 0
 """Decides which images of a source are held out: the same in every run, so that results can be compared."""
@@ -119,3 +121,22 @@ def _columns(data: LabelledDataConfig) -> dict[str, Any]:
         else None,
         "stack": data.stack,
     }
+
+
+def finetune_transform(
+    config: FinetuneConfig, preprocessing: Preprocessing, size: tuple[int, int]
+) -> FinetuneTransform:
+    """The augmentation that the settings describe, for images of (H, W) pixels."""
+    data, augment = config.data, config.augment
+    return FinetuneTransform(
+        size,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        interpolation=preprocessing.interpolation,
+        flips=augment.flips,
+        auto=augment.auto,
+        color_jitter=augment.color_jitter,
+        random_erasing=augment.random_erasing,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )

@@ -11,6 +11,7 @@ from swin_mim import Swin
 from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.labels import Labelled
+from swin_mim.data.loading.loader import LoaderOptions
 from swin_mim.data.sources.base import Source
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
@@ -29,6 +30,7 @@ from swin_mim.evaluation.probes import (
     value_histogram,
 )
 from swin_mim.evaluation.reader import Reader
+from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.models.saving import Preprocessing
 
 SEEN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -62,17 +64,9 @@ def labelled(n, broken=frozenset()):
 
 
 def reader(reduce=lambda rows: rows, rank=0, world=1, batch=4):
-    return Reader(
-        SEEN,
-        (64, 64),
-        torch.device("cpu"),
-        reduce=reduce,
-        watch=lambda batches: batches,
-        batch=batch,
-        rank=rank,
-        world=world,
-        workers=0,
-    )
+    options = LoaderOptions(rank, world)
+    preprocess = Preprocessor(SEEN, torch.device("cpu"))
+    return Reader(preprocess, (64, 64), reduce, lambda batches: batches, batch, options)
 
 
 def clouds(n, classes, width, spread, seed=0):
@@ -497,7 +491,8 @@ class ChannelSpec(Noise):
 
 
 def test_values_alone_solve_what_values_tell():
-    seen = replace(reader(), seen=Preprocessing((100.0, 115.0), (10.0, 15.0), ("a", "b"), scale=1))
+    known = Preprocessing((100.0, 115.0), (10.0, 15.0), ("a", "b"), scale=1)
+    seen = replace(reader(), preprocess=Preprocessor(known, torch.device("cpu")))
     training, judged = (Labelled(ChannelSpec(n), NAMES, np.arange(n) % 3) for n in (18, 9))
     assert by_colours(training, judged, seen) == Score(1, 1, 1, 1)
     found, _ = colours_of(training, seen)

@@ -204,7 +204,7 @@ def test_baselines_against_a_loop(images, normalized):
         draw_mask=draw_mask,
         patch=PATCH,
         reduce=alone,
-        deviation=deviation if normalized else None,
+        std=deviation if normalized else None,
     )
     floats, hidden = prepare(images), pixel_mask(masks(3, 0), PATCH)
     unit = deviation(floats) if normalized else torch.ones_like(floats)

@@ -14,10 +14,10 @@ _processes.set_forkserver_preload(
     [
         "swin_mim.training.loop.trainer",
         "swin_mim.training.distributed.processes",
-        "swin_mim.evaluation.heldout",
+        "swin_mim.evaluation.reconstruction_evaluator",
         "swin_mim.data.blue_marble.tiles",
-        "swin_mim.training.classifiers",
-        "swin_mim.evaluation.evaluators",
+        "swin_mim.training.models",
+        "swin_mim.evaluation.measure",
         "timm.data",
         "matplotlib.pyplot",
     ]

@@ -14,99 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
-from swin_mim.training.checkpoints import store as checkpoint
-from swin_mim.training.checkpoints.safetensors_writer import copied, write_tensors
+from swin_mim.files import replace_json
+from swin_mim.training.checkpoints import store
+from swin_mim.training.checkpoints.model_state import load_model, load_optimizer, optimizer_tensors
+from swin_mim.training.checkpoints.state import (
+    AVERAGE,
+    MODEL,
+    OPTIMIZER,
+    TRAINER,
+    RunState,
+    newest_checkpoint,
+    state_of,
+)
 from swin_mim.training.checkpoints.writer import BackgroundWriter
 from swin_mim.training.distributed.processes import lost_peer
-from swin_mim.training.distributed.sharding import is_sharded, whole
+from swin_mim.training.distributed.sharding import full_tensors, is_sharded
 from swin_mim.training.distributed.weight_average import WeightAverage
+from swin_mim.weights.safetensors_writer import copied, write_tensors
 
-MODEL, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
-TRAINER = "trainer.json"
 ROLLBACKS = 2
 """Times that a run goes back to a checkpoint because it diverged, before it gives up."""
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best step of a run so far, by one metric."""
-
-    step: int
-    value: float
-
-
-@dataclass
-class RunState:
-    """The counters of a run. With weights, moments and settings they decide all that follows."""
-
-    step: int = 0
-    """Updates of the global batch so far; the only clock."""
-    samples_seen: int = 0
-    """Images consumed so far: the whole position of the data."""
-    skipped: int = 0
-    """Updates left out because a loss or gradient was not finite."""
-    skipped_in_a_row: int = 0
-    rollbacks: int = 0
-    """Times that the run went back to a checkpoint, past the images that led to numbers that are not finite."""
-    broken: int = 0
-    """Images that could not be read and were replaced."""
-    sums: dict[str, float] | None = None
-    """Of the metrics since the last line of the log."""
-    best: Best | None = None
-    """The step whose checkpoint is kept besides the newest ones."""
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder of them; the main process looks, all learn of it.
-
-    Raises:
-        UserError: there are checkpoints, and every one of them is broken.
-    """
-    answer: list[Any] = [None, False]
-    if PartialState().is_main_process:
-        path = checkpoint.newest(folder)
-        answer = [path, path is None and checkpoint.set_aside(folder)]
-    path, all_broken = broadcast_object_list(answer)
-    if all_broken:
-        raise UserError(
-            f"every checkpoint in {folder} is broken and was set aside as bad_...: "
-            "start anew under another run.name, or remove them to start this run from scratch"
-        )
-    return path
-
-
-def published_weights(path: Path) -> dict[str, Tensor]:
-    """What a checkpoint would publish: the average if it has one, else the weights.
-
-    Raises:
-        UserError: it is gone or broken.
-    """
-    fault = checkpoint.verify(path)
-    if fault:
-        raise UserError(
-            f"the checkpoint {path}, which is to be published, is broken ({fault}): publish another one with "
-            "--save.export best or last"
-        )
-    return load_file(path / AVERAGE if (path / AVERAGE).exists() else path / MODEL)
-
-
-def read_state(path: Path) -> RunState:
-    """The counters of a checkpoint."""
-    return _state(json.loads((path / TRAINER).read_text()))
-
-
-def _state(trainer: dict[str, Any]) -> RunState:
-    state = dict(trainer["state"])
-    best = state.pop("best", None)
-    return RunState(**state, best=Best(**best) if best else None)
 
 
 def _best_step(state: RunState) -> int | None:
@@ -119,7 +54,7 @@ def _filled(
     """Write the main process's files into a staged folder -> the digests of what the tensors' files should hold."""
     meant = {name: write_tensors(content, staging / name) for name, content in tensors.items()}
     for name, document in documents.items():
-        checkpoint.write_json(staging / name, document)
+        replace_json(staging / name, document)
     return meant
 
 
@@ -132,7 +67,7 @@ class Checkpoints:
 
     Args:
         folder: holds the checkpoints.
-        model, prepared, optimizer: the bare model, and what `sharding.prepare` made of it and its optimizer.
+        model, prepared, optimizer: the bare model, and what `prepare` made of it and its optimizer.
         keep: how many of the newest stay.
         keep_every: those of every so many steps stay too; 0: none.
         facts: what must be the same in a resumed run: values of JSON, such as the fingerprint of the data.
@@ -140,6 +75,7 @@ class Checkpoints:
             cannot be told.
         documents: JSON files to put into every checkpoint, by name, such as the config.json that makes it loadable.
         average: of the weights, if there is one: a part of every checkpoint.
+        state: where the run stands.
     """
 
     folder: Path
@@ -153,10 +89,11 @@ class Checkpoints:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     average: WeightAverage | None = None
     changes: dict[str, Callable[[], str]] = field(default_factory=dict)
+    state: RunState = field(default_factory=RunState)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
 
     def save(self, state: RunState) -> None:
-        """Write a checkpoint; all processes call it together. One that cannot be written is reported by `failure_reason`."""
+        """Write a checkpoint; all processes call it together. `failure_reason` reports one that failed."""
         if self._deepspeed:
             self._save_together(state)
             return
@@ -233,13 +170,13 @@ class Checkpoints:
             loaded, _ = self.prepared.load_checkpoint(str(path / "deepspeed"), tag="state")
             assert loaded is not None, f"DeepSpeed found no state in {path}"
         else:
-            checkpoint.load_model(self.model, path / MODEL)
-            checkpoint.load_optimizer(self.optimizer.optimizer, self.model, path / OPTIMIZER)
+            load_model(self.model, path / MODEL)
+            load_optimizer(self.optimizer.optimizer, self.model, path / OPTIMIZER)
             if self.accelerator.scaler is not None and trainer["scaler"] is not None:  # swin-mim replay may add one
                 self.accelerator.scaler.load_state_dict(trainer["scaler"])
         if self.average is not None:
             self.average.load(load_file(path / AVERAGE))
-        return _state(trainer)
+        return state_of(trainer)
 
     def _write(
         self,
@@ -249,13 +186,13 @@ class Checkpoints:
         best: int | None,
     ) -> None:
         """The main process's part of a checkpoint, from copies."""
-        staging = checkpoint.stage(self.folder, step)
+        staging = store.stage(self.folder, step)
         try:
-            checkpoint.commit(staging, step, _filled(staging, tensors, documents))
+            store.commit(staging, step, _filled(staging, tensors, documents))
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)  # its bytes may be what the disk is short of
             raise
-        checkpoint.prune(self.folder, self.keep, besides=best, every=self.keep_every)
+        store.prune(self.folder, self.keep, besides=best, every=self.keep_every)
 
     def _save_together(self, state: RunState) -> None:
         try:
@@ -275,17 +212,17 @@ class Checkpoints:
     def _save_with_deepspeed(self, state: RunState) -> None:
         accelerator = self.accelerator
         if accelerator.is_main_process:
-            checkpoint.stage(self.folder, state.step)
+            store.stage(self.folder, state.step)
         accelerator.wait_for_everyone()
-        staging = checkpoint.staging_path(self.folder, state.step)
+        staging = store.staging_path(self.folder, state.step)
         self.prepared.save_checkpoint(str(staging / "deepspeed"), tag="state", save_latest=False)
         tensors = self._tensors()
         if accelerator.is_main_process:
             meant = _filled(staging, tensors, self._documents(state))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            checkpoint.commit(staging, state.step, meant)
-            checkpoint.prune(self.folder, self.keep, besides=_best_step(state), every=self.keep_every)
+            store.commit(staging, state.step, meant)
+            store.prune(self.folder, self.keep, besides=_best_step(state), every=self.keep_every)
         accelerator.wait_for_everyone()
 
     @property
@@ -297,7 +234,7 @@ class Checkpoints:
         itself. All processes call it together, because it takes all of them to make parts whole."""
         tensors = {MODEL: self.model.state_dict(keep_vars=True)}
         if not self._deepspeed:
-            tensors[OPTIMIZER] = checkpoint.optimizer_tensors(self.optimizer.optimizer, self.model)
+            tensors[OPTIMIZER] = optimizer_tensors(self.optimizer.optimizer, self.model)
         if self.average is not None:
             tensors[AVERAGE] = self.average.state()
         return {name: self._copied(content) for name, content in tensors.items()}
@@ -306,7 +243,7 @@ class Checkpoints:
         main = self.accelerator.is_main_process
         if not main and not is_sharded(self.model):
             return {}
-        return {name: copied(tensor) for name, tensor in whole(tensors) if main}
+        return {name: copied(tensor) for name, tensor in full_tensors(tensors) if main}
 
     def _documents(self, state: RunState) -> dict[str, dict[str, Any]]:
         """The JSON files of a checkpoint, as they are now."""

@@ -12,7 +12,6 @@ No pickle, except in DeepSpeed's own files.
         optimizer.safetensors   <moment>/<parameter>; with DeepSpeed a folder of its own instead
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -23,12 +22,7 @@ from errno import EIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-from swin_mim.errors import UserError
-from swin_mim.training.distributed.sharding import part
+from swin_mim.files import flush, sha256, sha256_of_file
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -77,15 +71,15 @@ def commit(staging: Path, step: int, meant: Mapping[str, str] | None = None) -> 
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
     manifest["digest"] = _digest(manifest)
     (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _flush(staging / MANIFEST)
+    flush(staging / MANIFEST)
     for path in [*(p for p in staging.rglob("*") if p.is_dir()), staging]:
-        _flush(path)
+        flush(path)
     final = staging.parent / _name(step)
     if final.exists():  # a step that was done again, after a fall-back to an earlier one
         final.rename(final.with_name(f".trash_{final.name}"))
     staging.rename(final)
-    _flush(final.parent)
-    _flush(final.parent.parent)
+    flush(final.parent)
+    flush(final.parent.parent)
     return final
 
 
@@ -145,41 +139,6 @@ def steps_on_disk(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a small file in one step: a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def load_model(model: nn.Module, path: Path) -> None:
-    """Strictly: every parameter and no other key."""
-    own = model.state_dict()
-    model.load_state_dict({name: part(value, own.get(name, value)) for name, value in load_file(path).items()})
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The moments of every parameter under `<moment>/<parameter>`."""
-    return {
-        f"{moment}/{name}": value
-        for name, parameter in model.named_parameters()
-        for moment, value in optimizer.state.get(parameter, {}).items()  # a frozen one has none, and [] would make one
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """The inverse of `optimizer_tensors`, from a file; moments are put where their parameters are."""
-    named = dict(model.named_parameters())
-    index = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path).items():
-        moment, name = key.split("/", 1)
-        if name not in named:
-            raise UserError(f"{path}: {key} belongs to no parameter of this model")
-        state.setdefault(index[named[name]], {})[moment] = part(value, named[name])
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def _name(step: int) -> str:
     return f"step_{step:010d}"
 
@@ -190,12 +149,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _digest(manifest: dict[str, Any]) -> str:
     rest = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256([json.dumps(rest, sort_keys=True).encode()])
 
 
 def _fault(file: Path, entry: dict[str, Any]) -> str:
@@ -203,22 +157,13 @@ def _fault(file: Path, entry: dict[str, Any]) -> str:
         return "is missing"
     if file.stat().st_size != entry["size"]:
         return f"has {file.stat().st_size} bytes, not {entry['size']}"
-    return "" if _sha256(file) == entry["sha256"] else "was changed"
+    return "" if sha256_of_file(file) == entry["sha256"] else "was changed"
 
 
 def _flush_and_hash(path: Path) -> dict[str, Any]:
     """Size and digest of a file as the disk has it, and not the memory that it was written through."""
-    _flush(path)
+    flush(path)
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"size": path.stat().st_size, "sha256": sha256_of_file(path)}

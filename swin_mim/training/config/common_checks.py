@@ -8,8 +8,8 @@ from typing import Any
 from swin_mim.architecture import as_pair, nearest_multiple
 from swin_mim.errors import UserError
 from swin_mim.training.config.durations import to_steps
+from swin_mim.training.config.fields import leaves
 from swin_mim.training.config.finetune import FinetuneConfig
-from swin_mim.training.config.parsing import leaves
 from swin_mim.training.config.pretrain import (
     HubConfig,
     ImagesConfig,

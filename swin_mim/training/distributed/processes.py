@@ -60,7 +60,7 @@ def start_accelerator(
     Args:
         folder: the run's folder; made if it is missing.
         precision: as `resolve_precision` takes it.
-        fsdp: the weights are going to be shared out by `sharding.prepare`.
+        fsdp: the weights are going to be shared out by `prepare`.
         trackers: names that accelerate knows, to be started by `start_trackers`.
 
     Raises:

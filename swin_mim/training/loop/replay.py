@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import UserError
-from swin_mim.training.checkpoints.manager import RunState
-from swin_mim.training.loop.plan import TrainingSchedule
-from swin_mim.training.loop.trainer import fit, seed_forward
+from swin_mim.training.checkpoints.state import RunState
+from swin_mim.training.distributed.prepare import PreparedModel
+from swin_mim.training.loop.schedule import TrainingSchedule
+from swin_mim.training.loop.trainer import Loader, Saving, fit, seed_forward
+from swin_mim.training.run.run import Run
 
 
 class Replayed(Exception):
@@ -30,7 +32,7 @@ class Replayed(Exception):
 
 
 def replaying(step: int, position: int | None) -> Callable[..., bool]:
-    """What a recipe takes in place of `engine.fit`: up to `step` it trains as before, and that step it looks at.
+    """What a recipe takes in place of `fit`: up to `step` it trains as before, and that step it looks at.
 
     Args:
         step: the number that log and metrics give it, from 1.
@@ -41,25 +43,36 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
         UserError: when called: the run has no such step.
     """
 
-    def loop(accelerator: Accelerator, model: Any, optimizer: Any, **job: Any) -> bool:
-        plan, state = job["plan"], job["state"]
-        if step > plan.total_steps:
-            raise UserError(f"STEP {step} is beyond the run, which has {plan.total_steps} steps")
+    def loop(
+        run: Run,
+        trained: PreparedModel[Any],
+        task: Callable[[Batch], Tensor],
+        loader: Loader,
+        schedule: TrainingSchedule,
+        checkpoints: Saving,
+        *_: Any,
+    ) -> bool:
+        state = checkpoints.state
+        if step > schedule.total_steps:
+            raise UserError(f"STEP {step} is beyond the run, which has {schedule.total_steps} steps")
         if position is not None:
-            state.samples_seen = position - (step - 1 - state.step) * plan.global_batch
+            state.samples_seen = position - (step - 1 - state.step) * schedule.global_batch
         if state.step < step - 1:
-            before = replace(plan, total_steps=step - 1, stop_after=0, save_every=0)
-            quietly = {"evaluations": (), "saving": _Nowhere(), "saved": lambda: None, "skipped": lambda skipped: None}
-            if not fit(accelerator, model, optimizer, **job | quietly | {"plan": before}):
+            before = replace(schedule, total_steps=step - 1, stop_after=0, save_every=0)
+            run.skipped = lambda skipped: None
+            if not fit(run, trained, task, loader, before, _Nowhere(state)):
                 raise KeyboardInterrupt
-        seen = _look(accelerator, model, plan, job["batches"](state.samples_seen), job["loss_of"])
-        raise Replayed([*_parameters_not_finite(model), *seen])
+        found = _look(run.accelerator, trained.model, schedule, loader.batches(state.samples_seen), task)
+        raise Replayed([*_parameters_not_finite(trained.model), *found])
 
     return loop
 
 
 class _Nowhere:
     """Checkpoints of a run that is only looked at."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
 
     def save(self, state: RunState) -> None: ...
 
@@ -75,17 +88,17 @@ class _Nowhere:
 def _look(
     accelerator: Accelerator,
     model: Any,
-    plan: TrainingSchedule,
+    schedule: TrainingSchedule,
     batches: Iterator[Batch],
-    loss_of: Callable[[Batch], Tensor],
+    task: Callable[[Batch], Tensor],
 ) -> Iterator[str]:
     """Forward and backward of the next step, without an update -> what was seen."""
     bare = accelerator.unwrap_model(model)
-    for _ in range(plan.accumulation):
+    for _ in range(schedule.accumulation):
         batch = next(batches)
         with accelerator.accumulate(model), _watched(bare) as first:
-            seed_forward(plan.seed, batch.start)
-            loss = loss_of(batch)
+            seed_forward(schedule.seed, batch.start)
+            loss = task(batch)
             accelerator.backward(loss)
         yield f"images {batch.start} to {batch.start + len(batch.images) - 1} of the run: loss {loss.item():.6g}"
         yield from (f"  {finding}" for finding in first)

@@ -1,7 +1,7 @@
 """The folder of a run: whose it is, how it stands, and which images it could not read."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,15 +9,16 @@ import yaml
 
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import PEER_LOST, UserError
+from swin_mim.files import replace_json, replace_text
 from swin_mim.redaction import without_home, without_tokens
 from swin_mim.training.checkpoints import store as checkpoint
-from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.common_checks import immutable_differences, mutable_differences
 from swin_mim.training.config.finetune import FinetuneConfig
-from swin_mim.training.config.parsing import from_mapping, to_yaml
+from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.yaml_file import to_yaml
 from swin_mim.training.distributed.processes import lost_peer
-from swin_mim.training.loop.trainer import SkippedStep
 from swin_mim.training.run.jsonl import append_line, disk_may_fail, timestamp, whole_lines
 
 Config = PretrainConfig | FinetuneConfig
@@ -50,11 +51,8 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
             step = max(checkpoint.step_of(found) for found in checkpoint.steps_on_disk(folder / "checkpoints"))
             _LOG.info("settings that changed since the last start: %s", "; ".join(changes))
             append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
-    if not write:
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    if write:
+        replace_text(path, text)
 
 
 def _saved(path: Path, config: Config) -> Config:
@@ -82,7 +80,7 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
         if main:
             values = {"status": status, "step": state.step, "total_steps": total_steps, "time": timestamp()}
             with disk_may_fail(STATUS):
-                checkpoint.write_json(folder / STATUS, values)
+                replace_json(folder / STATUS, values)
 
     write("running")
     try:
@@ -98,27 +96,6 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
             ) from error
         raise
     write("finished" if state.step >= total_steps else "stopped")
-
-
-class SkippedSteps:
-    """The list of steps whose update was left out, in the run's folder, with the images that led to them.
-
-    Args:
-        seed: of the run, which with a position decides crop, flip and mask of an image.
-        name_of: an index -> the name of that image.
-    """
-
-    def __init__(self, path: Path, *, seed: int, rank: int, name_of: Callable[[int], str]) -> None:
-        self._path, self._seed, self._rank, self._name_of = path, seed, rank, name_of
-
-    def add(self, skipped: SkippedStep) -> None:
-        """A line for the step, from the main process; one for each bad micro batch, from the process that had it."""
-        step = {"step": skipped.step, "positions": skipped.positions, "seed": self._seed}
-        if not self._rank:
-            append_line(self._path, step | {"loss": str(skipped.loss), "grad_norm": str(skipped.grad_norm)})
-        for part in skipped.parts:
-            images = [[part.start + i, self._name_of(index)] for i, index in enumerate(part.indices)]
-            append_line(self._path, step | {"process": self._rank, "loss": str(part.loss), "images": images})
 
 
 class BrokenImages:

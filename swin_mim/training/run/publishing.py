@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-from swin_mim.data.streaming.storage import shown
 from swin_mim.errors import UserError
+from swin_mim.files import replace_json
 from swin_mim.hub import repository
-from swin_mim.hub.about import About, Picture, Result, Training, card_facts
+from swin_mim.hub.about import About, Picture, Result, Training
 from swin_mim.hub.card import card
 from swin_mim.hub.pretrained import check_replaceable
-from swin_mim.redaction import name_of, yaml_without_paths
-from swin_mim.training.checkpoints.manager import RunState
-from swin_mim.training.checkpoints.store import write_json
-from swin_mim.training.config.pretrain_checks import FinetuneConfig, PretrainConfig, to_yaml
-from swin_mim.training.config.schedule import scaled
+from swin_mim.redaction import name_of, public_url, yaml_without_paths
+from swin_mim.training.checkpoints.state import RunState
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.yaml_file import to_yaml
+from swin_mim.training.loop.schedule import scaled
 from swin_mim.training.run.tracking import duration_text, plot_curves, plot_losses, read_metrics
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description
@@ -53,7 +54,7 @@ class Origin:
         named = source != "blue_marble" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
         data = named and not Path(source).expanduser().exists()
         origin = cls(data, base is not None and repository.is_repo_name(base), base_is_simmim)
-        write_json(path, asdict(origin))
+        replace_json(path, asdict(origin))
         return origin
 
 
@@ -160,7 +161,7 @@ def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
 
 
 def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
-    data: Any = replace(config.data, source=shown(config.data.source))
+    data: Any = replace(config.data, source=public_url(config.data.source))
     return yaml_without_paths(to_yaml(replace(config, data=data, hub=replace(config.hub, repo=None))))
 
 
@@ -176,7 +177,7 @@ def check(folder: Path, config: PretrainConfig | FinetuneConfig, description: De
     """
     check_replaceable(folder / "export")
     about = About(license=config.hub.license, repo=config.hub.repo)
-    card(card_facts(description, about, folder=config.run.name, tensors={}, native=False))
+    card(description, about, folder=config.run.name, parameters=0)
     reason = unsupported_reason("transformers", description) if config.hub.transformers else ""
     if reason:
         raise UserError(f"hub.transformers: {reason}; or leave the copy out")
@@ -261,7 +262,7 @@ def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
         )
     where = f"the data set {source}" if origin.data_on_hub else f'a folder "{name_of(source)}"'
     if "://" in source:
-        where = f"shards at {shown(source)}"
+        where = f"shards at {public_url(source)}"
     return f"{images} unlabelled images of {where}{kept}."
 
 
@@ -281,7 +282,7 @@ def _labelled_data(
 
 def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
     judged = config.data.validation or config.data.source
-    source = "Blue Marble" if judged == "blue_marble" else name_of(shown(judged))
+    source = "Blue Marble" if judged == "blue_marble" else name_of(public_url(judged))
     split = config.data.validation_split or ("validation" if config.data.validation else "held out")
     kinds = {
         "accuracy": "accuracy",
@@ -345,7 +346,7 @@ def _results(folder: Path, config: PretrainConfig, heldout: int) -> tuple[Result
     losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
     if not losses:
         return ()
-    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(shown(config.data.source))
+    source = "Blue Marble" if config.data.source == "blue_marble" else name_of(public_url(config.data.source))
     return (
         Result(
             source, f"masked L1 on {heldout} held-out images, normalised pixels", "l1", round(losses[-1], 6), "held out"

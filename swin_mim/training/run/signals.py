@@ -26,7 +26,12 @@ class StopSignal:
         self.received = False
         self._before: dict[signal.Signals, object] = {}
 
+    @property
+    def listens(self) -> bool:
+        return bool(self._before)
+
     def listen(self) -> "StopSignal":
+        """Take over the signals; only the main thread can."""
         for number in (*self.SIGNALS, self.LAUNCHER_ENDED):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)

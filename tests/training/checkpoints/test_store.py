@@ -20,19 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
+from swin_mim.files import replace_json
 from swin_mim.training.checkpoints import manager as run_state
+from swin_mim.training.checkpoints import state as checkpoint_state
 from swin_mim.training.checkpoints import store as checkpoint
-from swin_mim.training.checkpoints.manager import (
-    Best,
-    Checkpoints,
-    RunState,
-    newest_checkpoint,
-    published_weights,
-    read_state,
-)
-from swin_mim.training.checkpoints.safetensors_writer import write_tensors
+from swin_mim.training.checkpoints.manager import Checkpoints
+from swin_mim.training.checkpoints.model_state import load_model, load_optimizer, optimizer_tensors
+from swin_mim.training.checkpoints.state import Best, RunState, newest_checkpoint, published_weights, read_state
 from swin_mim.training.distributed.weight_average import WeightAverage
 from swin_mim.training.loop.optim import adamw
+from swin_mim.weights.safetensors_writer import write_tensors
 
 FILES = ("MANIFEST.json", "deepspeed/state/shard.bin", "model.safetensors", "trainer.json")
 
@@ -43,7 +40,7 @@ def committed(folder: Path, step: int) -> Path:
     (staging / "deepspeed" / "state").mkdir(parents=True)
     (staging / "deepspeed" / "state" / "shard.bin").write_bytes(bytes(range(64)))
     write_tensors({"weight": torch.full((2, 3), float(step))}, staging / "model.safetensors")
-    checkpoint.write_json(staging / "trainer.json", {"step": step})
+    replace_json(staging / "trainer.json", {"step": step})
     return checkpoint.commit(staging, step)
 
 
@@ -250,6 +247,7 @@ def test_all_is_flushed_before_the_name_and_the_name_after(tmp_path: Path, monke
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
+from swin_mim.files import replace_json
 from swin_mim.training.checkpoints import store as checkpoint
 
 root = Path(sys.argv[1])
@@ -261,7 +259,7 @@ def save(folder, step):
             file.write(b"a" * 50)
             tick()
             file.write(b"b" * 50)
-    checkpoint.write_json(staging / "trainer.json", {"step": step})
+    replace_json(staging / "trainer.json", {"step": step})
     checkpoint.commit(staging, step)
     checkpoint.prune(folder, keep=2)
 
@@ -323,21 +321,6 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_a_whole_newest_checkpoi
     assert found.count(new) > 2
 
 
-def test_a_reader_never_sees_half_a_json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "status.json"
-    checkpoint.write_json(file, {"a": 1})
-
-    def fails(self: Path, text: str) -> int:
-        with self.open("w") as half:
-            half.write(text[:3])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fails)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_json(file, {"a": 2})
-    assert json.loads(file.read_text()) == {"a": 1}
-
-
 def model_and_optimizer(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
@@ -360,11 +343,11 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path, steps: int) -
     model, optimizer = model_and_optimizer(seed=1)
     train(model, optimizer, range(steps))
     write_tensors(model.state_dict(), tmp_path / "model.safetensors")
-    write_tensors(checkpoint.optimizer_tensors(optimizer, model), tmp_path / "optimizer.safetensors")
+    write_tensors(optimizer_tensors(optimizer, model), tmp_path / "optimizer.safetensors")
 
     resumed, its_optimizer = model_and_optimizer(seed=2)
-    checkpoint.load_model(resumed, tmp_path / "model.safetensors")
-    checkpoint.load_optimizer(its_optimizer, resumed, tmp_path / "optimizer.safetensors")
+    load_model(resumed, tmp_path / "model.safetensors")
+    load_optimizer(its_optimizer, resumed, tmp_path / "optimizer.safetensors")
     for old, new in zip(model.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(old, new)
         assert set(optimizer.state[old]) == set(its_optimizer.state[new]) == {"step", "exp_avg", "exp_avg_sq"}
@@ -375,7 +358,7 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path, steps: int) -
         assert its_optimizer.state[new]["step"] == steps
 
     # A run that is resumed twice saves what it loaded.
-    write_tensors(checkpoint.optimizer_tensors(its_optimizer, resumed), tmp_path / "again.safetensors")
+    write_tensors(optimizer_tensors(its_optimizer, resumed), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "optimizer.safetensors").read_bytes()
 
     # The file may go: the moments do not hang on it.
@@ -389,10 +372,10 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path, steps: int) -
 def test_loading_keeps_the_settings_of_this_run(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer(seed=1)
     train(model, optimizer, range(1))
-    write_tensors(checkpoint.optimizer_tensors(optimizer, model), tmp_path / "o.safetensors")
+    write_tensors(optimizer_tensors(optimizer, model), tmp_path / "o.safetensors")
     for group in optimizer.param_groups:
         group["lr"] = 0.5
-    checkpoint.load_optimizer(optimizer, model, tmp_path / "o.safetensors")
+    load_optimizer(optimizer, model, tmp_path / "o.safetensors")
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
 
@@ -404,10 +387,10 @@ def test_saving_does_not_touch_the_optimizer_of_a_model_with_frozen_parts(tmp_pa
     optimizer = adamw(model)
     train(model, optimizer, range(1))
     before = optimizer.state_dict()
-    write_tensors(checkpoint.optimizer_tensors(optimizer, model), tmp_path / "o.safetensors")
+    write_tensors(optimizer_tensors(optimizer, model), tmp_path / "o.safetensors")
     assert {key.split("/")[1] for key in load_file(tmp_path / "o.safetensors")} == {"1.weight", "1.bias"}
     assert optimizer.state_dict()["state"].keys() == before["state"].keys()
-    checkpoint.load_optimizer(optimizer, model, tmp_path / "o.safetensors")
+    load_optimizer(optimizer, model, tmp_path / "o.safetensors")
 
 
 def test_moments_of_an_unknown_parameter_are_refused(tmp_path: Path) -> None:
@@ -415,7 +398,7 @@ def test_moments_of_an_unknown_parameter_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "o.safetensors"
     save_file({"exp_avg/head.weight": torch.zeros(2)}, path)
     with pytest.raises(UserError) as caught:
-        checkpoint.load_optimizer(optimizer, model, path)
+        load_optimizer(optimizer, model, path)
     assert "exp_avg/head.weight" in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -430,7 +413,7 @@ def test_weights_load_strictly(tmp_path: Path, change: str) -> None:
         del weights["0.bias"]
     write_tensors(weights, tmp_path / "m.safetensors")
     with pytest.raises(RuntimeError, match="extra" if change == "more" else "0.bias"):
-        checkpoint.load_model(model, tmp_path / "m.safetensors")
+        load_model(model, tmp_path / "m.safetensors")
 
 
 def run_checkpoints(folder: Path, init: int, **facts: object) -> Checkpoints:
@@ -525,7 +508,7 @@ def test_the_best_step_so_far_comes_back(tmp_path: Path, best: Best | None) -> N
 def test_a_checkpoint_from_before_there_was_a_best_step_is_read(tmp_path: Path) -> None:
     state = asdict(RunState(step=5, samples_seen=40))
     del state["best"]
-    checkpoint.write_json(tmp_path / "trainer.json", {"state": state})
+    replace_json(tmp_path / "trainer.json", {"state": state})
     assert read_state(tmp_path) == RunState(step=5, samples_seen=40)
 
 
@@ -631,8 +614,8 @@ def test_other_processes_believe_the_main_one(
 ) -> None:
     """They do not look: on a shared disk the main one may just be setting a broken checkpoint aside."""
     flip(committed(tmp_path, 1) / "trainer.json")
-    monkeypatch.setattr(run_state, "PartialState", lambda: SimpleNamespace(is_main_process=False))
-    monkeypatch.setattr(run_state, "broadcast_object_list", lambda own: own if any(own) else told)
+    monkeypatch.setattr(checkpoint_state, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(checkpoint_state, "broadcast_object_list", lambda own: own if any(own) else told)
     if told[1]:
         with pytest.raises(UserError, match="is broken"):
             newest_checkpoint(tmp_path)

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,29 +7,23 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swin_mim.errors import UserError
 from swin_mim.training.config.common_checks import accumulation, immutable_differences
-from swin_mim.training.config.parsing import from_mapping, leaves, load_config, to_yaml
+from swin_mim.training.config.fields import leaves
+from swin_mim.training.config.parsing import from_mapping, load_config
 from swin_mim.training.config.pretrain import MUTABLE, ModelConfig, PretrainConfig, RunConfig, TrainConfig
 from swin_mim.training.config.pretrain_checks import check, swin_config, with_packed_channels
+from swin_mim.training.config.yaml_file import to_yaml
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 BASE = Path(__file__).with_name("base.yaml")
-NAME = "run: {name: a}\n"
-SECTIONS = ["run", "data", "model", "mask", "optim", "train", "log", "save", "probe", "hub"]
 
 
 def load(*arguments: str) -> PretrainConfig:
     return load_config(PretrainConfig, arguments, default_config=BASE, prog="pretrain.py", description="Pretrain.")
-
-
-def written(folder: Path, text: str) -> str:
-    path = folder / "mine.yaml"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
 
 
 def error_of(*arguments: str) -> str:
@@ -65,7 +58,7 @@ def test_shipped_configs_load_pass_and_survive_a_round_trip(path: Path) -> None:
     assert path.read_text().startswith("# ")
     assert "# Published: " in path.read_text()
     if path.stem != "demo":
-        assert f"--config recipes/configs/{path.name}" in path.read_text()
+        assert f"--config {path.stem}" in path.read_text()
 
 
 def test_defaults_are_simmim_swin_base_100() -> None:
@@ -100,245 +93,7 @@ def test_recipes_hold_the_published_values(stem: str, encoder: tuple, rates: tup
         assert (optim.schedule, optim.min_lr) == ("cosine", 1e-5)
 
 
-# ---- YAML -----------------------------------------------------------------------------------------------------
-
-
-def test_lenient_where_yaml_is_odd(tmp_path: Path) -> None:
-    path = written(
-        tmp_path,
-        "run: {name: é}\ndata:\nmodel: {image_size: 192, window_size: [6, 12], depths: [2, 2]}\n"
-        "optim: {base_lr: 2e-4, gamma: 1, milestones: 5 epochs, betas: [0, 5e-1]}\nmask:  # nothing\n",
-    )
-    config = load("--config", path)
-    assert config.run.name == "é"
-    assert config.model.image_size == (192,)
-    assert config.model.window_size == (6, 12)
-    assert config.model.depths == (2, 2)
-    assert config.optim.base_lr == 0.0002
-    assert config.optim.milestones == ("5 epochs",)
-    assert config.optim.betas == (0.0, 0.5)
-    assert type(config.optim.gamma) is float
-    assert config.data == DEFAULTS.data
-    assert config.mask == DEFAULTS.mask
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (NAME + "optim: {base_rl: 1}", "unknown key optim.base_rl in FILE: did you mean optim.base_lr?"),
-        ("base_lr: 1", "unknown key base_lr in FILE: did you mean optim.base_lr?"),
-        ("optm: {base_lr: 1}", "unknown key optm in FILE: did you mean optim?"),
-        (NAME + "train: {base_lr: 1}", "unknown key train.base_lr in FILE: did you mean optim.base_lr?"),
-        (NAME + "log: {evry: 1}", "unknown key log.evry in FILE: did you mean log.every?"),
-        (NAME + "mask: {epochs: 1}", "unknown key mask.epochs in FILE: the keys there are mask.unit, mask.ratio"),
-        ("zzzz: 1", f"unknown key zzzz in FILE: the keys there are {', '.join(SECTIONS)}"),
-        (
-            NAME + "save: {xyz: 1}",
-            "unknown key save.xyz in FILE: the keys there are save.every, save.keep, save.keep_every",
-        ),
-        ("1: 2", f"unknown key 1 in FILE: the keys there are {', '.join(SECTIONS)}"),
-        (NAME + "optim: {base_lr: fast}", "optim.base_lr in FILE is 'fast': expected a number"),
-        (NAME + "optim: {base_lr: true}", "optim.base_lr in FILE is True: expected a number"),
-        (NAME + "optim: {betas: 0.9}", "optim.betas in FILE is 0.9: expected a list of 2 items, each a number"),
-        (
-            NAME + "optim: {betas: [1, 2, 3]}",
-            "optim.betas in FILE is [1, 2, 3]: expected a list of 2 items, each a number",
-        ),
-        (NAME + "optim: {base_lr: }", "optim.base_lr in FILE is None: expected a number"),
-        (NAME + "mask: {unit: 32.0}", "mask.unit in FILE is 32.0: expected a whole number"),
-        (NAME + "mask: {unit: '32'}", "mask.unit in FILE is '32': expected a whole number"),
-        (NAME + "mask: {unit: true}", "mask.unit in FILE is True: expected a whole number"),
-        (NAME + "train: {compile: 1}", "train.compile in FILE is 1: expected true or false"),
-        (NAME + "train: {duration: 100}", "train.duration in FILE is 100: expected text"),
-        (NAME + "train: {precision: fp8}", "train.precision in FILE is 'fp8': expected one of auto, fp32, bf16, fp16"),
-        (
-            NAME + "model: {depths: [2, x]}",
-            "model.depths in FILE is [2, 'x']: expected a list of any number of items, each a whole number or null",
-        ),
-        (NAME + "model: {embed_dim: x}", "model.embed_dim in FILE is 'x': expected a whole number or null"),
-        (NAME + "model: swin_base", "model in FILE is 'swin_base': expected a section with keys of its own"),
-        ("run: {root: here}", "run.name is missing in FILE: it has no default"),
-        ("", "run.name is missing in FILE: it has no default"),
-        ("- a", "FILE holds ['a']: a config is a mapping of sections such as 'train:'"),
-        (
-            "run:\n  name: a\n name: b",
-            "FILE, line 3: not valid YAML: expected <block end>, but found '<block mapping start>'",
-        ),
-        ("run: {name: a}\noptim: [", None),
-        ("run: {name: a}\nmask:\n  unit: 8\n  unit: 16", "FILE, line 4: not valid YAML: the key 'unit' is given twice"),
-        ("run: {name: a}\nrun: {name: b}", "FILE, line 2: not valid YAML: the key 'run' is given twice"),
-        ("run: {name: a}\nx: !!python/name:os.system", None),
-        ("run: \x00", None),
-    ],
-)
-def test_bad_yaml_is_one_line_that_names_the_place(tmp_path: Path, text: str, message: str | None) -> None:
-    path = written(tmp_path, text)
-    said = error_of("--config", path)
-    assert path in said, said
-    if message is not None:
-        assert said == message.replace("FILE", path)
-
-
-def test_unreadable_files(tmp_path: Path) -> None:
-    missing = tmp_path / "none.yaml"
-    assert error_of("--config", str(missing)) == f"cannot read the config {missing}: No such file or directory"
-    assert error_of("--config", str(tmp_path)) == f"cannot read the config {tmp_path}: Is a directory"
-    binary = tmp_path / "binary.yaml"
-    binary.write_bytes(b"\xff\xfe\xff")
-    assert error_of("--config", str(binary)) == f"cannot read the config {binary}: it is not UTF-8 text"
-
-
-TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
-
-
-@settings(max_examples=40)
-@given(TEXT, TEXT, st.none() | TEXT, NUMBERS, st.lists(TEXT), st.none() | st.lists(st.integers()), st.booleans())
-def test_any_config_survives_yaml(
-    name: str, source: str, column: str | None, rate: float, names: list, depths: list | None, compiled: bool
-) -> None:
-    config = PretrainConfig(RunConfig(name))
-    changes = {"data.source": source, "data.column": column, "optim.base_lr": rate, "log.trackers": tuple(names)}
-    changes |= {"model.depths": depths if depths is None else tuple(depths), "train.compile": compiled}
-    changes |= {"model.num_heads": changes["model.depths"]}
-    for key, value in changes.items():
-        config = with_setting(config, key, value)
-    assert from_mapping(PretrainConfig, yaml.safe_load(to_yaml(config)), "text") == config
-
-
-# ---- the command line -----------------------------------------------------------------------------------------
-
-
-def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
-    path = written(tmp_path, "run: {name: a, seed: 5}\noptim: {base_lr: 1.0e-3, eps: 1.0e-7}\n")
-    config = load("--config", path, "--optim.base-lr", "3e-3", "--run.seed=6", "--model.image_size", "96", "192")
-    assert (config.run.name, config.run.seed) == ("a", 6)
-    assert (config.optim.base_lr, config.optim.eps, config.optim.min_lr) == (3e-3, 1e-7, 1e-5)
-    assert config.model.image_size == (96, 192)
-    assert load(f"--config={path}", "--optim.base_lr=3e-3") == load("--config", path, "--optim.base-lr", "3e-3")
-
-
-@pytest.mark.parametrize(
-    ("flags", "value"),
-    [
-        (["--train.compile"], True),
-        (["--train.compile", "--train.duration", "1 step"], True),
-        (["--train.compile", "True"], True),
-        (["--train.compile", "false"], False),
-        (["--train.compile=False"], False),
-        (["--train.compile", "true", "--train.compile", "False"], False),
-    ],
-)
-def test_booleans(flags: list[str], value: bool) -> None:
-    assert load(*flags).train.compile is value
-
-
-def test_optional_and_empty_values() -> None:
-    config = load("--log.trackers", "--model.depths", "2", "2", "--data.column", "None", "--data.config", "en")
-    assert config.log.trackers == ()
-    assert config.model.depths == (2, 2)
-    assert config.data.column is None
-    assert config.data.config == "en"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--optim.base-rl", "3"], "unknown flag --optim.base-rl: did you mean --optim.base-lr?"),
-        (["--optim.base_rl=3"], "unknown flag --optim.base_rl: did you mean --optim.base-lr?"),
-        (["--duration", "1 epoch"], "unknown flag --duration: did you mean --train.duration?"),
-        (["--save.evry", "1 epoch"], "unknown flag --save.evry: did you mean --save.every?"),
-        (["--train.base-lr=1"], "unknown flag --train.base-lr: did you mean --optim.base-lr?"),
-        (["--qqq"], "unknown flag --qqq: --help lists the flags"),
-        (["--conf", "x"], None),
-        (["--config"], "argument --config: expected one argument"),
-        (["--optim.base-lr", "x"], "Error parsing --optim.base-lr: could not convert string to float: 'x'"),
-        (["--optim.base-lr"], "Missing value for argument '--optim.base-lr'. Expected 1 values."),
-        (["optim.base_lr=3"], "Unrecognized options: optim.base_lr=3"),
-        (["--model.depths", "2", "x"], None),
-        (["--train.precision", "fp8"], None),
-        (["-x"], "Unrecognized options: -x"),
-    ],
-)
-def test_bad_flags_are_one_line(flags: list[str], message: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    said = error_of(*flags)
-    assert message is None or said == message
-    assert flags[0].lstrip("-").split("=")[0] in said
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-@pytest.mark.parametrize("columns", ["40", "200"])
-def test_bad_flags_are_one_line_on_any_terminal(encoding: str, columns: str) -> None:
-    code = (
-        "from pathlib import Path; from swin_mim.training.config.pretrain_checks import *\n"
-        "from swin_mim.training.config.parsing import *; from swin_mim.training.config.pretrain import *\n"
-        f"try: load_config(PretrainConfig, ['--train.precision', 'fp8'], default_config=Path({str(BASE)!r}), "
-        "prog='', description='')\nexcept ValueError as error: print(error)"
-    )
-    env = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": columns, "FORCE_COLOR": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stderr == ""
-    assert done.stdout == (
-        "invalid choice 'fp8' for argument '--train.precision'. Expected one of ('auto', 'fp32', 'bf16', 'fp16').\n"
-    )
-
-
-def test_print_config_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--optim.base-lr", "3e-5", "--model.image-size", "96", "192", "--train.compile", "--data.column", "a: #b"]
-    with pytest.raises(SystemExit) as left:
-        load("--print-config", *flags)
-    assert not left.value.code
-    assert load("--config", written(tmp_path, capsys.readouterr().out)) == load(*flags)
-
-
-def test_only_the_first_process_prints_the_config(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit):
-        load("--print-config")
-    assert capsys.readouterr().out == ""
-
-
-def test_help_shows_each_section_and_the_values_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path, "run: {name: a}\nmask: {unit: 48}\n")
-    with pytest.raises(SystemExit) as left:
-        load("--config", path, "--help")
-    assert not left.value.code
-    shown = capsys.readouterr().out
-    words = " ".join(shown.replace("│", " ").split())
-    assert f"--config FILE.yaml chooses the file (default: {BASE})" in words
-    assert f"those of {path}" in words
-    assert "--print-config" in words
-    assert "as one; a multiple of model.patch_size. (default: 48)" in words
-    for key, _ in leaves(DEFAULTS):
-        assert f"--{key.replace('_', '-')} " in shown
-    for section in SECTIONS:
-        assert f"{section} options" in shown
-
-
-def test_every_setting_is_explained() -> None:
-    from swin_mim.training.config import pretrain as module
-
-    lines = Path(module.__file__).read_text().splitlines()
-    for key, _ in leaves(DEFAULTS):
-        name = key.partition(".")[2]
-        found = [i for i, line in enumerate(lines) if line.startswith(f"    {name}: ")]
-        assert found, key
-        assert all(lines[i + 1].startswith('    """') for i in found), key
-
-
-def test_configuration_loads_no_torch() -> None:
-    heavy = {"torch", "accelerate", "datasets", "numpy", "PIL", "timm"}
-    code = (
-        "import sys; from pathlib import Path; from swin_mim.training.config.pretrain_checks import *\n"
-        "from swin_mim.training.config.parsing import *; from swin_mim.training.config.pretrain import *\n"
-        f"config = load_config(PretrainConfig, [], default_config=Path({str(BASE)!r}), prog='', description='')\n"
-        f"check(config); print(sorted({heavy!r} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+# ---- packed images --------------------------------------------------------------------------------------------
 
 
 def test_packed_images_say_their_channels_where_the_settings_say_nothing(tmp_path: Path) -> None:
@@ -355,6 +110,18 @@ def test_packed_images_say_their_channels_where_the_settings_say_nothing(tmp_pat
     wrong = load("--data.source", str(tmp_path), "--data.channels", "blue")
     assert with_packed_channels(wrong) == wrong
     assert with_packed_channels(load()) == load()
+
+
+def test_configuration_loads_no_torch() -> None:
+    heavy = {"torch", "accelerate", "datasets", "numpy", "PIL", "timm"}
+    code = (
+        "import sys; from pathlib import Path; from swin_mim.training.config.pretrain_checks import *\n"
+        "from swin_mim.training.config.parsing import *; from swin_mim.training.config.pretrain import *\n"
+        f"config = load_config(PretrainConfig, [], default_config=Path({str(BASE)!r}), prog='', description='')\n"
+        f"check(config); print(sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 # ---- what goes together ---------------------------------------------------------------------------------------
@@ -585,7 +352,7 @@ def test_proposed_batches_are_legal(global_batch: int, micro_batch: int, world: 
 # ---- resuming -------------------------------------------------------------------------------------------------
 
 
-def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
+def test_each_setting_is_immutable_or_mutable() -> None:
     other = {
         str: "other",
         int: 12345,
@@ -602,11 +369,11 @@ def test_each_setting_is_frozen_or_free_and_free_ones_exist() -> None:
         assert lines == ([] if key in MUTABLE else [f"{key}: {value} -> {other[type(value)]}"])
 
 
-def test_what_decides_the_result_is_frozen() -> None:
+def test_what_decides_the_result_is_immutable() -> None:
     """A second list, kept by hand: a new setting has to be put in one of the two on purpose."""
-    frozen = {key for key, _ in leaves(DEFAULTS)} - MUTABLE
-    assert {key.partition(".")[0] for key in frozen} == {"run", "data", "model", "mask", "optim", "train"}
-    assert {key for key in frozen if key.startswith(("run.", "data.", "train."))} == {
+    immutable = {key for key, _ in leaves(DEFAULTS)} - MUTABLE
+    assert {key.partition(".")[0] for key in immutable} == {"run", "data", "model", "mask", "optim", "train"}
+    assert {key for key in immutable if key.startswith(("run.", "data.", "train."))} == {
         "run.name",
         "run.seed",
         "data.streaming",
@@ -626,10 +393,10 @@ def test_what_decides_the_result_is_frozen() -> None:
     }
     for section in ("model", "mask", "optim"):
         names = {f"{section}.{field.name}" for field in dataclasses.fields(getattr(DEFAULTS, section))}
-        assert names <= frozen
+        assert names <= immutable
 
 
-def test_frozen_differences_read_like_a_diff() -> None:
+def test_immutable_differences_read_like_a_diff() -> None:
     changed = load("--optim.base-lr", "0.0004", "--train.micro-batch", "8", "--model.image-size", "48")
     assert immutable_differences(load(), changed) == [
         "model.image_size: (96,) -> (48,)",

@@ -12,8 +12,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from swin_mim.errors import UserError
+from swin_mim.training.distributed.prepare import prepare
 from swin_mim.training.distributed.processes import check_strategy
-from swin_mim.training.distributed.sharding import prepare
 from swin_mim.training.distributed.weight_average import WeightAverage
 
 SCRIPT = """
@@ -30,7 +30,8 @@ from swin_mim.models.simmim import SimMIM
 from swin_mim.architecture import SwinConfig
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.distributed.processes import start_accelerator
-from swin_mim.training.distributed.sharding import is_sharded, part, prepare, whole
+from swin_mim.training.distributed.prepare import prepare
+from swin_mim.training.distributed.sharding import full_tensors, is_sharded, part
 
 def main(fsdp):
     accelerator = start_accelerator(
@@ -39,9 +40,9 @@ def main(fsdp):
     torch.manual_seed(0)
     model = SimMIM(SwinConfig(image_size=16, window_size=2, embed_dim=6, depths=(1, 1), num_heads=(1, 2)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    prepared, optimizer, copy = prepare(accelerator, model, adamw, fsdp=fsdp)
+    prepared, optimizer, copy, _ = prepare(accelerator, model, adamw, fsdp=fsdp)
     assert is_sharded(model) == fsdp
-    for name, value in whole(model.state_dict(keep_vars=True)):
+    for name, value in full_tensors(model.state_dict(keep_vars=True)):
         assert torch.equal(value, before[name]), name
     own = model.state_dict()
     with torch.no_grad():  # the inverse, of other values

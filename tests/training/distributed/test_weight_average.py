@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from swin_mim.training.checkpoints.safetensors_writer import write_tensors
 from swin_mim.training.distributed.weight_average import WeightAverage
+from swin_mim.weights.safetensors_writer import write_tensors
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:

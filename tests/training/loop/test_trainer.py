@@ -16,9 +16,11 @@ from swin_mim.data.loading.loader import Batch
 from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.timing import LoadingTime
 from swin_mim.errors import CANNOT_WRITE, STOPPED, UNAVAILABLE, UserError
-from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.checkpoints.state import RunState
+from swin_mim.training.distributed.prepare import FullModel, PreparedModel
 from swin_mim.training.loop import trainer as engine
-from swin_mim.training.loop.trainer import TrainingSchedule, fit
+from swin_mim.training.loop.schedule import TrainingSchedule
+from swin_mim.training.loop.trainer import Evaluation, fit
 from swin_mim.training.run import tracking
 from swin_mim.training.run.folder import BrokenImages
 from swin_mim.training.run.signals import StopSignal
@@ -37,6 +39,7 @@ def plan(**changes):
     values = {
         "total_steps": 6, "stop_after": 0, "log_every": 2, "save_every": 3, "global_batch": 4, "accumulation": 2,
         "clip_norm": 0.5, "seed": 0, "dataset_size": 100, "max_broken": 0.01,
+        "learning_rate": lambda step, scale: 0.1 * scale,
     }  # fmt: skip
     return TrainingSchedule(**(values | changes))
 
@@ -44,7 +47,8 @@ def plan(**changes):
 class Memory:
     """Checkpoints that need no disk; the saves of the steps in `full` fail."""
 
-    def __init__(self, model, optimizer, events, full):
+    def __init__(self, model, optimizer, events, full, state):
+        self.state = state
         self.model, self.optimizer, self.events, self.full = model, optimizer, events, full
         self.saved = None
         self.failed = 0
@@ -81,7 +85,6 @@ class Run:
         batches,
         *,
         state=None,
-        rate=lambda step, scale: 0.1 * scale,
         spoil=None,
         full=(),
         stopped=False,
@@ -93,11 +96,11 @@ class Run:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.1, fused=True)
         prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.events, self.weights, self.skipped = [], [], []
-        self.saving = Memory(self.model, self.optimizer, self.events, full)
+        self.state = state or RunState()
+        self.saving = Memory(self.model, self.optimizer, self.events, full, self.state)
         stop = StopSignal()
         stop.received = stopped
         stream = batches if callable(batches) else lambda _: iter(batches)
-        self.state = state or RunState()
         log = RunLog(folder, total_steps=plan.total_steps, step=self.state.step, accelerator=self.accelerator)
 
         def loss_of(batch):
@@ -105,12 +108,18 @@ class Run:
             loss = prepared(batch.images).square().mean()
             return spoil(loss, batch) if spoil else loss
 
-        self.finished = fit(
-            self.accelerator, prepared, self.optimizer, plan=plan, state=self.state, batches=stream,
-            loss_of=loss_of, learning_rate=rate, log=log,
-            evaluations=[(2, lambda step: self.events.append(f"evaluate {step}") or {"score": step})],
-            saving=self.saving, saved=lambda: None, skipped=self.skipped.append, stop=stop, supply=supply,
-        )  # fmt: skip
+        run = SimpleNamespace(
+            accelerator=self.accelerator,
+            stop=stop,
+            stream=supply or StreamStatus(),
+            log=log,
+            skipped=self.skipped.append,
+            watch=lambda batches: batches,
+        )
+        evaluation = Evaluation(2, lambda step: self.events.append(f"evaluate {step}") or {"score": step})
+        trained = PreparedModel(prepared, self.optimizer, FullModel(self.model))
+        loader = SimpleNamespace(batches=stream)
+        self.finished = fit(run, trained, loss_of, loader, plan, self.saving, [evaluation])
 
 
 def batches(number, poison=(), broken=0):
@@ -137,7 +146,7 @@ def stream(poison=()):
 
 def test_equals_a_loop_by_hand(tmp_path):
     """Accumulated, clipped as a whole, decayed: against the same arithmetic written out with plain AdamW."""
-    run = Run(tmp_path, plan(), batches(12), rate=lambda step, scale: 0.1 * scale / (step + 1))
+    run = Run(tmp_path, plan(learning_rate=lambda step, scale: 0.1 * scale / (step + 1)), batches(12))
     weight = torch.full((1, 3), 0.5, requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=0.0, weight_decay=0.1, foreach=False, fused=False)
     micro_batches = batches(12)

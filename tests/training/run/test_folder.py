@@ -8,14 +8,17 @@ import torch
 import yaml
 
 from swin_mim.errors import PEER_LOST, UserError
+from swin_mim.files import replace_json
 from swin_mim.training.checkpoints import store as checkpoint
-from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.checkpoints.state import RunState
+from swin_mim.training.config.fields import leaves
 from swin_mim.training.config.finetune import FinetuneConfig
-from swin_mim.training.config.parsing import from_mapping, leaves, to_yaml
+from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import MUTABLE, PretrainConfig, RunConfig
-from swin_mim.training.loop.trainer import SkippedPart, SkippedStep
+from swin_mim.training.config.yaml_file import to_yaml
 from swin_mim.training.run import folder as run_folder
 from swin_mim.training.run.jsonl import whole_lines
+from swin_mim.training.run.skipped_steps import SkippedPart, SkippedStep, SkippedSteps
 
 CONFIG = PretrainConfig(run=RunConfig(name="clouds", seed=3))
 TUNING = FinetuneConfig(run=RunConfig(name="clouds", seed=3))
@@ -34,7 +37,7 @@ def on_disk(folder: Path, kind: type[Config] = PretrainConfig) -> Config:
 
 def with_checkpoint(folder: Path) -> None:
     staging = checkpoint.stage(folder / "checkpoints", 1)
-    checkpoint.write_json(staging / "trainer.json", {})
+    replace_json(staging / "trainer.json", {})
     checkpoint.commit(staging, 1)
 
 
@@ -221,7 +224,7 @@ def test_a_skipped_step_is_listed_with_its_images(tmp_path: Path) -> None:
     path = tmp_path / "skipped_steps.jsonl"
     nan = float("nan")
     for rank, parts in ((0, []), (1, [SkippedPart(36, [7, 2], nan)])):
-        skips = run_folder.SkippedSteps(path, seed=3, rank=rank, name_of=lambda index: f"{index}.png")
+        skips = SkippedSteps(path, seed=3, rank=rank, name_of=lambda index: f"{index}.png")
         skips.add(SkippedStep(5, (32, 40), nan, float("inf"), parts))
     common = {"step": 5, "positions": [32, 40], "seed": 3}
     assert whole_lines(path) == [

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
+from swin_mim.evaluation.classification_evaluator import ClassificationEvaluator, last_report
 
 from swin_mim import SimMIM, SwinClassifier, SwinConfig
 from swin_mim.data.labels import Labelled
 from swin_mim.errors import UserError
 from swin_mim.evaluation.classification import Outcome
-from swin_mim.evaluation.evaluators import ClassificationEvaluator, last_report
 from swin_mim.hub.about import About, Result
-from swin_mim.training.checkpoints.manager import RunState
+from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.finetune import ClassifierConfig, FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import HubConfig, PretrainConfig, RunConfig

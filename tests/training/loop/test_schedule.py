@@ -8,10 +8,12 @@ import torch
 
 from swin_mim import SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
-from swin_mim.training.config.parsing import read_yaml
-from swin_mim.training.config.pretrain_checks import FinetuneConfig, PretrainConfig, from_mapping
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.parsing import from_mapping
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.yaml_file import read_yaml
 from swin_mim.training.loop.optim import parameter_groups
-from swin_mim.training.loop.plan import plan_of, rate_of
+from swin_mim.training.loop.schedule import TrainingSchedule
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 IMAGENET = 1_281_167
@@ -41,12 +43,12 @@ def test_fine_tuning_rates_of_every_group_are_those_of_timms_scheduler(name: str
 
     config = fine_tuning(name)
     assert config.optim.layer_decay == decay
-    plan = plan_of(config, images=IMAGENET, accumulation=1)
+    plan = TrainingSchedule.from_config(config, images=IMAGENET, accumulation=1)
     assert plan.total_steps == pytest.approx(100 * STEPS_PER_EPOCH, abs=1)
     with torch.device("meta"):
         model = SwinClassifier(SwinConfig.named(str(config.model.name)), 1000)
     groups = parameter_groups(model, weight_decay=config.optim.weight_decay, layer_decay=decay)
-    rate = rate_of(config, plan)
+    rate = plan.learning_rate
     theirs = torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 5e-3 * group["lr_scale"]} for group in groups], lr=1.0
     )
@@ -65,8 +67,8 @@ def test_pretraining_with_a_cosine_is_that_of_timm() -> None:
     from timm.scheduler import CosineLRScheduler
 
     config = pretraining("simmim_swin_base_192_100ep")
-    plan = plan_of(config, images=IMAGENET, accumulation=1)
-    rate = rate_of(config, plan)
+    plan = TrainingSchedule.from_config(config, images=IMAGENET, accumulation=1)
+    rate = plan.learning_rate
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-4)
     scheduler = CosineLRScheduler(
         theirs,
@@ -85,8 +87,8 @@ def test_pretraining_with_a_cosine_is_that_of_timm() -> None:
 def test_pretraining_with_milestones_by_hand(name: str) -> None:
     """2e-6 to 4e-4 over 10 epochs, a tenth of it from epoch 700 on."""
     config = pretraining(name)
-    plan = plan_of(config, images=IMAGENET, accumulation=1)
-    rate = rate_of(config, plan)
+    plan = TrainingSchedule.from_config(config, images=IMAGENET, accumulation=1)
+    rate = plan.learning_rate
     warmup = plan.steps("10 epochs")
     for step in range(0, plan.total_steps, 5003):
         epoch = step / STEPS_PER_EPOCH
@@ -99,10 +101,11 @@ def test_a_plan_is_in_steps() -> None:
     recipe = fine_tuning("finetune_swin_base_224")
     train = replace(recipe.train, duration="3 epochs", global_batch=32, stop_after="7 steps")
     config = replace(recipe, train=train, log=replace(recipe.log, every="64 images"))
-    plan = plan_of(config, images=100, accumulation=4)
+    with pytest.raises(UserError, match="the warm-up must be shorter"):
+        TrainingSchedule.from_config(config, images=100, accumulation=4)
+    config = replace(config, optim=replace(config.optim, warmup="2 steps"))
+    plan = TrainingSchedule.from_config(config, images=100, accumulation=4)
     assert (plan.total_steps, plan.log_every, plan.stop_after, plan.accumulation) == (10, 2, 7, 4)
     assert plan.steps("0.5 epochs") == 2
     assert plan.ends_early_at(7)
     assert not plan.ends_early_at(8)
-    with pytest.raises(UserError, match="the warm-up must be shorter"):
-        rate_of(config, plan)

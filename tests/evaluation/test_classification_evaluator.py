@@ -10,10 +10,12 @@ from PIL import Image
 
 from swin_mim import SwinClassifier, SwinConfig
 from swin_mim.data.labels import Labelled, open_labelled
+from swin_mim.data.loading.loader import LoaderOptions
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.evaluation.classification import confusions, metrics, report
-from swin_mim.evaluation.evaluators import PICTURE, REPORT, ClassificationEvaluator, last_report
+from swin_mim.evaluation.classification_evaluator import PICTURE, REPORT, ClassificationEvaluator, last_report
 from swin_mim.evaluation.reader import Reader
+from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.models.saving import Preprocessing
 
 NAMES = ("ant", "bee", "cow")
@@ -47,9 +49,7 @@ def model():
 
 
 def reader(seen=SEEN, watch=lambda batches: batches, reduce=lambda rows: rows, rank=0, world=1):
-    return Reader(
-        seen, (32, 64), torch.device("cpu"), reduce=reduce, watch=watch, batch=4, rank=rank, world=world, workers=0
-    )
+    return Reader(Preprocessor(seen, torch.device("cpu")), (32, 64), reduce, watch, 4, LoaderOptions(rank, world))
 
 
 def by_hand(model, images, seen):
@@ -127,7 +127,7 @@ def test_prepare_normalises_each_channel():
     pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (SEEN.mean, SEEN.std))
     for _ in range(2):
-        found = reader().prepare(pixels)
+        found = reader().preprocess(pixels)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, (pixels / 255 - mean) / std)
 

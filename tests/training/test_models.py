@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
+from swin_mim.files import replace_json
 from swin_mim.models.saving import Preprocessing
-from swin_mim.training import classifiers
+from swin_mim.training import models
 from swin_mim.training.checkpoints import store as checkpoint
-from swin_mim.training.checkpoints.safetensors_writer import write_tensors
 from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
 from swin_mim.weights import config_json
 from swin_mim.weights.adapt import resize_bias_table
+from swin_mim.weights.safetensors_writer import write_tensors
 
 CONFIG = SwinConfig(32, embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=4)
 TINY = ClassifierConfig(
@@ -92,7 +93,7 @@ def committed(folder: Path, model: SwinClassifier, *, average: dict[str, Tensor]
     write_tensors(model.state_dict(), staging / "model.safetensors")
     if average is not None:
         write_tensors(average, staging / "average.safetensors")
-    checkpoint.write_json(staging / "config.json", config_json.document(model.description()))
+    replace_json(staging / "config.json", config_json.document(model.description()))
     return checkpoint.commit(staging, step)
 
 
@@ -101,7 +102,7 @@ def committed(folder: Path, model: SwinClassifier, *, average: dict[str, Tensor]
 
 def test_new_weights_are_those_of_a_new_classifier() -> None:
     torch.manual_seed(7)
-    built = classifiers.to_train(replace(TINY, drop_path_rate=0.3), DATA, NAMES)
+    built = models.build_classifier(replace(TINY, drop_path_rate=0.3), DATA, NAMES)
     config = replace(CONFIG, drop_path_rate=0.3)
     torch.manual_seed(7)
     assert_same(weights(built), weights(SwinClassifier(config, 3)))
@@ -117,11 +118,11 @@ def test_options_reach_the_encoder(simmim: tuple[Path, SimMIM], tmp_path: Path) 
     options: dict[str, Any] = {"attention": "reference", "activation_checkpointing": True}
     path = committed(tmp_path, randomised(SwinClassifier(CONFIG, 3)))
     built = [
-        classifiers.to_train(TINY, DATA, NAMES, **options),
-        classifiers.to_train(ClassifierConfig(str(simmim[0])), DATA, NAMES, **options),
-        classifiers.to_train(TINY, DATA, NAMES, checkpoint=path, **options),
-        classifiers.of_checkpoint(path, **options),
-        classifiers.to_measure(ClassifierConfig(str(path)), **options),
+        models.build_classifier(TINY, DATA, NAMES, **options),
+        models.build_classifier(ClassifierConfig(str(simmim[0])), DATA, NAMES, **options),
+        models.build_classifier(TINY, DATA, NAMES, checkpoint=path, **options),
+        models.load_published(path, **options),
+        models.open_classifier(ClassifierConfig(str(path)), **options),
     ]
     for model in built:
         assert model.encoder.activation_checkpointing
@@ -133,7 +134,7 @@ def test_options_reach_the_encoder(simmim: tuple[Path, SimMIM], tmp_path: Path) 
 
 def test_a_masked_image_model_gives_its_encoder_and_gets_a_head(simmim: tuple[Path, SimMIM]) -> None:
     folder, source = simmim
-    built = classifiers.to_train(ClassifierConfig(str(folder), drop_path_rate=0.2), DATA, NAMES)
+    built = models.build_classifier(ClassifierConfig(str(folder), drop_path_rate=0.2), DATA, NAMES)
     assert_same(weights(built.encoder), weights(source.encoder))
     assert is_new(built.head)
     assert built.head["fc"].out_features == 3
@@ -159,7 +160,7 @@ def test_bias_tables_are_resized_and_nothing_else_changes(
     simmim: tuple[Path, SimMIM], sides: dict[str, Any], method: Any, windows: list[int]
 ) -> None:
     folder, source = simmim
-    built = classifiers.to_train(ClassifierConfig(str(folder), bias_tables=method, **sides), DATA, NAMES)
+    built = models.build_classifier(ClassifierConfig(str(folder), bias_tables=method, **sides), DATA, NAMES)
     expected = weights(source.encoder)
     for name, value in expected.items():
         if name.endswith(TABLE):
@@ -173,7 +174,7 @@ def test_bias_tables_are_resized_and_nothing_else_changes(
 def test_the_two_ways_to_resize_are_not_the_same(simmim: tuple[Path, SimMIM]) -> None:
     ways: tuple[Any, Any] = ("bicubic", "geometric")
     built = [
-        classifiers.to_train(ClassifierConfig(str(simmim[0]), window_size=(2,), bias_tables=way), DATA, NAMES)
+        models.build_classifier(ClassifierConfig(str(simmim[0]), window_size=(2,), bias_tables=way), DATA, NAMES)
         for way in ways
     ]
     first, second = (model.encoder.get_parameter(f"layers.0.blocks.0.{TABLE}") for model in built)
@@ -185,7 +186,7 @@ def test_a_classifier_of_the_same_classes_keeps_its_head(
     classifier: tuple[Path, SwinClassifier], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, source = classifier
-    built = classifiers.to_train(ClassifierConfig(str(folder)), DATA, list(NAMES))
+    built = models.build_classifier(ClassifierConfig(str(folder)), DATA, list(NAMES))
     assert_same(weights(built), weights(source))
     assert built.labels == NAMES
     assert not built.from_simmim
@@ -200,7 +201,7 @@ def test_a_classifier_of_other_classes_gets_a_new_head(
     classifier: tuple[Path, SwinClassifier], names: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, source = classifier
-    built = classifiers.to_train(ClassifierConfig(str(folder)), DATA, names)
+    built = models.build_classifier(ClassifierConfig(str(folder)), DATA, names)
     assert_same(weights(built.encoder), weights(source.encoder))
     assert built.head["fc"].out_features == len(names)
     assert is_new(built.head)
@@ -211,14 +212,14 @@ def test_a_classifier_of_other_classes_gets_a_new_head(
 def test_a_head_whose_classes_nobody_named_is_new(tmp_path: Path) -> None:
     source = randomised(SwinClassifier(CONFIG, 3))
     folder = source.save_pretrained(tmp_path / "model")
-    assert is_new(classifiers.to_train(ClassifierConfig(str(folder)), DATA, NAMES).head)
+    assert is_new(models.build_classifier(ClassifierConfig(str(folder)), DATA, NAMES).head)
 
 
 def test_the_checkpoint_of_another_run_is_a_pretrained_model(tmp_path: Path) -> None:
     source = randomised(SwinClassifier(CONFIG, 3))
     source.labels = NAMES
     path = committed(tmp_path, source)
-    built = classifiers.to_train(ClassifierConfig(str(path), window_size=(2,)), DATA, NAMES)
+    built = models.build_classifier(ClassifierConfig(str(path), window_size=(2,)), DATA, NAMES)
     assert_same(weights(built.head), weights(source.head))
     assert built.encoder.config.window_size == 2
     assert torch.equal(built.encoder.norm.weight, source.encoder.norm.weight)
@@ -228,7 +229,7 @@ def test_a_pickle_is_opened(tmp_path: Path) -> None:
     source = randomised(Swin(CONFIG))
     torch.save(source.state_dict(), tmp_path / "encoder.pth")
     model = ClassifierConfig(str(tmp_path / "encoder.pth"), image_size=(32,), window_size=(4,))
-    built = classifiers.to_train(model, DATA, NAMES)
+    built = models.build_classifier(model, DATA, NAMES)
     assert_same(weights(built.encoder), weights(source))
 
 
@@ -237,9 +238,9 @@ def test_weights_of_another_architecture_are_refused(
 ) -> None:
     model = ClassifierConfig(str(simmim[0]), depths=(2, 2))
     said = "model.depths is (2, 2) and that of model.pretrained"
-    assert error_of(classifiers.to_train, model, DATA, NAMES).startswith(said)
-    assert error_of(classifiers.to_measure, replace(model, pretrained=str(classifier[0]))).startswith(said)
-    classifiers.to_train(replace(model, depths=(2, 1)), DATA, NAMES)
+    assert error_of(models.build_classifier, model, DATA, NAMES).startswith(said)
+    assert error_of(models.open_classifier, replace(model, pretrained=str(classifier[0]))).startswith(said)
+    models.build_classifier(replace(model, depths=(2, 1)), DATA, NAMES)
 
 
 # ---- how images become its input ------------------------------------------------------------------------------
@@ -260,9 +261,9 @@ def test_preprocessing_is_that_of_the_pretrained_model_unless_it_is_set(
     simmim: tuple[Path, SimMIM], tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any], resumed: bool
 ) -> None:
     data = replace(DATA, **changes)
-    model = classifiers.to_train(ClassifierConfig(str(simmim[0])), data, NAMES)
+    model = models.build_classifier(ClassifierConfig(str(simmim[0])), data, NAMES)
     if resumed:
-        model = classifiers.to_train(ClassifierConfig(), data, NAMES, checkpoint=committed(tmp_path, model))
+        model = models.build_classifier(ClassifierConfig(), data, NAMES, checkpoint=committed(tmp_path, model))
     common = replace(PREPROCESSING, interpolation="bicubic", crop_pct=0.875)
     assert model.preprocessing == replace(common, **expected)
 
@@ -275,7 +276,7 @@ def test_preprocessing_is_that_of_the_pretrained_model_unless_it_is_set(
 def test_frozen_stages_do_not_learn(simmim: tuple[Path, SimMIM], tmp_path: Path, stages: int, start: str) -> None:
     model = ClassifierConfig(str(simmim[0]), freeze=stages, drop_path_rate=0.5)
     path = committed(tmp_path, randomised(SwinClassifier(CONFIG, 3))) if start == "checkpoint" else None
-    built = classifiers.to_train(model, DATA, NAMES, checkpoint=path)
+    built = models.build_classifier(model, DATA, NAMES, checkpoint=path)
     encoder = built.encoder
     kept = [encoder.patch_embed, encoder.dropout, *encoder.layers[:stages]] if stages else []
     kept += [encoder.norm] if stages == 2 else []
@@ -289,7 +290,7 @@ def test_frozen_stages_do_not_learn(simmim: tuple[Path, SimMIM], tmp_path: Path,
 
 
 def test_more_stages_than_there_are_cannot_be_frozen(simmim: tuple[Path, SimMIM]) -> None:
-    message = error_of(classifiers.to_train, ClassifierConfig(str(simmim[0]), freeze=3), DATA, NAMES)
+    message = error_of(models.build_classifier, ClassifierConfig(str(simmim[0]), freeze=3), DATA, NAMES)
     assert message == "model.freeze 3 is more than the 2 stages of the encoder"
 
 
@@ -300,7 +301,7 @@ def test_a_checkpoint_of_the_run_goes_before_what_the_settings_say_of_the_start(
     source = randomised(SwinClassifier(CONFIG, 3))
     source.labels = NAMES
     model = ClassifierConfig("runs/that is gone", image_size=(64,), window_size=(8,), drop_path_rate=0.25)
-    built = classifiers.to_train(model, DATA, NAMES, checkpoint=committed(tmp_path, source))
+    built = models.build_classifier(model, DATA, NAMES, checkpoint=committed(tmp_path, source))
     assert_same(weights(built), weights(source))
     assert built.encoder.config == replace(CONFIG, drop_path_rate=0.25)
     assert built.training
@@ -312,8 +313,8 @@ def test_a_checkpoint_publishes_its_average_if_it_has_one(tmp_path: Path) -> Non
     source.labels = NAMES
     average = {name: value + 1 for name, value in weights(source).items()}
     plain, averaged = committed(tmp_path / "a", source), committed(tmp_path / "b", source, average=average)
-    assert_same(weights(classifiers.of_checkpoint(plain)), weights(source))
-    found = classifiers.of_checkpoint(averaged)
+    assert_same(weights(models.load_published(plain)), weights(source))
+    found = models.load_published(averaged)
     assert_same(weights(found), average)
     assert (found.labels, found.preprocessing, found.encoder.config) == (NAMES, PREPROCESSING, CONFIG)
     assert not found.training
@@ -330,7 +331,7 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path: Path, name: str, damage
         data = bytearray((path / name).read_bytes())
         data[len(data) // 2] ^= 1
         (path / name).write_bytes(bytes(data))
-    message = error_of(classifiers.of_checkpoint, path)
+    message = error_of(models.load_published, path)
     assert str(path) in message
     assert name in message
 
@@ -338,7 +339,7 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path: Path, name: str, damage
 def test_a_checkpoint_that_is_gone_is_one_line(tmp_path: Path) -> None:
     path = committed(tmp_path, SwinClassifier(CONFIG, 3))
     shutil.rmtree(path)
-    assert str(path) in error_of(classifiers.of_checkpoint, path)
+    assert str(path) in error_of(models.load_published, path)
 
 
 # ---- finished classifiers -------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def test_a_checkpoint_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 def test_a_finished_classifier_is_measured_as_it_is(classifier: tuple[Path, SwinClassifier]) -> None:
     folder, source = classifier
-    found = classifiers.to_measure(ClassifierConfig(str(folder)))
+    found = models.open_classifier(ClassifierConfig(str(folder)))
     assert_same(weights(found), weights(source))
     assert (found.labels, found.preprocessing, found.encoder.config) == (NAMES, PREPROCESSING, CONFIG)
     assert not found.training
@@ -355,32 +356,32 @@ def test_a_finished_classifier_is_measured_as_it_is(classifier: tuple[Path, Swin
 
 def test_a_finished_classifier_is_measured_at_another_size(classifier: tuple[Path, SwinClassifier]) -> None:
     folder, source = classifier
-    found = classifiers.to_measure(ClassifierConfig(str(folder), image_size=(32, 64), window_size=(2,)))
+    found = models.open_classifier(ClassifierConfig(str(folder), image_size=(32, 64), window_size=(2,)))
     assert (found.encoder.config.image_size, found.encoder.config.window_size) == ((32, 64), 2)
     assert_same(weights(found.head), weights(source.head))
 
 
 def test_without_a_classifier_there_is_nothing_to_measure(simmim: tuple[Path, SimMIM], tmp_path: Path) -> None:
-    message = error_of(classifiers.to_measure, ClassifierConfig(name="swin_nano"))
+    message = error_of(models.open_classifier, ClassifierConfig(name="swin_nano"))
     assert message == "nothing to evaluate: the run has no checkpoint, and model.pretrained names no classifier"
-    message = error_of(classifiers.to_measure, ClassifierConfig(str(simmim[0])))
+    message = error_of(models.open_classifier, ClassifierConfig(str(simmim[0])))
     assert str(simmim[0]) in message
     assert "head.fc.weight" in message
-    assert str(tmp_path / "none") in error_of(classifiers.to_measure, ClassifierConfig(str(tmp_path / "none")))
+    assert str(tmp_path / "none") in error_of(models.open_classifier, ClassifierConfig(str(tmp_path / "none")))
 
 
 @pytest.mark.usefixtures("_said")
 def test_the_classes_are_the_models_or_in_their_number_those_of_the_images(caplog: pytest.LogCaptureFixture) -> None:
     model = SwinClassifier(CONFIG, 3)
-    assert classifiers.class_names(model, ["a", "b", "c"]) == ["a", "b", "c"]
+    assert models.class_names(model, ["a", "b", "c"]) == ["a", "b", "c"]
     assert "the model does not name its classes" in caplog.text
     caplog.clear()
     model.labels = NAMES
-    assert classifiers.class_names(model, ["a", "b"]) == NAMES
+    assert models.class_names(model, ["a", "b"]) == NAMES
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"], []])
 def test_another_number_of_classes_without_names_is_refused(names: list[str]) -> None:
-    message = error_of(classifiers.class_names, SwinClassifier(CONFIG, 3), names)
+    message = error_of(models.class_names, SwinClassifier(CONFIG, 3), names)
     assert message == f"the model has 3 classes without names, and the images {len(names)}: they do not match"

@@ -1,4 +1,5 @@
-"""The classifiers of a fine-tuning run: the one it starts from, those it measures, the one it publishes."""
+"""The models that settings name: the masked image model of a pretraining; the classifier that a fine-tuning starts
+from, measures, publishes."""
 
 import logging
 from collections.abc import Sequence
@@ -6,19 +7,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from swin_mim.errors import UserError
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.saving import Preprocessing
+from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import freeze, initialise
-from swin_mim.training.channels import check_channels, warn_of_other_gaps
-from swin_mim.training.checkpoints.manager import TRAINER, published_weights
+from swin_mim.training.channels import check_channels, warn_of_other_channels, warn_of_other_gaps
+from swin_mim.training.checkpoints.state import TRAINER, published_weights
 from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
 from swin_mim.training.config.finetune_checks import check_architecture, new_encoder, sizes
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import swin_config
 
 _LOG = logging.getLogger(__name__)
 
 
-def to_train(
+def build_simmim(config: PretrainConfig, preprocessing: Preprocessing, *, resuming: bool = False) -> SimMIM:
+    """Build the masked image model of a pretraining, in training mode, with weights that its seed decides.
+
+    Args:
+        preprocessing: how the images become its input.
+        resuming: the weights will come from a checkpoint, whatever `model.pretrained` says.
+
+    Raises:
+        UserError: model.pretrained cannot be read, or is of another architecture.
+    """
+    settings, train = config.model, config.train
+    options: dict[str, Any] = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
+    options["target"] = settings.target
+    swin = swin_config(settings)
+    torch.manual_seed(config.run.seed)
+    if settings.pretrained and not resuming:
+        model = SimMIM.from_pretrained(settings.pretrained, config=swin, new_decoder=True, pickles=True, **options)
+        warn_of_other_channels(model.preprocessing, preprocessing, settings.pretrained)
+    else:
+        model = SimMIM(swin, **options)
+    model.preprocessing = preprocessing
+    return model.train()
+
+
+def build_classifier(
     model: ClassifierConfig,
     data: LabelledDataConfig,
     names: Sequence[str],
@@ -26,7 +56,7 @@ def to_train(
     checkpoint: Path | None = None,
     **options: Any,
 ) -> SwinClassifier:
-    """A classifier in training mode, with one output for each class.
+    """Build a classifier in training mode, with one output for each class.
 
     Args:
         data: how images become its input; what is None there is as in the pretrained model.
@@ -46,14 +76,14 @@ def to_train(
         if data.channels is not None:
             assert data.mean is not None and data.std is not None, "checked with the settings"  # noqa: PT018
             built.preprocessing = Preprocessing(data.mean, data.std, data.channels, scale=1)
-    seen = built.preprocessing
-    check_channels(seen, data.channels, model.pretrained or "the model")
+    preprocessing = built.preprocessing
+    check_channels(preprocessing, data.channels, model.pretrained or "the model")
     if model.pretrained is not None and checkpoint is None:
-        warn_of_other_gaps(seen, data.nodata, data.mask_channel, model.pretrained)
+        warn_of_other_gaps(preprocessing, data.nodata, data.mask_channel, model.pretrained)
     built.preprocessing = replace(
-        seen,
-        mean=data.mean or seen.mean,
-        std=data.std or seen.std,
+        preprocessing,
+        mean=data.mean or preprocessing.mean,
+        std=data.std or preprocessing.std,
         interpolation=data.interpolation,
         crop_pct=data.crop_pct,
         nodata=data.nodata,
@@ -65,7 +95,7 @@ def to_train(
     return built
 
 
-def to_measure(model: ClassifierConfig, **options: Any) -> SwinClassifier:
+def open_classifier(model: ClassifierConfig, **options: Any) -> SwinClassifier:
     """A finished classifier as it is, with the head that it has.
 
     Raises:
@@ -75,7 +105,7 @@ def to_measure(model: ClassifierConfig, **options: Any) -> SwinClassifier:
         raise UserError("nothing to evaluate: the run has no checkpoint, and model.pretrained names no classifier")
     path = Path(model.pretrained).expanduser()
     if (path / TRAINER).is_file() and not sizes(model):
-        built = of_checkpoint(path, **options)
+        built = load_published(path, **options)
     else:
         built = SwinClassifier.from_pretrained(
             model.pretrained, **sizes(model), bias_tables=model.bias_tables, pickles=True, **options
@@ -99,7 +129,7 @@ def class_names(model: SwinClassifier, names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def of_checkpoint(path: Path, **options: Any) -> SwinClassifier:
+def load_published(path: Path, **options: Any) -> SwinClassifier:
     """The classifier that a checkpoint would publish: with the average of the weights, if there is one.
 
     Raises:

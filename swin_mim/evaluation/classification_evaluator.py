@@ -1,4 +1,4 @@
-"""The labelled images of an evaluation, and what is written about a classifier that saw them."""
+"""What a classifier makes of labelled images, and what is written about it."""
 
 import json
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from swin_mim.data.labels import Labelled
 from swin_mim.evaluation.classification import Outcome, confusions, predict, report, write_predictions
 from swin_mim.evaluation.confusion import save_confusion
 from swin_mim.evaluation.reader import Reader
+from swin_mim.files import replace_json
 
 REPORT, PICTURE = "metrics.json", "confusion.png"
 
@@ -28,18 +29,18 @@ class ClassificationEvaluator:
     reader: Reader
 
     def outcome(self, model: nn.Module) -> Outcome:
-        """What the model makes of every image; all processes call it together and get the same."""
+        """Collect what the model makes of every image; all processes call it together and get the same."""
         return predict(
             model,
             self.reader.batches(self.images.images),
             self.images.targets,
             classes=len(self.images.names),
-            prepare=self.reader.prepare,
+            prepare=self.reader.preprocess,
             reduce=self.reader.reduce,
         )
 
     def write(self, folder: Path, outcome: Outcome, *, step: int | None) -> None:
-        """metrics.json, and with one label each confusion.png.
+        """Write metrics.json, and with one label each confusion.png.
 
         Args:
             step: after which the weights were these; None: nobody knows.
@@ -47,18 +48,16 @@ class ClassificationEvaluator:
         folder.mkdir(parents=True, exist_ok=True)
         if not outcome.multi_label:
             save_confusion(folder / PICTURE, confusions(outcome), self.images.names)
-        partial = folder / f".{REPORT}.partial"
-        partial.write_text(json.dumps({"step": step, **report(outcome, self.images.names)}, indent=1) + "\n")
-        partial.replace(folder / REPORT)
+        replace_json(folder / REPORT, {"step": step, **report(outcome, self.images.names)})
 
     def write_predictions(self, path: Path, outcome: Outcome) -> None:
-        """A row for each image; see `classification.write_predictions`."""
+        """Write a row for each image; see `classification.write_predictions`."""
         source = self.images.images
         names = [source.name(index) for index in range(len(source))]
         write_predictions(path.expanduser(), outcome, self.images.names, names)
 
 
 def last_report(folder: Path) -> dict[str, Any]:
-    """What `ClassificationEvaluator.write` wrote there last; empty if nothing."""
+    """Read what `ClassificationEvaluator.write` wrote there last; empty if nothing."""
     path = folder / REPORT
     return dict(json.loads(path.read_text())) if path.is_file() else {}

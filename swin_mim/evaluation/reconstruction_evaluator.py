@@ -1,0 +1,95 @@
+"""What a masked image model makes of the same held-out images under the same masks, at every evaluation of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from swin_mim.data.loading.loader import Batch, owned
+from swin_mim.evaluation.false_colours import FalseColours, shown_channels
+from swin_mim.evaluation.reader import Reader
+from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
+from swin_mim.evaluation.validation import baseline_errors, evaluate
+from swin_mim.masking import BlockMasks
+from swin_mim.models.simmim import SimMIM, local_statistics
+from swin_mim.training.images import Images
+from swin_mim.training.run.jsonl import disk_may_fail
+
+EVALUATION_SEED = 0
+"""Seed of the masks on held-out images, and of the choice of images to probe on: the same in every run, so that losses
+and scores can be compared."""
+
+
+@dataclass(frozen=True)
+class ReconstructionEvaluator:
+    """Measures masked image models on the held-out images of this process, which are decoded once.
+
+    Args:
+        batches: decoded images.
+        reader: how they reach a model.
+        masks: where they are masked.
+        shown: the channels that pictures show; None: the images are RGB.
+    """
+
+    batches: list[Batch]
+    reader: Reader
+    masks: BlockMasks
+    shown: tuple[int, ...] | None = None
+
+    @classmethod
+    def open(
+        cls, images: Images, reader: Reader, masks: BlockMasks, picture_channels: Sequence[str] | None
+    ) -> "ReconstructionEvaluator":
+        """Decode the held-out images; `picture_channels` are the names of those to show, None: the first three."""
+        shown = shown_channels(picture_channels, images.channels) if images.channels else None
+        return cls([owned(batch) for batch in reader.batches(images.heldout)], reader, masks, shown)
+
+    def loss(self, model: SimMIM) -> dict[str, float]:
+        """Measure the mean loss over the images of all processes, which call it together."""
+        loss = evaluate(
+            model, self.batches, prepare=self.reader.preprocess, draw_mask=self._mask, reduce=self.reader.reduce
+        )
+        return {"heldout_loss": loss}
+
+    def inpainting_baselines(self, model: SimMIM) -> dict[str, float]:
+        """Measure what the loss would be for masked pixels that are inpainted with nothing learned.
+
+        In the units of the model's target.
+        """
+        normalized = model.target == "normalized"
+        errors = baseline_errors(
+            self.batches,
+            prepare=self.reader.preprocess,
+            draw_mask=self._mask,
+            patch=model.encoder.config.patch_size,
+            reduce=self.reader.reduce,
+            std=(lambda images, **valid: local_statistics(images, **valid)[1]) if normalized else None,
+        )
+        return {f"{name}_error": error for name, error in errors.items()}
+
+    def picture(self, model: SimMIM, path: Path, count: int) -> dict[str, float]:
+        """Write the reconstructions of the first `count` images of the main process as a PNG; no metrics."""
+        if self.reader.options.rank == 0:
+            with disk_may_fail("the picture of held-out images"):
+                self._draw(model, path, count)
+        return {}
+
+    def _draw(self, model: SimMIM, path: Path, count: int) -> None:
+        preprocess, batch = self.reader.preprocess, self.batches[0].first(count)
+        images, mask, valid = batch.images, self._mask(batch), batch.valid_on(preprocess.device)
+
+        def restore(pixels: Tensor) -> Tensor:
+            return preprocess.restore(model.to_images(pixels.float(), preprocess(images), **valid))
+
+        prediction = reconstruct(model, images, mask, prepare=preprocess, restore=restore, **valid)
+        if self.shown is not None:
+            colours = FalseColours.of(images, batch.valid, self.shown)
+            images, prediction = colours(images, batch.valid), colours(prediction.cpu(), batch.valid)
+        save_reconstruction(path, images, mask, prediction, patch=model.encoder.config.patch_size)
+
+    def _mask(self, batch: Batch) -> Tensor:
+        device = self.reader.preprocess.device
+        return self.masks.draw(
+            len(batch.images), seed=EVALUATION_SEED, start=batch.start, device=device, **batch.valid_on(device)
+        )

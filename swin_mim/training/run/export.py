@@ -1,0 +1,144 @@
+"""The published model of a run: export/ of its folder, whole at any time, and the same on the Hub."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swin_mim.data.labels import Labelled
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.inventory import save_inventory
+from swin_mim.hub import repository
+from swin_mim.models.saving import Pretrained
+from swin_mim.training.checkpoints.manager import Checkpoints
+from swin_mim.training.checkpoints.state import RunState, published_step
+from swin_mim.training.checkpoints.store import path_of
+from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.images import Images
+from swin_mim.training.loop.schedule import TrainingSchedule, due
+from swin_mim.training.models import load_published
+from swin_mim.training.run import publishing
+from swin_mim.training.run.run import INVENTORY, Run
+
+EXPORT = "export"
+
+
+def check_export(run: Run, model: Pretrained, data: Source | Labelled) -> publishing.Origin | None:
+    """Refuse before the first step what would be refused when the run ends, and note where everything is from.
+
+    That is the place of the export, its card, a copy for transformers, and write access on the Hub. In the main
+    process; the others get None.
+
+    Raises:
+        UserError: the run could not be published.
+    """
+    if not run.is_main:
+        return None
+    if run.newest is None:
+        save_inventory(run.folder / INVENTORY, data.images if isinstance(data, Labelled) else data)
+    resumed = run.newest is not None
+    origin = publishing.Origin.of(run.folder, run.config, base_is_simmim=model.from_simmim, resumed=resumed)
+    publishing.check(run.folder, run.config, model.description())
+    if run.config.hub.repo:
+        repository.check_write_access(run.config.hub.repo, private=run.config.hub.private)
+    return origin
+
+
+def export_pretrained(
+    run: Run, model: Pretrained, state: RunState, origin: publishing.Origin | None, images: Images
+) -> None:
+    """Write the export of a pretraining, in the main process, from the full model."""
+    assert origin is not None
+    assert isinstance(run.config, PretrainConfig)
+    about = publishing.about_run(
+        run.folder,
+        run.config,
+        state,
+        origin=origin,
+        images=len(images.training),
+        heldout=len(images.heldout),
+        devices=publishing.devices_text(run.device, run.world),
+        precision=run.precision,
+    )
+    model.save_pretrained(run.folder / EXPORT, about=about, transformers=run.config.hub.transformers)
+
+
+def export_classifier(
+    run: Run, state: RunState, origin: publishing.Origin | None, images: Labelled, report: Mapping[str, Any]
+) -> None:
+    """Write the export of a fine-tuning, in the main process, from the checkpoint of the published step.
+
+    Args:
+        report: the last one of an evaluation; it goes into the card if it is of that step.
+    """
+    assert origin is not None
+    assert isinstance(run.config, FinetuneConfig)
+    step = published_step(state, run.config.save.export, run.checkpoints)
+    about = publishing.about_finetuning(
+        run.folder,
+        run.config,
+        state,
+        origin=origin,
+        images=len(images),
+        classes=len(images.names),
+        report=report,
+        step=step,
+        devices=publishing.devices_text(run.device, run.world),
+        precision=run.precision,
+    )
+    model = load_published(path_of(run.checkpoints, step))
+    model.save_pretrained(run.folder / EXPORT, about=about, transformers=run.config.hub.transformers)
+
+
+class Exporter:
+    """Publishes a run while it goes on, if that is wanted, and when it ends.
+
+    Args:
+        ready: makes what is published complete; all processes call it together.
+        write: writes the export, in the main process.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        schedule: TrainingSchedule,
+        checkpoints: Checkpoints,
+        *,
+        ready: Callable[[], Any],
+        write: Callable[[], None],
+    ) -> None:
+        self._run, self._schedule, self._checkpoints, self._ready = run, schedule, checkpoints, ready
+        hub, folder = run.config.hub, run.folder / EXPORT
+        self._write = write
+        self._publisher = None
+        if hub.repo and run.is_main:
+            self._publisher = publishing.Publisher(folder, write, hub.repo, private=hub.private)
+
+    def saved(self, step: int) -> None:
+        """Push what the run has become, if that is due after the checkpoint of this step."""
+        hub, total = self._run.config.hub, self._schedule.total_steps
+        if hub.repo and step < total and due(step, self._schedule.save_every * hub.every, 0):
+            self._ready()
+            if self._publisher:
+                self._publisher.offer(f"{self._run.config.run.name}, step {step} of {total}")
+
+    def conclude(self, summary: Callable[[], str]) -> None:
+        """Write and push the export of a finished run; say of a stopped one how it goes on.
+
+        Args:
+            summary: what to say of a finished run, in the main process.
+
+        Raises:
+            UserError: the push failed or was interrupted; the export is there.
+        """
+        run, step, total = self._run, self._checkpoints.state.step, self._schedule.total_steps
+        run.stop.leave()
+        if step < total:
+            run.say(f"stopped at step {step} of {total}, with a checkpoint: the same command continues the run")
+            if self._publisher:
+                self._publisher.leave()
+        elif run.is_main:
+            if self._publisher:
+                run.say(f"published: {self._publisher.finish(f'{run.config.run.name}, {total} steps')}")
+            else:
+                self._write()
+            run.say(summary())
