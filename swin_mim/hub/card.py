@@ -1,6 +1,7 @@
-"""The model card: README.md of a published model. Facts in, text out.
+"""The model card: README.md of a published model. What is known goes in, text comes out.
 
-A card says only what its facts say: a section, a row or a sentence without a fact behind it is left out.
+A card says only what is known: a section, a row or a sentence without a fact behind it is left out. Its text is in
+card.md.jinja.
 """
 
 import html
@@ -8,40 +9,57 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.errors import UserError
-from swin_mim.hub.about import CardFacts, Input
-from swin_mim.hub.card_examples import by, examples, fenced
+from swin_mim.hub.about import About
 from swin_mim.redaction import without_paths, yaml_without_paths
+from swin_mim.weights.compatibility import unsupported_reason
+from swin_mim.weights.config_json import Description, Preprocessing, timm_name
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 SHOWN_LABELS = 20
 """A longer list of class names is cut to this."""
 
-_HUB = "https://huggingface.co"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
-def card(facts: CardFacts) -> str:
+def card(description: Description, about: About, *, folder: str, parameters: int, native: bool = False) -> str:
     """README.md: front matter and Markdown, ending in a newline.
+
+    Args:
+        folder: name of the model's folder, the title where nothing else is.
+        parameters: of the encoder, and of a classifier's head.
+        native: whether the folder `transformers` holds a copy for transformers' own classes.
 
     Raises:
         UserError: repo, license, base_model or datasets hold what the Hub would refuse.
     """
-    _check(facts)
-    facts = _without_machine(facts)
-    sections = (
-        _opening(facts),
-        _details(facts),
-        examples(facts),
-        _pictures(facts),
-        _data(facts),
-        _training(facts),
-        _results(facts),
-        _limits(facts),
-        _citation(facts),
-    )
-    body = "\n\n".join(section for section in sections if section)
-    return f"---\n{_front_matter(facts)}\n---\n\n{body}\n"
+    from huggingface_hub import ModelCard
+
+    _check(description, about)
+    about = _without_machine(about)
+    title = without_paths(about.name or about.repo or folder)
+    known = {
+        "about": about, "config": description.config, "kind": description.kind, "taken": description.preprocessing,
+        "title": title, "parameters": parameters, "native": native, "simmim": "simmim" in _tags(description, about),
+        "classes": description.num_classes, "labels": description.labels, "shown_labels": _labels(description),
+        "timm_name": timm_name(description.config), "caution": unsupported_reason("timm", description),
+        "has_data": about.training is not None and bool(about.training.data.strip()),
+        **_sizes(description.config),
+        **_reading(description),
+        **{
+            function.__name__.strip("_"): function
+            for function in (escaped, fenced, quote, _by, _link, _number, _numbers)
+        },
+    }
+    data = _front_matter(description, about, title)
+    return f"{ModelCard.from_template(data, template_path=str(_TEMPLATE), **known)}\n"
 
 
 def escaped(text: str) -> str:
@@ -52,55 +70,56 @@ def escaped(text: str) -> str:
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
 
 
-def _without_machine(facts: CardFacts) -> CardFacts:
-    """The same facts without the folders of the machine that they come from."""
-    training = facts.training and replace(
-        facts.training,
-        data=without_paths(facts.training.data),
-        facts={key: without_paths(value) for key, value in facts.training.facts.items()},
-        command=without_paths(facts.training.command),
-        config_yaml=yaml_without_paths(facts.training.config_yaml),
+def fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _without_machine(about: About) -> About:
+    """The same without the folders of the machine that it comes from."""
+    training = about.training and replace(
+        about.training,
+        data=without_paths(about.training.data),
+        facts={key: without_paths(value) for key, value in about.training.facts.items()},
+        command=without_paths(about.training.command),
+        config_yaml=yaml_without_paths(about.training.config_yaml),
     )
-    results = (replace(result, dataset=without_paths(result.dataset)) for result in facts.results)
     return replace(
-        facts,
-        name=without_paths(facts.name),
+        about,
         training=training,
-        results=tuple(results),
-        pictures=tuple((name, without_paths(caption)) for name, caption in facts.pictures),
+        results=tuple(replace(result, dataset=without_paths(result.dataset)) for result in about.results),
+        pictures=tuple(picture._replace(caption=without_paths(picture.caption)) for picture in about.pictures),
     )
 
 
-def _check(facts: CardFacts) -> None:
+def _check(description: Description, about: About) -> None:
     """Refuse what the Hub would refuse at the end of a push; and facts that contradict each other are our own bug."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    names = [("repo", facts.repo), ("base_model", facts.base_model), *(("datasets", name) for name in facts.datasets)]
+    names = [("repo", about.repo), ("base_model", about.base_model), *(("datasets", name) for name in about.datasets)]
     for key, name in names:
         try:
             if name is not None:
                 validate_repo_id(name)
         except HFValidationError:
             raise UserError(f"{key} {name!r} is no name of the Hub: it is user/name, letters, digits, - _ .") from None
-    if facts.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", facts.license):
+    if about.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", about.license):
         raise UserError(
-            f"license {facts.license!r} is no identifier of the Hub: use one of its list, "
+            f"license {about.license!r} is no identifier of the Hub: use one of its list, "
             "such as apache-2.0, mit, cc-by-4.0 or other"
         )
-    assert facts.labels is None or len(facts.labels) == facts.num_classes
-    taken = facts.input
-    assert {len(taken["mean"]), len(taken["std"]), len(taken["channels"] or taken["mean"])} == {len(taken["mean"])}
-    assert all(math.isfinite(result.value) for result in facts.results)
-    assert not any(name.startswith("/") or ".." in name for name, _ in facts.pictures)
+    assert description.labels is None or len(description.labels) == description.num_classes
+    assert len(description.preprocessing.mean) == description.config.in_channels
+    assert all(math.isfinite(result.value) for result in about.results)
+    assert not any(picture.name.startswith("/") or ".." in picture.name for picture in about.pictures)
 
 
-def _front_matter(facts: CardFacts) -> str:
-    """The YAML that the Hub reads, without its fences."""
+def _front_matter(description: Description, about: About, title: str) -> "ModelCardData":
     from huggingface_hub import EvalResult, ModelCardData
 
-    classifies = facts.kind == "SwinClassifier"
-    task = "image-classification" if classifies else "image-feature-extraction"
+    task = "image-classification" if description.kind == "SwinClassifier" else "image-feature-extraction"
     results = [
         EvalResult(
             task_type=task,
@@ -111,207 +130,78 @@ def _front_matter(facts: CardFacts) -> str:
             metric_name=result.metric,
             metric_value=float(result.value),
         )
-        for result in facts.results
+        for result in about.results
     ]
-    data = ModelCardData(
+    return ModelCardData(
         library_name="timm",
         pipeline_tag=task,
-        tags=_tags(facts),
-        license=facts.license,
-        base_model=facts.base_model,
-        datasets=list(facts.datasets) or None,
-        model_name=facts.name if results else None,
+        tags=_tags(description, about),
+        license=about.license,
+        base_model=about.base_model,
+        datasets=list(about.datasets) or None,
+        model_name=title if results else None,
         eval_results=results or None,
     )
-    return data.to_yaml()
 
 
-def _tags(facts: CardFacts) -> list[str]:
-    own = ["simmim", "masked-image-modeling", "self-supervised"] if facts.kind == "SimMIM" else []
-    return list(dict.fromkeys(["timm", "transformers", "swin", *own, *facts.tags]))
+def _tags(description: Description, about: About) -> list[str]:
+    own = ["simmim", "masked-image-modeling", "self-supervised"] if description.kind == "SimMIM" else []
+    return list(dict.fromkeys(["timm", "transformers", "swin", *own, *about.tags]))
 
 
-def _is_simmim(facts: CardFacts) -> bool:
-    """Whether the encoder is known to come from SimMIM."""
-    return "simmim" in _tags(facts)
+def _labels(description: Description) -> str:
+    labels = description.labels or ()
+    more = len(labels) - SHOWN_LABELS
+    return ", ".join(map(escaped, labels[:SHOWN_LABELS])) + (f" and {more} more" if more > 0 else "")
 
 
-def _opening(facts: CardFacts) -> str:
-    simmim = "[SimMIM](https://arxiv.org/abs/2111.09886)"
-    if facts.kind == "SimMIM" and facts.training:
-        text = f"A Swin Transformer pretrained with {simmim}: it learned from images without labels, by filling in"
-        text += " what was hidden of them. The encoder, the mask token and the pixel decoder."
-    elif facts.kind == "SimMIM":
-        text = f"A Swin Transformer encoder with the mask token and the pixel decoder of {simmim}."
-    elif facts.kind == "SwinClassifier":
-        text = f"An image classifier: a Swin Transformer with a linear head for {_count(facts.num_classes, 'class')}."
-    else:
-        text = "A Swin Transformer encoder: an image in, a grid of features out."
-    if facts.kind != "SimMIM" and _is_simmim(facts):
-        text += f" Its encoder was pretrained with {simmim}."
-    return f"# {escaped(facts.name)}\n\n{text}"
-
-
-def _details(facts: CardFacts) -> str:
-    config, taken = facts.config, facts.input
-    with_head = "encoder and head" if facts.kind == "SwinClassifier" else "encoder"
-    rows = {
-        "Parameters": f"{facts.parameters / 1e6:.3g} M ({with_head})",
-        "Image size": f"{by(taken['image_size'])} pixels, height x width",
-        "Patch": f"{config.patch_size} x {config.patch_size} pixels",
-        "Window": _windows(facts),
-        "Blocks": ", ".join(f"{depth} of {config.stage_dim(i)} channels" for i, depth in enumerate(config.depths)),
-        "Input channels": escaped(", ".join(taken["channels"] or [str(len(taken["mean"]))])),
-        "Normalisation": f"{_units(taken)}, mean {_numbers(taken['mean'])}, std {_numbers(taken['std'])}",
-        "Classes": _classes(facts),
-        "Built by timm's": f"{escaped(facts.timm_name)}, with the arguments in config.json",
-        "Made from": _link(facts.base_model) if facts.base_model else "",
-        "License": escaped(facts.license or ""),
+def _sizes(config: SwinConfig) -> dict[str, Any]:
+    """The shapes that the examples promise, and what is said of windows."""
+    stages = [(config.stage_grid(stage), config.stage_dim(stage)) for stage in range(config.num_stages)]
+    grid, channels = stages[-1]
+    return {
+        "size": _by(as_pair(config.image_size)),
+        "shape": (1, config.in_channels, *as_pair(config.image_size)),
+        "features": (1, *grid, channels),
+        "maps": ", ".join(str((1, dim, *grid)) for grid, dim in stages),
+        "timm_maps": ", ".join(str((1, *grid, dim)) for grid, dim in stages),
+        "tokens": math.prod(stages[0][0]),
+        "last_tokens": (1, math.prod(grid), channels),
+        "square": all(h == w for h, w in map(config.stage_window, range(config.num_stages))),
     }
-    return "## Details\n\n" + _table(("", ""), ((key, value) for key, value in rows.items() if value))
 
 
-def _units(taken: Input) -> str:
-    if taken["scale"] == 255:
+def _reading(description: Description) -> dict[str, str]:
+    """How the examples read an image, and what its values are."""
+    taken, size = description.preprocessing, as_pair(description.config.image_size)
+    interpolation = "" if taken.interpolation == "bilinear" else f', interpolation="{taken.interpolation}"'
+    given = {"channels": taken.channels, "nodata": taken.nodata, "mask": taken.mask_channel}
+    names = " ".join(", ".join(taken.channels or ()).split())
+    yours = f"put yours here: {names}; " if names else "put yours here, "
+    return {
+        "resizing": f"{size}{interpolation}" + ("" if taken.crop_pct == 1 else f", share={taken.crop_pct}"),
+        "bands": ", ".join(
+            [str(len(taken.mean)), *(f"{key}={value!r}" for key, value in given.items() if value is not None)]
+        ),
+        "random": f"torch.rand{(1, len(taken.mean), *size)}  # {yours}normalised as above",
+        "units": _units(taken),
+    }
+
+
+def _units(taken: Preprocessing) -> str:
+    if taken.scale == 255:
         return "pixels between 0 and 1"
-    gaps = "" if taken["nodata"] is None else f", {taken['nodata']:g} where there is none"
-    gaps += "" if taken["mask_channel"] is None else f", none where channel {taken['mask_channel']} is 0"
-    return f"values as they stand in the files{escaped(gaps)}"
+    gaps = "" if taken.nodata is None else f", {taken.nodata:g} where there is none"
+    gaps += "" if taken.mask_channel is None else f", none where channel {taken.mask_channel} is 0"
+    return f"values as they stand in the files{gaps}"
 
 
-def _classes(facts: CardFacts) -> str:
-    if facts.kind != "SwinClassifier":
-        return ""
-    shown = [escaped(label) for label in (facts.labels or ())[:SHOWN_LABELS]]
-    more = len(facts.labels or ()) - len(shown)
-    names = ", ".join(shown) + (f" and {more} more" if more else "")
-    return f"{facts.num_classes}: {names}" if names else str(facts.num_classes)
-
-
-def _windows(facts: CardFacts) -> str:
-    """ "8 x 8 tokens; 4 x 4 from stage 3 on, whose grid is 4 x 4"."""
-    config = facts.config
-    text = f"{by(config.stage_window(0))} tokens"
-    for stage in range(1, config.num_stages):
-        if config.stage_window(stage) != config.stage_window(stage - 1):
-            grid = by(config.stage_grid(stage))
-            text += f"; {by(config.stage_window(stage))} in stage {stage + 1}, whose grid is {grid}"
-    return text
-
-
-def _pictures(facts: CardFacts) -> str:
-    if not facts.pictures:
-        return ""
-    shown = ((quote(name), escaped(caption)) for name, caption in facts.pictures)
-    return "\n\n".join(["## Pictures", *(f"![{caption}]({name})\n\n*{caption}*" for name, caption in shown)])
-
-
-def _data(facts: CardFacts) -> str:
-    parts = [escaped(facts.training.data)] if facts.training and facts.training.data.strip() else []
-    if facts.datasets:
-        parts.append("On the Hub: " + ", ".join(_link(name, "datasets/") for name in facts.datasets) + ".")
-    return "\n\n".join(["## Data", *parts]) if parts else ""
-
-
-def _training(facts: CardFacts) -> str:
-    training = facts.training
-    if training is None:
-        return ""
-    rows = {"Steps": f"{training.steps:,}", "Images seen": f"{training.images:,}"} | training.facts
-    table = ((escaped(key), escaped(value)) for key, value in rows.items())
-    parts = ["## Training", _table(("", ""), ((key, value) for key, value in table if value))]
-    if training.command.strip():
-        parts.append(fenced(training.command.strip(), "bash"))
-    if training.config_yaml.strip():
-        recipe = fenced(training.config_yaml.strip("\n"), "yaml")
-        parts.append(f"<details>\n<summary>The exact recipe</summary>\n\n{recipe}\n\n</details>")
-    return "\n\n".join(parts)
-
-
-def _results(facts: CardFacts) -> str:
-    if not facts.results:
-        return ""
-    rows = (
-        (", ".join(filter(None, (result.dataset, result.split))), result.metric, _number(result.value))
-        for result in facts.results
-    )
-    head = ("data", "metric", "value")
-    return "## Results\n\n" + _table(head, ([escaped(cell) for cell in row] for row in rows))
-
-
-def _limits(facts: CardFacts) -> str:
-    size = by(facts.input["image_size"])
-    sizes = f"It was trained at {size} pixels." if facts.training else f"It is made for {size} pixels."
-    sizes += (
-        f" swin_mim runs any size whose sides are multiples of {facts.config.patch_size}, and pads where the windows"
-    )
-    sizes += f" do not fit; {_timm_sizes(facts)}. At another size, test before you trust."
-    lines = [sizes]
-    if facts.caution:
-        lines.append(f"timm, and transformers through it, computes somewhat other features: {escaped(facts.caution)}.")
-    lines.append(_seen(facts))
-    if facts.kind == "SwinClassifier":
-        lines.append("It gives one of its classes to every image, also to one that shows none of them.")
-    elif _is_simmim(facts):
-        lines.append("Features of SimMIM are made to be fine-tuned. k-NN and linear probes under-rate them.")
-    if facts.kind == "SimMIM":
-        lines.append("The pixel decoder is one layer that serves pretraining; what it fills in is blurred. timm and")
-        lines[-1] += " transformers' wrapper do not load it (`mim_head.safetensors`)."
-    return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines)
-
-
-def _seen(facts: CardFacts) -> str:
-    """What the model knows of the world."""
-    if not facts.training or not facts.training.data.strip():
-        return "What data it was trained on, if any, is not recorded here."
-    first = "It saw only the data named above."
-    if facts.base_model:
-        first = f"Besides what {_link(facts.base_model)} was trained on, it saw only the data named above."
-    return f"{first} Expect less of images of another kind; what is one-sided in the data is one-sided in the model."
-
-
-def _timm_sizes(facts: CardFacts) -> str:
-    windows = [facts.config.stage_window(stage) for stage in range(facts.config.num_stages)]
-    if any(h != w for h, w in windows):
-        return "timm resizes only the bias tables of square windows, and not all of these are"
-    return "timm does with `img_size=(height, width)`"
-
-
-def _citation(facts: CardFacts) -> str:
-    entries = [*([_SIMMIM] if _is_simmim(facts) else []), _SWIN, _SWIN_MIM]
-    return "## Citation\n\n" + fenced("\n\n".join(entries), "bibtex")
-
-
-_SIMMIM = """@inproceedings{xie2022simmim,
-  title = {{SimMIM}: A Simple Framework for Masked Image Modeling},
-  author = {Xie, Zhenda and Zhang, Zheng and Cao, Yue and Lin, Yutong and Bao, Jianmin and Yao, Zhuliang and
-            Dai, Qi and Hu, Han},
-  booktitle = {CVPR},
-  year = {2022},
-  eprint = {2111.09886},
-  archivePrefix = {arXiv}
-}"""
-_SWIN = """@inproceedings{liu2021swin,
-  title = {Swin Transformer: Hierarchical Vision Transformer using Shifted Windows},
-  author = {Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and Zhang, Zheng and Lin, Stephen and
-            Guo, Baining},
-  booktitle = {ICCV},
-  year = {2021},
-  eprint = {2103.14030},
-  archivePrefix = {arXiv}
-}"""
-_SWIN_MIM = """@software{swin_mim,
-  title = {swin\\_mim: SimMIM pretraining of Swin Transformers}
-}"""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def _link(name: str, prefix: str = "") -> str:
-    return f"[{escaped(name)}]({_HUB}/{prefix}{name})"
+    return f"[{escaped(name)}](https://huggingface.co/{prefix}{name})"
 
 
 def _number(value: float) -> str:
@@ -320,7 +210,3 @@ def _number(value: float) -> str:
 
 def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}es"

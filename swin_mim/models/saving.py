@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained, repository
-from swin_mim.hub.about import About, card_facts
+from swin_mim.hub.about import About
 from swin_mim.hub.card import card
 from swin_mim.weights.adapt import Method, adapt
 from swin_mim.weights.compatibility import unsupported_reason
@@ -137,8 +137,9 @@ class Pretrained(nn.Module):
             pretrained.write(staging, description, tensors, transformers=transformers)
             for picture in about.pictures:
                 shutil.copyfile(picture.file, staging / picture.name)
-            facts = card_facts(description, about, folder=target.resolve().name, tensors=tensors, native=transformers)
-            (staging / pretrained.CARD).write_text(card(facts), encoding="utf-8")
+            parameters = sum(tensor.numel() for name, tensor in tensors.items() if not pretrained.is_mim_head(name))
+            page = card(description, about, folder=target.resolve().name, parameters=parameters, native=transformers)
+            (staging / pretrained.CARD).write_text(page, encoding="utf-8")
             self._verify(staging, description, tensors)
         return target
 
