@@ -1,4 +1,4 @@
-"""What every recipe's settings have to obey, section by section."""
+"""Constraints of the settings that both recipes have, section by section."""
 
 import math
 import re
@@ -21,11 +21,11 @@ from swin_mim.training.config.pretrain import (
 )
 
 Constraints = Iterator[tuple[str, bool, str]]
-"""(key, whether its value is legal, what would be)"""
+"""(key, whether its value is legal, what would be legal)"""
 
 
 def validate(config: Any, constraints: Iterable[tuple[str, bool, str]]) -> None:
-    """Raise a UserError for a number that is not finite, and for the first rule that does not hold."""
+    """Raise a UserError for a number that is not finite, and for the first constraint that does not hold."""
     values = dict(leaves(config))
     for key, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
@@ -55,7 +55,12 @@ def image_constraints(data: ImagesConfig) -> Constraints:
 
 
 def channel_constraints(data: ImagesConfig, rasters: bool, way_out: str) -> Constraints:
-    """Args: `rasters`: images keep their channels and values, and are not made RGB; `way_out`: how they come to."""
+    """Constraints of the channels.
+
+    Args:
+        rasters: images keep their channels and values, and are not made RGB.
+        way_out: how to have them so.
+    """
     chosen = data.channels or ()
     yield "data.channels", data.channels != (), "names no channel: leave it out, or name some"
     yield "data.channels", len(set(chosen)) == len(chosen), "names a channel twice"
@@ -69,10 +74,8 @@ def channel_constraints(data: ImagesConfig, rasters: bool, way_out: str) -> Cons
 
 
 def crop_constraints(scale: tuple[float, float], ratio: tuple[float, float]) -> Constraints:
-    least, greatest = scale
-    yield "data.crop_scale", 0 < least <= greatest <= 1, "must be least and greatest, above 0 and up to 1"
-    least, greatest = ratio
-    yield "data.crop_ratio", 0 < least <= greatest, "must be least and greatest, above 0"
+    yield "data.crop_scale", 0 < scale[0] <= scale[1] <= 1, "must be min and max, above 0 and up to 1"
+    yield "data.crop_ratio", 0 < ratio[0] <= ratio[1], "must be min and max, above 0"
 
 
 def training_constraints(optim: OptimConfig, train: TrainConfig, save: SaveConfig) -> Constraints:
@@ -92,7 +95,7 @@ def training_constraints(optim: OptimConfig, train: TrainConfig, save: SaveConfi
 
 
 def check_durations(optim: OptimConfig, train: TrainConfig, save: SaveConfig, periods: Mapping[str, str]) -> None:
-    """Refuse a text that is no duration, and 0 where something has to happen.
+    """Raise a UserError for a text that is no duration, and for 0 where something has to happen.
 
     Args:
         periods: further durations of which 0 means never, by key.

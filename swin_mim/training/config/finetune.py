@@ -1,6 +1,6 @@
-"""Every setting of a fine-tuning run. The defaults are SimMIM's for a Swin-B that was pretrained for 100 epochs.
+"""Settings of a fine-tuning run. The defaults are SimMIM's for a Swin-B that was pretrained for 100 epochs.
 
-The text under a setting is what `--help` says of it.
+The text under a setting is its `--help`.
 """
 
 from dataclasses import dataclass, field
@@ -12,95 +12,95 @@ from swin_mim.training.config.pretrain import HubConfig, ImagesConfig, OptimConf
 
 @dataclass(frozen=True)
 class LabelledDataConfig(ImagesConfig):
-    """Images with labels, and what a model sees of them."""
+    """Images with labels, and their preprocessing."""
 
     source: str = "blue_marble"
-    """A folder with one folder for each class, a data set on the Hugging Face Hub, or blue_marble."""
+    """Folder with one folder per class, data set on the Hugging Face Hub, or blue_marble."""
     label_column: str | None = None
-    """Column of the labels; without it the only one of classes. Of blue_marble: coast (or climate, terrain)."""
+    """Column of the labels; None takes the only column of classes. blue_marble has coast, climate and terrain."""
     multi_label: bool = False
-    """An image has any number of labels, in a column of lists: sigmoid and binary cross-entropy."""
+    """Any number of labels per image, in a column of lists: sigmoid and binary cross-entropy."""
     validation: str | None = None
-    """Another source of labelled images to evaluate on, of the same classes; without it, `heldout` of the source."""
+    """Source of labelled images of the same classes to evaluate on; None takes data.heldout of data.source."""
     validation_split: str | None = None
     """Split of a Hub data set to evaluate on, of data.validation or else of data.source."""
     heldout: int = 0
-    """Images kept out of training to evaluate on, as many of each class as it has a share, the same in every run; 0
-    takes a tenth. Only without data.validation and data.validation_split."""
+    """Images held out of training for evaluation, in the proportions of the classes, the same in every run; 0 takes a
+    tenth. Only without data.validation and data.validation_split."""
     labels_per_class: int = 0
-    """Train on this many images of each class; 0 takes all. A larger number has the images of a smaller one."""
+    """Number of images of each class to train on; 0 takes all. A larger number includes the images of a smaller."""
     subset_seed: int = 0
-    """Decides which ones."""
+    """Seed of the choice of these images."""
     balance: Literal["none", "sampling", "weights"] = "none"
-    """Against skewed classes: draw each class as often, or weigh its loss by the inverse of its share."""
+    """Remedy for imbalanced classes: sample all equally often, or weigh the loss by inverse frequency."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel: of RGB of values from 0 to 1, else in the units of the files. None takes that of
-    model.pretrained; ImageNet's for new weights, of RGB."""
+    """Mean of each channel: for RGB of values from 0 to 1, else in the units of the files. None takes that of
+    model.pretrained, for new weights and RGB ImageNet's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel, as data.mean."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest part of the image's area that a random crop takes."""
+    """Min and max area of a random crop, as a fraction of the image's."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Least and greatest width / height of a random crop, relative to those of model.image_size."""
+    """Min and max aspect ratio (width / height) of a random crop, relative to that of model.image_size."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """How images are resized."""
+    """Filter for resizing images."""
     crop_pct: float = 0.875
-    """Side of the centred crop that is evaluated, as a part of the image's shorter side."""
+    """Side of the centre crop for evaluation, as a fraction of the image's shorter side."""
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The encoder and where its weights come from. What is None is as in model.pretrained."""
+    """Encoder and its first weights. None means as in model.pretrained."""
 
     pretrained: str | None = None
     """Weights to start from: a run, an export, a checkpoint, a weight file that swin-mim convert reads (.safetensors
     or .pth), or a repository "user/name" on the Hub. None starts from new weights."""
     name: str | None = None
-    """Named size, such as swin_base; needed from new weights."""
+    """Named size, such as swin_base; required without model.pretrained."""
     image_size: tuple[int, ...] | None = None
-    """Pixels, one number or height and width; needed from new weights."""
+    """Size in pixels, one number or height and width; required without model.pretrained."""
     window_size: tuple[int, ...] | None = None
-    """Tokens along the side of an attention window; needed from new weights. Bias tables are resized to it."""
+    """Size of an attention window in tokens, to which bias tables are resized; required without model.pretrained."""
     bias_tables: Literal["bicubic", "geometric"] = "bicubic"
-    """How bias tables are resized: as in Swin's own code, or in SimMIM's."""
+    """Resizing of bias tables: as in Swin's own code (bicubic), or in SimMIM's (geometric)."""
     patch_size: int | None = None
-    """Pixels along the side of a token; from new weights 4."""
+    """Side of a token in pixels; 4 for new weights."""
     embed_dim: int | None = None
-    """Channels of the first stage; from new weights the named size's."""
+    """Channels of the first stage; those of the named size for new weights."""
     depths: tuple[int, ...] | None = None
-    """Blocks of each stage; from new weights the named size's."""
+    """Blocks of each stage; those of the named size for new weights."""
     num_heads: tuple[int, ...] | None = None
-    """Attention heads of each stage; from new weights the named size's."""
+    """Attention heads of each stage; those of the named size for new weights."""
     drop_path_rate: float = 0.1
-    """Stochastic depth of the last block; earlier blocks have linearly less. Drawn for each micro batch."""
+    """Stochastic depth of the last block, decreasing linearly to 0 at the first. Drawn per micro batch."""
     freeze: int = 0
-    """Stages whose weights stay as they are, counted from the input; with all of them only the head learns."""
+    """Number of stages to freeze, counted from the input; with all of them only the head learns."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a training image besides the crop. timm's implementations."""
+    """Augmentation of training images besides the crop, as timm implements it."""
 
     flips: Literal["none", "horizontal", "both", "dihedral"] = "horizontal"
-    """Mirror images at random: left to right, also top to bottom, or also by quarter turns (square images only), for
+    """Random flips: left to right, also top to bottom, or also with quarter turns (dihedral; square images only), for
     pictures without up and down."""
     auto: str | None = "rand-m9-mstd0.5-inc1"
-    """RandAugment: magnitude m, its deviation mstd, operations n, probability p, inc1 for operations that increase
-    with the magnitude; null for none."""
+    """RandAugment: magnitude m, its std mstd, number of operations n, probability p, inc1 for operations that increase
+    with the magnitude; None for none."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation."""
     random_erasing: float = 0.25
-    """Part of the images of which a random rectangle becomes noise."""
+    """Probability that a random rectangle of an image becomes noise."""
     mixup: float = 0.8
     """Alpha of Mixup: two images are blended, with their labels; 0 is off."""
     cutmix: float = 1.0
     """Alpha of CutMix: a rectangle of one image is put into another; 0 is off."""
     mix_probability: float = 1.0
-    """Part of the pairs of images that are mixed."""
+    """Fraction of the pairs of images that are mixed."""
     mix_switch: float = 0.5
-    """Part of them that CutMix mixes, where both are on."""
+    """Fraction of them that CutMix mixes, where both are on."""
     label_smoothing: float = 0.1
-    """Part of the target that is spread over all classes."""
+    """Fraction of the target that is spread over all classes."""
 
 
 @dataclass(frozen=True)
@@ -114,39 +114,39 @@ class FinetuneOptimConfig(OptimConfig):
     min_lr: float = 2.5e-7
     """Learning rate at the end of the cosine, per 512 images."""
     warmup: str = "20 epochs"
-    """Duration of the straight line from warmup_lr to base_lr."""
+    """Duration of the linear warm-up from warmup_lr to base_lr."""
     layer_decay: float = 0.9
     """Factor of base_lr from each block to the one below it; 1 gives all blocks the same."""
 
 
 @dataclass(frozen=True)
 class FinetuneTrainConfig(TrainConfig):
-    """Length, batch and arithmetic. Durations are "100 epochs", "500 steps" or "2e6 images"."""
+    """Length, batch and precision. Durations are "100 epochs", "500 steps" or "2e6 images"."""
 
     ema: float = 0.0
-    """Decay of a running average of the weights, which is then what is evaluated and published; 0 keeps none."""
+    """Decay of a running average of the weights, which is then evaluated and published; 0 keeps none."""
 
 
 @dataclass(frozen=True)
 class FinetuneLogConfig:
-    """What a run says of itself. A duration of 0 means never."""
+    """Metrics of a run. A duration of 0 means never."""
 
     every: str = "50 steps"
-    """Between two lines of metrics."""
+    """Interval between two lines of metrics."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of accelerate, besides metrics.jsonl: tensorboard, wandb, mlflow, ..."""
     evaluate_every: str = "1 epoch"
-    """Between two evaluations."""
+    """Interval between two evaluations."""
 
 
 @dataclass(frozen=True)
 class FinetuneSaveConfig(SaveConfig):
-    """Checkpoints. Besides the newest ones the best one is kept, and a new best one is saved at once."""
+    """Checkpoints. The best one is kept besides the newest, and a new best one is saved at once."""
 
     best_by: Literal["auto", "accuracy", "balanced_accuracy", "mean_average_precision", "loss"] = "auto"
-    """What makes a checkpoint the best one; auto is the accuracy, of several labels the mean average precision."""
+    """Metric of the best checkpoint; auto is accuracy, or mean_average_precision with data.multi_label."""
     export: Literal["best", "last"] = "best"
-    """What is published: the weights that were best on the evaluation images, or the last ones."""
+    """Weights to publish: those that were best on the evaluation images, or the last ones."""
 
 
 MUTABLE = pretrain.MUTABLE | {
@@ -173,8 +173,8 @@ class FinetuneConfig:
     save: FinetuneSaveConfig = field(default_factory=FinetuneSaveConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     evaluate: bool = False
-    """Train nothing: measure the run's best checkpoint, or model.pretrained, on the evaluation images."""
+    """Measure the run's best checkpoint, or model.pretrained, on the evaluation images; train nothing."""
     predictions: str | None = None
-    """File for what is predicted of every evaluation image at the end: .csv or .parquet."""
+    """File for the predictions of every evaluation image at the end: .csv or .parquet."""
 
     mutable: ClassVar[frozenset[str]] = MUTABLE

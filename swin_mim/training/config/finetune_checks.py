@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run: what goes together. The settings are in `finetune.py`."""
+"""Constraints of a fine-tuning run: what goes together. The settings are in `finetune.py`."""
 
 from dataclasses import fields
 from itertools import chain
@@ -19,11 +19,11 @@ from swin_mim.training.config.finetune import (
 )
 
 TABLES = (".csv", ".parquet")
-"""What predictions are written as."""
+"""Formats of predictions."""
 
 
 def check(config: FinetuneConfig) -> None:
-    """Refuse settings that cannot go together.
+    """Raise a UserError for settings that cannot go together.
 
     Raises:
         UserError: names the keys, the values, the relation that fails and what is legal.
@@ -51,20 +51,20 @@ def check(config: FinetuneConfig) -> None:
 
 
 def best_by(save: FinetuneSaveConfig, *, multi_label: bool) -> str:
-    """The metric that makes a checkpoint the best one."""
+    """Metric that makes a checkpoint the best one."""
     if save.best_by == "auto":
         return "mean_average_precision" if multi_label else "accuracy"
     return "heldout_loss" if save.best_by == "loss" else save.best_by
 
 
 def sizes(model: ClassifierConfig) -> dict[str, Any]:
-    """image_size and window_size as far as they are given, for `from_pretrained`."""
+    """Those of image_size and window_size that are given, for `from_pretrained`."""
     given = {"image_size": model.image_size, "window_size": model.window_size}
     return {field: one_or_pair(side) for field, side in given.items() if side is not None}
 
 
 def new_encoder(model: ClassifierConfig, channels: tuple[str, ...] | None = None) -> SwinConfig:
-    """The encoder that the settings describe, to be drawn anew; `channels` None: of RGB images.
+    """Architecture that the settings describe, for new weights; `channels` None means RGB.
 
     Raises:
         UserError: they do not say enough, or no Swin has these values.
@@ -84,7 +84,7 @@ def new_encoder(model: ClassifierConfig, channels: tuple[str, ...] | None = None
 
 
 def check_architecture(model: ClassifierConfig, found: SwinConfig) -> None:
-    """Refuse pretrained weights of another architecture than the settings name.
+    """Raise a UserError for pretrained weights of another architecture than the settings name.
 
     Raises:
         UserError: the first difference.
@@ -104,7 +104,7 @@ def _given(model: ClassifierConfig) -> set[str]:
 
 
 def _architecture(model: ClassifierConfig) -> dict[str, Any]:
-    """What the settings say of the encoder: the named size, and what is given besides."""
+    """Architecture as far as the settings give it: the named size, and what is given besides."""
     named: dict[str, Any] = {} if model.name is None else dict(NAMED.get(model.name, {}))
     keys = ("patch_size", "embed_dim", "depths", "num_heads")
     return named | {key: getattr(model, key) for key in keys if getattr(model, key) is not None}
@@ -128,7 +128,7 @@ def _data_constraints(data: LabelledDataConfig) -> common_checks.Constraints:
 
 
 def _channel_constraints(config: FinetuneConfig) -> common_checks.Constraints:
-    """Of images that are not read as RGB, and of options that are for one of the two kinds."""
+    """Constraints of images that are not read as RGB, and of options for one of the two kinds."""
     data, augment, rasters = config.data, config.augment, config.data.channels is not None
     yield from common_checks.channel_constraints(data, rasters, "set data.channels")
     yield "data.source", not rasters or data.source != "blue_marble", "is RGB: leave data.channels out"

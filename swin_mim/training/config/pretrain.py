@@ -1,6 +1,6 @@
-"""Every setting of a pretraining run: plain values in sections. The defaults are SimMIM's at 100 epochs.
+"""Settings of a pretraining run: plain values in sections. The defaults are SimMIM's at 100 epochs.
 
-The text under a setting is what `--help` says of it.
+The text under a setting is its `--help`.
 """
 
 from dataclasses import dataclass, field
@@ -11,85 +11,85 @@ from swin_mim.training.config.durations import LearningRateSchedule
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The run: its place and its randomness."""
+    """Place and randomness of the run."""
 
     name: str
-    """Folder of the run inside the root. A run of the same name is continued."""
+    """Folder of the run inside run.root. A run of the same name is continued."""
     root: str = "runs"
     """Folder that holds all runs."""
     seed: int = 0
-    """Decides the order of the images, crops, masks and the first weights."""
+    """Seed of the order of the images, of crops, masks and new weights."""
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Where images come from and how they are read."""
+    """Source of the images, and how they are read."""
 
     source: str = "blue_marble"
-    """A folder of images (any depth, no labels), a data set on the Hugging Face Hub, or blue_marble."""
+    """Folder of images (any depth, no labels), data set on the Hugging Face Hub, or blue_marble."""
     config: str | None = None
-    """Configuration of a Hub data set that has several."""
+    """Configuration of a Hub data set with several."""
     split: str = "train"
     """Split of a Hub data set."""
     column: str | None = None
-    """Column of the images; without it the only image column."""
+    """Column of the images; None takes the only image column."""
     channels: tuple[str, ...] | None = None
-    """Channels to read, by name or by number from 1, in the order in which the model takes them: images keep the values
-    of their files then. None reads every image as RGB; a pretraining with another model.in_channels, all channels."""
+    """Channels to read, by name or by number from 1, in the model's order; images then keep the values of their files.
+    None reads every image as RGB, or all channels where model.in_channels is not 3."""
     stack: str | None = None
-    """How the files of one image are called, if each holds a channel, such as {image}_{channel}.tif."""
+    """Pattern of the file names where each channel of an image is a file, such as {image}_{channel}.tif."""
     nodata: float | None = None
-    """Value of pixels that are not there, in images other than RGB; None takes what the files say. NaN always is."""
+    """Value of missing pixels, in images other than RGB; None takes what the files say. NaN always means missing."""
     mask_channel: str | None = None
-    """Channel that is 0 where a pixel is not there, by name or number, in images other than RGB."""
+    """Channel that is 0 where a pixel is missing, by name or number, in images other than RGB."""
     workers: int = 4
-    """Processes that decode images, for each training process; 0 decodes in the training process."""
+    """Processes that decode images, per training process; 0 decodes in the training process."""
     max_broken: float = 0.01
-    """Part of the images that may be undecodable before the run stops."""
+    """Max fraction of undecodable images; above it the run stops."""
 
 
 @dataclass(frozen=True)
 class DataConfig(ImagesConfig):
-    """The images and what a model sees of them."""
+    """Images and their preprocessing."""
 
     streaming: bool = False
-    """Read the source shard by shard through a cache, as when it is larger than the disk: parquet or tar files of a Hub
-    data set, of a folder, or at addresses such as https://host/train-{000..127}.tar or s3://bucket/*.parquet."""
+    """Read the source shard by shard through a cache, for sources larger than the disk: parquet or tar files of a Hub
+    data set, of a folder, or at URLs such as https://host/train-{000..127}.tar or s3://bucket/*.parquet."""
     shards_at_once: int = 4
-    """With data.streaming: shards whose images are mixed; the next as many are brought meanwhile."""
+    """Number of shards whose images are mixed, with data.streaming; as many are prefetched."""
     cache: str | None = None
-    """With data.streaming: folder for the shards, which all runs may share; None is ~/.cache/swin_mim/shards."""
+    """Folder for the shards of data.streaming, which runs may share; None is ~/.cache/swin_mim/shards."""
     cache_gb: float = 20.0
-    """With data.streaming: most of 10^9 bytes in that folder."""
+    """Max size of that folder, in units of 10^9 bytes."""
     heldout: int = 256
-    """Images kept out of training to evaluate on; never more than a tenth of the source."""
+    """Images held out of training for evaluation; at most a tenth of the source."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean of each channel: of RGB of values from 0 to 1, else in the units of the files. ImageNet's."""
+    """Mean of each channel: for RGB of values from 0 to 1, else in the units of the files. ImageNet's."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, in the same units. ImageNet's."""
     crop_scale: tuple[float, float] = (0.67, 1.0)
-    """Least and greatest part of the image's area that a random crop takes."""
+    """Min and max area of a random crop, as a fraction of the image's."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Least and greatest width / height of a random crop, relative to those of model.image_size."""
+    """Min and max aspect ratio (width / height) of a random crop, relative to that of model.image_size."""
     flips: Literal["none", "horizontal", "both", "dihedral"] = "horizontal"
-    """Mirror images at random: left to right, also top to bottom, or also by quarter turns (square images only), for
+    """Random flips: left to right, also top to bottom, or also with quarter turns (dihedral; square images only), for
     pictures without up and down."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder."""
+    """Encoder."""
 
     name: str = "swin_base"
     """Named size: swin_nano, swin_tiny, swin_small, swin_base or swin_large."""
     image_size: tuple[int, ...] = (192,)
-    """Pixels, one number or height and width; a multiple of mask.unit."""
+    """Size in pixels, one number or height and width; a multiple of mask.unit."""
     patch_size: int = 4
-    """Pixels along the side of a token."""
+    """Side of a token in pixels."""
     in_channels: int = 3
-    """Channels of an image; 3 without data.channels is RGB."""
+    """Channels of an image; 3 without data.channels means RGB."""
     window_size: tuple[int, ...] = (6,)
-    """Tokens along the side of an attention window, one number or height and width."""
+    """Size of an attention window in tokens, one number or height and width."""
     embed_dim: int | None = None
     """Channels of the first stage; None takes the named size's."""
     depths: tuple[int, ...] | None = None
@@ -97,22 +97,22 @@ class ModelConfig:
     num_heads: tuple[int, ...] | None = None
     """Attention heads of each stage; None takes the named size's."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; earlier blocks have linearly less. Drawn for each micro batch."""
+    """Stochastic depth of the last block, decreasing linearly to 0 at the first. Drawn per micro batch."""
     target: Literal["pixels", "normalized"] = "pixels"
-    """What is predicted: the pixels, or pixels normalised by the window of 47 around each."""
+    """Prediction target: pixels, or pixels normalised over the window of 47 around each."""
     pretrained: str | None = None
     """Weights to start from: a folder, a .safetensors file or a repository "user/name" on the Hub. Bias tables are
-    resized to this model's windows; a decoder that is not there is drawn anew."""
+    resized to this model's windows; a missing decoder is initialised."""
 
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """The masks."""
+    """Masks."""
 
     unit: int = 32
-    """Pixels along the side of a square that is masked as one; a multiple of model.patch_size."""
+    """Side of a unit, the square that is masked as one, in pixels; a multiple of model.patch_size."""
     ratio: float = 0.6
-    """Part of the squares that is masked, rounded up to whole squares."""
+    """Fraction of the units that is masked, rounded up to whole units."""
 
 
 @dataclass(frozen=True)
@@ -126,68 +126,68 @@ class OptimConfig:
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine, per 512 images."""
     warmup: str = "10 epochs"
-    """Duration of the straight line from warmup_lr to base_lr."""
+    """Duration of the linear warm-up from warmup_lr to base_lr."""
     schedule: LearningRateSchedule = "cosine"
-    """Shape after the warm-up."""
+    """Shape of the learning rate after the warm-up."""
     milestones: tuple[str, ...] = ()
-    """Durations from the start after which multistep multiplies the rate by gamma."""
+    """Durations from the start after which multistep multiplies the learning rate by gamma."""
     gamma: float = 0.1
     """Factor of each milestone."""
     weight_decay: float = 0.05
-    """Decay of the matrices and convolutions; biases, norms, bias tables and the mask token have none."""
+    """Weight decay of matrices and convolutions; biases, norms, bias tables and the mask token have none."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moving averages."""
+    """Decay rates of AdamW's two moving averages."""
     eps: float = 1e-8
-    """Added to AdamW's denominator."""
+    """Constant in AdamW's denominator."""
     clip_norm: float = 5.0
-    """Largest norm of all gradients together; longer ones are scaled down to it."""
+    """Max norm of all gradients together; larger ones are scaled down to it."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, batch and arithmetic. Durations are "100 epochs", "500 steps" or "2e6 images"."""
+    """Length, batch and precision. Durations are "100 epochs", "500 steps" or "2e6 images"."""
 
     duration: str = "100 epochs"
     """Length of the whole run."""
     global_batch: int = 2048
-    """Images of one step, over all processes and accumulation."""
+    """Images per step, over all processes and accumulation."""
     micro_batch: int = 128
-    """Images of one forward pass on one process; what is missing to global_batch is accumulated."""
+    """Images per forward pass on one process; gradients are accumulated up to global_batch."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of forward and backward; auto is bf16 on devices that have it, else fp32."""
+    """Precision of forward and backward; auto is bf16 where the device has it, else fp32."""
     attention: Literal["auto", "reference", "sdpa", "chunked", "triton"] = "auto"
     """Implementation of the window attention; auto is the fused kernel on CUDA, if it works there, and chunked on a
-    CPU. The first line of a run says which it is."""
+    CPU. The first line of a run names it."""
     fsdp: bool = False
-    """Share weights, gradients and moments out among the processes with FSDP2, which saves memory, most together with
+    """Shard weights, gradients and moments over the processes with FSDP2, which saves memory, most together with
     train.activation_checkpointing. Checkpoints are the same with and without."""
     threads: int = 0
-    """CPU threads of each process; 0 shares the cores out among the processes of this machine."""
+    """CPU threads per process; 0 divides the cores among the processes of this machine."""
     compile: bool = False
     """Compile the model with torch.compile."""
     activation_checkpointing: bool = False
-    """Compute the blocks again in the backward pass: less memory, a third more arithmetic."""
+    """Recompute the blocks in the backward pass: less memory, a third more arithmetic."""
     stop_after: str = "0 steps"
-    """Leave with a checkpoint after this much of the whole run, as if interrupted; 0 goes to the end."""
+    """Stop with a checkpoint after this much of the run, as if interrupted; 0 runs to the end."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a run says of itself. A duration of 0 means never."""
+    """Metrics and pictures of a run. A duration of 0 means never."""
 
     every: str = "50 steps"
-    """Between two lines of metrics."""
+    """Interval between two lines of metrics."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of accelerate, besides metrics.jsonl: tensorboard, wandb, mlflow, ..."""
     evaluate_every: str = "1 epoch"
-    """Between two evaluations on the held-out images, with the same masks each time."""
+    """Interval between two evaluations on the held-out images, always under the same masks."""
     pictures_every: str = "10 epochs"
-    """Between two pictures of reconstructions."""
+    """Interval between two pictures of reconstructions."""
     pictures: int = 8
-    """Held-out images in such a picture."""
+    """Number of held-out images in such a picture."""
     picture_channels: tuple[str, ...] | None = None
-    """Three channels to show as red, green and blue, or one as grey, by name or number; None takes the visible ones if
-    they are called so, else the first."""
+    """Channels to show as red, green and blue, or one as grey, by name or number; None takes the visible ones if their
+    names say so, else the first."""
 
 
 @dataclass(frozen=True)
@@ -195,52 +195,52 @@ class SaveConfig:
     """Checkpoints."""
 
     every: str = "1 epoch"
-    """Between two checkpoints; the last step has one too."""
+    """Interval between two checkpoints; the last step has one too."""
     keep: int = 2
-    """Newest checkpoints that are kept; at least 2, as the last one may be being written."""
+    """Number of newest checkpoints to keep; at least 2, as the last one may still be written."""
     keep_every: int = 0
-    """Keep one of so many checkpoints besides the newest, as long as this and save.every stay as they are; 0 keeps
+    """Keep every n-th checkpoint besides the newest ones, as long as this and save.every stay the same; 0 keeps
     none."""
 
 
 @dataclass(frozen=True)
 class HubConfig:
-    """Publishing on the Hugging Face Hub. Every run that ends well leaves the same files in export/ of its folder."""
+    """Publishing on the Hugging Face Hub. Every finished run has the same files in export/ of its folder."""
 
     repo: str | None = None
-    """Repository "user/name" to push to at the end; that it can be written is checked before the first step."""
+    """Repository "user/name" to push to at the end; write access is checked before the first step."""
     private: bool = True
     """Make a new repository private."""
     every: int = 0
-    """Push after every so many checkpoints too; 0 pushes at the end only."""
+    """Push after every n-th checkpoint too; 0 pushes at the end only."""
     transformers: bool = False
-    """Add a copy for transformers' own Swin classes, in a subfolder."""
+    """Add a copy for the Swin classes of transformers, in a subfolder."""
     license: str | None = None
     """License of the weights for the card, such as apache-2.0 or cc-by-4.0."""
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Labelled images on which the encoder is probed while it learns: k-NN and a linear probe of every stage, beside
-    those of an encoder with random weights. The k-NN of the last stage under-rates masked image modelling."""
+    """Probes of the encoder on labelled images during training: k-NN and a linear probe of every stage, beside those of
+    an encoder with random weights. The k-NN of the last stage under-rates masked image modelling."""
 
     every: str = "0 steps"
-    """Between two probes; 0 means never."""
+    """Interval between two probes; 0 means never."""
     source: str | None = None
-    """A folder with one folder for each class, or a data set; None takes data.source. Of images that are not RGB the
-    channels and gaps are those of data."""
+    """Folder with one folder per class, or data set; None takes data.source. Channels and missing pixels of images
+    other than RGB are as in data."""
     stack: str | None = None
-    """As data.stack, of probe.source."""
+    """Pattern of the file names of probe.source, as data.stack."""
     split: str = "train"
-    """Split of a Hub data set that the probes learn from."""
+    """Split of a Hub data set to learn from."""
     label_column: str | None = None
-    """Column of the labels; without it the only one of classes."""
+    """Column of the labels; None takes the only column of classes."""
     validation: str | None = None
-    """Another source to test the probes on; without it, a tenth of the images."""
+    """Source to test the probes on; None takes a tenth of the images."""
     validation_split: str | None = None
     """Split of a Hub data set to test the probes on."""
     images: int = 2000
-    """Images to learn from, at most; the same number of each class."""
+    """Max number of images to learn from, the same number of each class."""
 
 
 MUTABLE = frozenset(

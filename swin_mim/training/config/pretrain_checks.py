@@ -24,7 +24,7 @@ from swin_mim.training.config.pretrain import (
 
 
 def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
-    """The settings with what packed images of other channels than RGB say of themselves, where nothing else is said.
+    """Fill in what packed images of other channels than RGB say of themselves.
 
     That is model.in_channels, data.channels, data.mean and data.std, each as long as it has its default value.
 
@@ -55,7 +55,7 @@ def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
 
 
 def swin_config(model: ModelConfig) -> SwinConfig:
-    """The encoder that the settings describe.
+    """Architecture that the settings describe.
 
     Raises:
         UserError: no Swin has these values.
@@ -77,7 +77,7 @@ def swin_config(model: ModelConfig) -> SwinConfig:
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuse settings that cannot go together.
+    """Raise a UserError for settings that cannot go together.
 
     What needs the number of images or of processes is checked where they are known: that the warm-up ends
     before the run, and `accumulation`.
@@ -202,12 +202,12 @@ def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:
 
 
 def _nearest_unit(unit: int, patch: int, side: int) -> int:
-    """A multiple of the patch, and one that divides the image's side where that can be."""
+    """Multiple of the patch near `unit`, which divides the image's side where that is possible."""
     return nearest_multiple(unit, patch) if side % patch else nearest_divisor(unit, side, patch)
 
 
 def _proposal(model: ModelConfig, side: int) -> str:
-    """ "192 (windows of 6 fit every stage)": an image size, and whether the windows tile it."""
+    """An image size, and whether the windows tile it: "192 (windows of 6 fit every stage)"."""
     config = swin_config(replace(model, image_size=(side,)))
     windows = as_pair(config.window_size)
     size = str(windows[0]) if windows[0] == windows[1] else f"{windows[0]}x{windows[1]}"

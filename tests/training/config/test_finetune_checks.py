@@ -189,7 +189,7 @@ def test_configuration_loads_no_torch() -> None:
 # ---- what goes together ---------------------------------------------------------------------------------------
 
 SIDES = "must be one number, or height and width"
-CROP = "must be least and greatest, above 0"
+CROP = "must be min and max, above 0"
 SHARE = "must be at least 0 and at most 1"
 OFF = "must not be negative: use 0 to switch it off"
 KEPT_OUT = "is kept out of data.source, but other images to evaluate on are named, or are blue_marble's own: use 0"

@@ -262,7 +262,7 @@ def test_help_shows_each_section_and_the_values_of_the_file(tmp_path: Path, caps
     assert f"--config FILE YAML file of the settings, or the name of a shipped one (default: {BASE})" in words
     assert f"those of {path}" in words
     assert "--print-config" in words
-    assert "as one; a multiple of model.patch_size. (default: 48)" in words
+    assert "masked as one, in pixels; a multiple of model.patch_size. (default: 48)" in words
     for key, _ in leaves(DEFAULTS):
         assert f"--{key.replace('_', '-')} " in shown
     for section in SECTIONS:
@@ -272,7 +272,7 @@ def test_help_shows_each_section_and_the_values_of_the_file(tmp_path: Path, caps
 def test_help_of_a_file_without_what_it_must_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load("--config", written(tmp_path, ""), "--help")
-    assert "Folder of the run inside the root." in capsys.readouterr().out
+    assert "Folder of the run inside run.root." in capsys.readouterr().out
     assert load("--config", written(tmp_path, ""), "--run.name", "a").run.name == "a"
 
 

@@ -241,7 +241,7 @@ def test_configuration_loads_no_torch() -> None:
         ("--train.micro-batch 0", "train.micro_batch 0 must be positive: the smallest is 1"),
         ("--data.workers -1", "data.workers -1 must not be negative: use 0 to decode without workers"),
         ("--save.keep 1", "save.keep 1 must be at least 2: the last one may be being written"),
-        ("--data.crop-scale 0.9 0.5", "data.crop_scale (0.9, 0.5) must be least and greatest, above 0 and up to 1"),
+        ("--data.crop-scale 0.9 0.5", "data.crop_scale (0.9, 0.5) must be min and max, above 0 and up to 1"),
         ("--optim.base-lr nan", "optim.base_lr nan must be finite"),
         ("--optim.betas 0.9 inf", "optim.betas (0.9, inf) must be finite"),
         ("--optim.betas 0.9 1", "optim.betas (0.9, 1.0) must be at least 0 and less than 1"),
