@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swin_mim.api import pretrain
     from swin_mim.architecture import SwinConfig
     from swin_mim.masking import block_mask
     from swin_mim.models.classifier import SwinClassifier
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from swin_mim.models.swin import Swin
 
 __version__: str
-__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "block_mask"]
+__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "block_mask", "pretrain"]
 
 _HOME = {
     "SimMIM": "swin_mim.models.simmim",
@@ -19,6 +20,7 @@ _HOME = {
     "SwinClassifier": "swin_mim.models.classifier",
     "SwinConfig": "swin_mim.architecture",
     "block_mask": "swin_mim.masking",
+    "pretrain": "swin_mim.api",
 }
 
 

@@ -49,16 +49,8 @@ def export_pretrained(
     """Write the export of a pretraining, in the main process, from the full model."""
     assert origin is not None
     assert isinstance(run.config, PretrainConfig)
-    about = publishing.about_run(
-        run.folder,
-        run.config,
-        state,
-        origin=origin,
-        images=len(images.training),
-        heldout=len(images.heldout),
-        devices=publishing.devices_text(run.device, run.world),
-        precision=run.precision,
-    )
+    facts = publishing.RunFacts(run.folder, origin, publishing.devices_text(run.device, run.world), run.precision)
+    about = publishing.about_run(facts, run.config, state, images=len(images.training), heldout=len(images.heldout))
     model.save_pretrained(run.folder / EXPORT, about=about, transformers=run.config.hub.transformers)
 
 
@@ -73,17 +65,9 @@ def export_classifier(
     assert origin is not None
     assert isinstance(run.config, FinetuneConfig)
     step = published_step(state, run.config.save.export, run.checkpoints)
+    facts = publishing.RunFacts(run.folder, origin, publishing.devices_text(run.device, run.world), run.precision)
     about = publishing.about_finetuning(
-        run.folder,
-        run.config,
-        state,
-        origin=origin,
-        images=len(images),
-        classes=len(images.names),
-        report=report,
-        step=step,
-        devices=publishing.devices_text(run.device, run.world),
-        precision=run.precision,
+        facts, run.config, state, images=len(images), classes=len(images.names), report=report, step=step
     )
     model = load_published(path_of(run.checkpoints, step))
     model.save_pretrained(run.folder / EXPORT, about=about, transformers=run.config.hub.transformers)

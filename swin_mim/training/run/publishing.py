@@ -6,13 +6,13 @@ import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
 
+from swin_mim import __version__
 from swin_mim.errors import UserError
 from swin_mim.files import replace_json
 from swin_mim.hub import repository
@@ -58,73 +58,68 @@ class Origin:
         return origin
 
 
-def about_run(
-    folder: Path,
-    config: PretrainConfig,
-    state: RunState,
-    *,
-    origin: Origin,
-    images: int,
-    heldout: int,
-    devices: str,
-    precision: str,
-) -> About:
+@dataclass(frozen=True)
+class RunFacts:
+    """What a card tells of a run besides its settings."""
+
+    folder: Path
+    origin: Origin
+    devices: str
+    """On what it ran, as "8 x NVIDIA H100"."""
+    precision: str
+    """Of its arithmetic, as "bf16"."""
+
+
+def about_run(run: RunFacts, config: PretrainConfig, state: RunState, *, images: int, heldout: int) -> About:
     """What a pretraining run tells of itself: only what was measured, and the settings as they were.
 
     Args:
-        folder: of the run.
         state: where it stands.
         images, heldout: how many there were to train and to measure on.
-        devices: on what it ran, as "8 x NVIDIA H100".
-        precision: of its arithmetic, as "bf16".
     """
-    source = config.data.source
     caption = "Held-out images: the image, what the model sees of it, its prediction, the holes filled with that."
-    drawn = sorted((folder / "samples").glob("step_*.png"))[-1:]
+    drawn = sorted((run.folder / "samples").glob("step_*.png"))[-1:]
     pictures = [Picture(file, "reconstructions.png", caption) for file in drawn]
     caption = "Loss over the steps. The held-out images have the same masks each time."
-    pictures.append(Picture(plot_losses(folder), "loss.png", caption))
+    pictures.append(Picture(plot_losses(run.folder), "loss.png", caption))
     return replace(
-        _about(config, origin),
+        _about(config, run.origin),
         training=Training(
-            data=_data(source, origin, images, heldout),
+            data=_data(config.data.source, run.origin, images, heldout),
             steps=state.step,
             images=state.samples_seen,
-            facts=_method(config) | _facts(folder, config, devices, precision) | _comparisons(folder),
+            facts=_method(config) | _facts(run, config) | _comparisons(run.folder),
             config_yaml=_recipe(config),
-            command="accelerate launch recipes/pretrain.py --config recipe.yaml  # the recipe below as a file",
+            command="accelerate launch -m swin_mim.recipes.pretrain --config recipe.yaml  # the recipe below as a file",
         ),
-        results=_results(folder, config, heldout),
+        results=_results(run.folder, config, heldout),
         pictures=tuple(pictures),
     )
 
 
 def about_finetuning(
-    folder: Path,
+    run: RunFacts,
     config: FinetuneConfig,
     state: RunState,
     *,
-    origin: Origin,
     images: int,
     classes: int,
     report: Mapping[str, Any],
     step: int,
-    devices: str,
-    precision: str,
 ) -> About:
     """What a fine-tuning run tells of itself.
 
     Args:
-        folder, state, origin, images, devices, precision: as in `about_run`.
+        state, images: as in `about_run`.
         classes: how many there are.
-        report: the last one in evaluation/ of the folder (`evaluation.judge`); it is told if it is of `step` too.
+        report: the last one in evaluation/ of the folder (`evaluation.evaluators`); it is told if it is of `step` too.
         step: after which the weights were these.
     """
     measured = report if report.get("step") == step else {}
     caption = "Which class is predicted (columns) for the images of each class (rows)."
-    confusion = folder / "evaluation" / "confusion.png"
+    confusion = run.folder / "evaluation" / "confusion.png"
     pictures = [Picture(confusion, "card_confusion.png", caption)] if measured and confusion.is_file() else []
-    pictures.append(Picture(plot_curves(folder), "loss.png", "Loss and accuracy over the steps."))
+    pictures.append(Picture(plot_curves(run.folder), "loss.png", "Loss and accuracy over the steps."))
     facts = {
         "Method": "fine-tuning" if config.model.pretrained else "training from new weights",
         "Layer-wise decay of the learning rate": str(config.optim.layer_decay),
@@ -135,15 +130,15 @@ def about_finetuning(
     if config.train.ema:
         facts["Weights"] = f"a running average with decay {config.train.ema}"
     return replace(
-        _about(config, origin),
-        tags=("simmim",) if origin.base_is_simmim else (),
+        _about(config, run.origin),
+        tags=("simmim",) if run.origin.base_is_simmim else (),
         training=Training(
-            data=_labelled_data(config, origin, images, classes, measured),
+            data=_labelled_data(config, run.origin, images, classes, measured),
             steps=state.step,
             images=state.samples_seen,
-            facts=facts | _facts(folder, config, devices, precision),
+            facts=facts | _facts(run, config),
             config_yaml=_recipe(config),
-            command="accelerate launch recipes/finetune.py --config recipe.yaml  # the recipe below as a file",
+            command="accelerate launch -m swin_mim.recipes.finetune --config recipe.yaml  # the recipe below as a file",
         ),
         results=_accuracies(config, measured) if measured else (),
         pictures=tuple(pictures),
@@ -305,17 +300,17 @@ def _method(config: PretrainConfig) -> dict[str, str]:
     }
 
 
-def _facts(folder: Path, config: PretrainConfig | FinetuneConfig, devices: str, precision: str) -> dict[str, str]:
+def _facts(run: RunFacts, config: PretrainConfig | FinetuneConfig) -> dict[str, str]:
     optim, train = config.optim, config.train
     facts = {
         "Global batch": str(train.global_batch),
         "Peak learning rate": f"{scaled(optim.base_lr, train.global_batch):.3g} (AdamW, {optim.schedule})",
         "Weight decay": str(optim.weight_decay),
-        "Precision": precision,
-        "Hardware": devices,
-        "Software": f"swin_mim {version('swin-mim')}, torch {version('torch')}",
+        "Precision": run.precision,
+        "Hardware": run.devices,
+        "Software": f"swin_mim {__version__}, torch {torch.__version__}",
     }
-    seconds = _seconds_of_steps(folder, train.global_batch)
+    seconds = _seconds_of_steps(run.folder, train.global_batch)
     if seconds:
         facts["Time of the training steps"] = duration_text(seconds)
     if config.model.pretrained:

@@ -275,15 +275,14 @@ def plot_curves(folder: Path) -> Path:
 
 
 def _plot(folder: Path, panels: Sequence[_Panel]) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # without pyplot, whose backend is the caller's, as in a notebook
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     rows = read_metrics(folder)
     size = (7 * len(panels) ** 0.7, 4)
-    figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)
     for axes, panel in zip(grid[0], panels, strict=True):
         for key, (label, style) in panel.lines.items():
             points = [(row["step"], row[key]) for row in rows if key in row]
@@ -302,7 +301,6 @@ def _plot(folder: Path, panels: Sequence[_Panel]) -> Path:
     path = folder / "plots" / "loss.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

@@ -12,24 +12,23 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
-from swin_mim.evaluation.classification_evaluator import ClassificationEvaluator, last_report
 
 from swin_mim import SimMIM, SwinClassifier, SwinConfig
 from swin_mim.data.labels import Labelled
 from swin_mim.errors import UserError
 from swin_mim.evaluation.classification import Outcome
+from swin_mim.evaluation.classification_evaluator import ClassificationEvaluator, last_report
 from swin_mim.hub.about import About, Result
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.finetune import ClassifierConfig, FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import HubConfig, PretrainConfig, RunConfig
 from swin_mim.training.run import publishing as export
-from swin_mim.training.run.publishing import Origin, about_finetuning, about_run, check
+from swin_mim.training.run.publishing import Origin, RunFacts, about_finetuning, about_run, check
 
 SWIN = SwinConfig(64, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
 NAMES = ("birch", "oak", "pine")
 STATE = RunState(step=60, samples_seen=960)
-RUN = {"devices": "1 x NVIDIA H100", "precision": "bf16"}
 NOWHERE = Origin(data_on_hub=False, base_on_hub=False, base_is_simmim=False)
 
 
@@ -98,8 +97,14 @@ def judged(folder: Path, step: int | None, *, several: bool = False) -> dict[str
 
 
 def told(folder: Path, config: FinetuneConfig, **changes: Any) -> About:
-    arguments: dict[str, Any] = {"origin": NOWHERE, "images": 12, "classes": 3, "report": {}, "step": 60} | RUN
-    return about_finetuning(folder, config, STATE, **(arguments | changes))
+    arguments: dict[str, Any] = {"images": 12, "classes": 3, "report": {}, "step": 60}
+    run = RunFacts(folder, changes.pop("origin", NOWHERE), "1 x NVIDIA H100", "bf16")
+    return about_finetuning(run, config, STATE, **(arguments | changes))
+
+
+def told_of_pretraining(folder: Path, config: PretrainConfig) -> About:
+    run = RunFacts(folder, NOWHERE, "1 x NVIDIA H100", "bf16")
+    return about_run(run, config, STATE, images=90, heldout=10)
 
 
 # What was measured.
@@ -207,7 +212,8 @@ def test_how_it_was_trained(folder: Path) -> None:
             "Time of the training steps": "0:30",
         }.items()
     )
-    assert training.command.startswith("accelerate launch recipes/finetune.py ")
+    assert training.command.startswith("accelerate launch -m swin_mim.recipes.finetune ")
+    assert re.match(r"swin_mim \S+, torch \d", training.facts["Software"])
     plain = told(folder, tuning()).training
     assert plain is not None
     assert "Weights" not in plain.facts
@@ -217,7 +223,7 @@ def test_how_it_was_trained(folder: Path) -> None:
 def test_a_pretraining_tells_of_masks_and_of_holes_filled_with_nothing_learned(folder: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 0, "mean_fill_error": 0.5, "interpolation_error": 0.4}\n')
-    about = about_run(folder, PretrainConfig(RunConfig("trees")), STATE, origin=NOWHERE, images=90, heldout=10, **RUN)
+    about = told_of_pretraining(folder, PretrainConfig(RunConfig("trees")))
     assert about.training is not None
     facts = about.training.facts
     assert facts["Mask"] == "60% of squares of 32 pixels"
@@ -400,7 +406,7 @@ def test_folders_with_spaces_in_their_names_stay_on_the_machine(folder: Path, tm
         with_(PretrainConfig(RunConfig("x")), "data", source=f"{secret}/my trees"), "run", root=f"{secret}/runs"
     )
     pretraining = with_(pretraining, "model", pretrained=f"{secret}/base")
-    about = about_run(folder, pretraining, STATE, origin=NOWHERE, images=9, heldout=1, **RUN)
+    about = told_of_pretraining(folder, pretraining)
     assert not {"doherty", "secret"} & set(re.findall(r"\w+", repr(replace(about, pictures=()))))
 
 
@@ -408,7 +414,7 @@ def test_folders_with_spaces_in_their_names_stay_on_the_machine(folder: Path, tm
 def test_no_signature_and_no_password_of_an_address_gets_into_a_card(folder: Path, name: str) -> None:
     source = f"https://me:PASSWORD@host/{name}-{{0..1}}.tar?X-Signature=SECRET"
     config = with_(PretrainConfig(RunConfig("x")), "data", source=source, streaming=True)
-    about = about_run(folder, config, STATE, origin=NOWHERE, images=9, heldout=1, **RUN)
+    about = told_of_pretraining(folder, config)
     text = repr(replace(about, pictures=()))
     assert "SECRET" not in text
     assert "PASSWORD" not in text

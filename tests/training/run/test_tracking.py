@@ -341,11 +341,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Path], 
     def draw(plot: Callable[[Path], Path], folder: Path) -> Figure:
         figures: list[Figure] = []
         with monkeypatch.context() as patch:
-            patch.setattr(pyplot, "close", figures.append)
+            saved = Figure.savefig
+            patch.setattr(
+                Figure, "savefig", lambda figure, *_, **options: (figures.append(figure), saved(figure, *_, **options))
+            )
             assert plot(folder) == folder / "plots" / "loss.png"
         (figure,) = figures
-        pyplot.close(figure)
-        assert pyplot.get_fignums() == []
+        assert pyplot.get_fignums() == [], "a figure of pyplot, which belongs to the caller"
         return figure
 
     return draw
