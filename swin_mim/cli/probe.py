@@ -44,9 +44,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_json_option(parser)
     add_raster_options_beside_a_model(parser)
     options = parser.parse_args(arguments)
-    for name, least in (("images", 1), ("seed", 0), ("batch", 1), ("workers", 0)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} {getattr(options, name)} must be at least {least}")
+    for name, minimum in (("images", 1), ("seed", 0), ("batch", 1), ("workers", 0)):
+        if getattr(options, name) < minimum:
+            parser.error(f"--{name} {getattr(options, name)} must be at least {minimum}")
     return options
 
 
@@ -62,12 +62,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All scores, as JSON."""
     import torch
 
-    from swin_mim import Swin
     from swin_mim.architecture import as_pair
     from swin_mim.data.loading.loader import LoaderOptions
     from swin_mim.evaluation.probes import Prober, colours_of, score
     from swin_mim.evaluation.reader import Reader
     from swin_mim.models.preprocessing import Preprocessor
+    from swin_mim.models.swin import Swin
     from swin_mim.training.config.finetune import LabelledDataConfig
     from swin_mim.training.labelled_images import to_probe
 
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         validation=options.validation,
         validation_split=options.validation_split,
     )
-    training, judged = to_probe(data, options.images, options.seed)
+    training, heldout = to_probe(data, options.images, options.seed)
     broken: dict[str, str] = {}
 
     def watch(batches: Iterator["Batch"]) -> Iterator["Batch"]:
@@ -98,9 +98,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         batch=options.batch,
         options=LoaderOptions(workers=options.workers),
     )
-    (colours, labels), (other_colours, truth) = (colours_of(images, reader) for images in (training, judged))
-    tell_what_cannot_be_read(broken, len(training) + len(judged), training.names, labels)
-    prober = Prober(training, judged, reader)
+    (colours, labels), (other_colours, truth) = (colours_of(images, reader) for images in (training, heldout))
+    check_unreadable(broken, len(training) + len(heldout), training.names, labels)
+    prober = Prober(training, heldout, reader)
     torch.manual_seed(options.seed)
     return {
         "model": options.model,
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def tell_what_cannot_be_read(broken: dict[str, str], count: int, names: Sequence[str], labels: "np.ndarray") -> None:
+def check_unreadable(broken: dict[str, str], count: int, names: Sequence[str], labels: "np.ndarray") -> None:
     """`broken` are the reasons by image, of `count` images; `labels` of those to learn from that could be read.
 
     Raises:
@@ -129,21 +129,21 @@ def tell_what_cannot_be_read(broken: dict[str, str], count: int, names: Sequence
     print(text, file=sys.stderr)
 
 
-def channels_to_read(seen: "Preprocessing", options: argparse.Namespace) -> dict[str, Any]:
+def channels_to_read(preprocessing: "Preprocessing", options: argparse.Namespace) -> dict[str, Any]:
     """The settings that say which channels are read. Raises `UserError` for others than the model takes."""
     from swin_mim.data.decoding.channel_reader import numbers
     from swin_mim.training.channels import check_channels, warn_of_other_gaps
 
     channels = None if options.channels is None else tuple(options.channels)
-    if channels is None and seen.scale != 255:
-        channels = seen.channels or numbers(len(seen.mean))
-    check_channels(seen, channels, options.model)
+    if channels is None and preprocessing.scale != 255:
+        channels = preprocessing.channels or numbers(len(preprocessing.mean))
+    check_channels(preprocessing, channels, options.model)
     how = {"nodata": options.nodata, "mask_channel": options.mask_channel, "stack": options.stack}
     if channels is None and (given := [name for name, value in how.items() if value is not None]):
         raise UserError(
             f"--{given[0]} is of images of any channels, and {options.model} takes RGB images: leave it out"
         )
-    warn_of_other_gaps(seen, options.nodata, options.mask_channel, options.model)
+    warn_of_other_gaps(preprocessing, options.nodata, options.mask_channel, options.model)
     return {"channels": channels} | how
 
 

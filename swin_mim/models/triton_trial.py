@@ -1,35 +1,39 @@
-"""Whether the fused kernel is right on a device: tried out there, before `auto` picks it."""
+"""Compares the fused kernel with the reference on a device, before `auto` picks it."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from swin_mim.kernels.window_geometry import Pair
-from swin_mim.models.window_attention import Backend, window_attention
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Of the largest value, against float64."""
+"""Largest difference from float64, relative to the largest value."""
 WINDOWS: tuple[Pair, ...] = ((6, 6), (12, 12))
-"""Each of them takes kernels of its own."""
+"""Each takes kernels of its own."""
 NAMES = ("output", "gradient of qkv", "gradient of the bias table", "gradient of the padding")
 
 
-def failure_reason(device: torch.device) -> str:
-    """Why not to use the kernel on a device; empty if all is well. Whatever mode the caller is in does not matter."""
+def failure_reason(device: torch.device, attention: Callable[..., Tensor]) -> str:
+    """Say why not to use the kernel on a device; empty if all is well, whatever mode the caller is in.
+
+    Args:
+        attention: `window_attention`, with the backends "triton" and "reference".
+    """
     if find_spec("triton") is None:
         return "triton is not installed"
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for window in WINDOWS:
             for dtype in TOLERANCES:
-                found = _difference(device, window, dtype)
+                found = _difference(device, attention, window, dtype)
                 if found:
                     return f"with windows of {window[0]} x {window[1]} tokens in {dtype} {found}"
     return ""
 
 
-def _difference(device: torch.device, window: Pair, dtype: torch.dtype) -> str:
-    """One forward and backward pass, padded and shifted."""
+def _difference(device: torch.device, attention: Callable[..., Tensor], window: Pair, dtype: torch.dtype) -> str:
+    """Compare one forward and backward pass, padded and shifted."""
     generator = torch.Generator(device).manual_seed(0)
     entries = (2 * window[0] - 1) * (2 * window[1] - 1)
     shapes = (
@@ -39,12 +43,13 @@ def _difference(device: torch.device, window: Pair, dtype: torch.dtype) -> str:
         (1, window[0] + 3, window[1] + 1, 2, 32),
     )
     qkv, table, fill, upstream = (torch.randn(shape, device=device, generator=generator).to(dtype) for shape in shapes)
-    exact = [x.double() for x in (qkv, table, fill, upstream)]
+    inputs = (qkv, table, fill)
     try:
-        ours = _results("triton", window, qkv, table, fill, upstream)
+        ours = _results(attention, "triton", window, inputs, upstream)
     except Exception as error:  # a compiler's complaint can be anything
         return f"it fails: {type(error).__name__}: {error}"
-    for name, got, expected in zip(NAMES, ours, _results("reference", window, *exact), strict=True):
+    exact = _results(attention, "reference", window, tuple(x.double() for x in inputs), upstream.double())
+    for name, got, expected in zip(NAMES, ours, exact, strict=True):
         off = ((got.double() - expected).abs().max() / expected.abs().max()).item()
         if not off <= TOLERANCES[dtype]:
             return f"its {name} is off by {off:.1e} of the largest value"
@@ -52,9 +57,10 @@ def _difference(device: torch.device, window: Pair, dtype: torch.dtype) -> str:
 
 
 def _results(
-    backend: Backend, window: Pair, qkv: Tensor, table: Tensor, fill: Tensor, upstream: Tensor
+    attention: Callable[..., Tensor], backend: str, window: Pair, inputs: tuple[Tensor, ...], upstream: Tensor
 ) -> tuple[Tensor, ...]:
-    leaves = [x.requires_grad_() for x in (qkv, table, fill)]
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    qkv, table, fill = leaves
     shift = (window[0] // 2, window[1] // 2)
-    out = window_attention(qkv, table, window=window, table_window=window, shift=shift, fill=fill, backend=backend)
+    out = attention(qkv, table, window=window, table_window=window, shift=shift, fill=fill, backend=backend)
     return (out, *torch.autograd.grad(out, leaves, upstream))

@@ -113,7 +113,7 @@ def _found_out(device: torch.device) -> Backend:
         return "chunked" if device.type == "cpu" else "reference"
     from swin_mim.models import triton_trial
 
-    failure_reason = triton_trial.failure_reason(device)
+    failure_reason = triton_trial.failure_reason(device, window_attention)
     if failure_reason:
         _LOG.warning("attention: the fused kernel is not used, but the slower sdpa: %s", failure_reason)
     return "sdpa" if failure_reason else "triton"

@@ -6,7 +6,7 @@ evaluations, the model that is published. All processes do that together.
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -71,9 +71,15 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def _gathered(tensor: Tensor) -> Any:
+@contextmanager
+def _gathered(tensor: Tensor) -> Iterator[None]:
+    """Put a parameter together for as long as it is read, by the methods that ZeRO-3 gives to its parameters."""
     if not is_of_zero3(tensor):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([tensor])
+        yield
+        return
+    parameter = cast(Any, tensor)
+    parameter.all_gather()
+    try:
+        yield
+    finally:
+        parameter.partition()
