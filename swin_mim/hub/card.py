@@ -46,10 +46,19 @@ def card(description: Description, about: About, *, folder: str, parameters: int
     about = _without_machine(about)
     title = without_paths(about.name or about.repo or folder)
     known = {
-        "about": about, "config": description.config, "kind": description.kind, "taken": description.preprocessing,
-        "title": title, "parameters": parameters, "native": native, "simmim": "simmim" in _tags(description, about),
-        "classes": description.num_classes, "labels": description.labels, "shown_labels": _labels(description),
-        "timm_name": timm_name(description.config), "caution": unsupported_reason("timm", description),
+        "about": about,
+        "config": description.config,
+        "kind": description.kind,
+        "taken": description.preprocessing,
+        "title": title,
+        "parameters": parameters,
+        "native": native,
+        "simmim": "simmim" in _tags(description, about),
+        "classes": description.num_classes,
+        "labels": description.labels,
+        "shown_labels": _labels(description),
+        "timm_name": timm_name(description.config),
+        "caution": unsupported_reason("timm", description),
         "has_data": about.training is not None and bool(about.training.data.strip()),
         **_sizes(description.config),
         **_reading(description),
@@ -179,7 +188,7 @@ def _reading(description: Description) -> dict[str, str]:
     names = " ".join(", ".join(taken.channels or ()).split())
     yours = f"put yours here: {names}; " if names else "put yours here, "
     return {
-        "resizing": f"{size}{interpolation}" + ("" if taken.crop_pct == 1 else f", share={taken.crop_pct}"),
+        "resizing": f"{size}{interpolation}" + ("" if taken.crop_pct == 1 else f", crop_pct={taken.crop_pct}"),
         "bands": ", ".join(
             [str(len(taken.mean)), *(f"{key}={value!r}" for key, value in given.items() if value is not None)]
         ),

@@ -208,7 +208,7 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
     plain = Preprocessing() if config.in_channels == 3 else Preprocessing.unknown(config.in_channels)
     mean, std = (tuple(hints.get(key, getattr(plain, key))) for key in ("mean", "std"))
     if not len(mean) == len(std) == config.in_channels:
-        raise UserError(f"there are {len(mean)} means and {len(std)} deviations for {config.in_channels} channels")
+        raise UserError(f"mean has {len(mean)} values and std {len(std)}, for {config.in_channels} channels")
     labels = hints.get("labels") if classes else None
     if labels and len(labels) != classes:
         raise UserError(f"there are {len(labels)} names of classes and {classes} outputs of the head")

@@ -163,7 +163,7 @@ def push(
 
 def push_command(folder: Path, repo: str, *, private: bool, revision: str | None = None) -> str:
     """The line to type that pushes a folder."""
-    words = ["python", "-m", "swin_mim.cli.push", str(folder), repo, *([] if private else ["--public"])]
+    words = ["swin-mim", "push", str(folder), repo, *([] if private else ["--public"])]
     return shlex.join(words + ([] if revision is None else ["--revision", revision]))
 
 
@@ -281,7 +281,7 @@ def _make_writable(api: "HfApi", repo: str, private: bool) -> None:
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo)
     if private and not info.private:
-        way_out = "agree with --hub.private false (swin_mim.cli.push: --public), make it private, or name another one"
+        way_out = "agree with --hub.private false (swin-mim push: --public), make it private, or name another one"
         raise UserError(f"it is public there and private was asked for: {way_out}")
     api.auth_check(repo, write=True)
 

@@ -356,8 +356,8 @@ def test_every_snippet_is_whole_python_without_what_it_does_not_use(known: Known
     [
         ("bilinear", 1.0, "(56, 56)"),
         ("bicubic", 1.0, '(56, 56), interpolation="bicubic"'),
-        ("bilinear", 0.875, "(56, 56), share=0.875"),
-        ("bicubic", 0.875, '(56, 56), interpolation="bicubic", share=0.875'),
+        ("bilinear", 0.875, "(56, 56), crop_pct=0.875"),
+        ("bicubic", 0.875, '(56, 56), interpolation="bicubic", crop_pct=0.875'),
     ],
 )
 def test_the_snippet_says_how_images_are_resized(interpolation: str, crop_pct: float, arguments: str) -> None:

@@ -234,10 +234,10 @@ def test_a_push_that_fails_keeps_the_model_and_says_how_to_go_on(hub, client_env
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert len(hub.commits(repo)) <= 1
-    command = output.split("python -m swin_mim.cli.push ")[1].split()
+    command = output.split("swin-mim push ")[1].split()
     kept = Path(command[0])
     assert (kept / "transformers" / "model.safetensors").is_file()
-    again = [sys.executable, "-m", "swin_mim.cli.push", *command[:2]]
+    again = [sys.executable, "-m", "swin_mim", "push", *command[:2]]
     done = subprocess.run(again, env=client_environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "transformers/model.safetensors", "README.md"}

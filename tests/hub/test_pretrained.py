@@ -378,7 +378,7 @@ def test_normalisation_and_labels_of_transformers_are_kept_and_checked(tmp_path)
     folder = transformers_folder(tmp_path / "labels", model, id2label={"0": "a"})
     assert "1 names of classes and 3 outputs" in error_of(SwinClassifier.from_pretrained, folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [1, 2, 3]}')
-    assert "1 means and 3 deviations" in error_of(SwinClassifier.from_pretrained, folder)
+    assert "mean has 1 values and std 3, for 3 channels" in error_of(SwinClassifier.from_pretrained, folder)
 
 
 def test_a_mask_token_without_a_decoder_is_kept_for_who_wants_it(simmim, tmp_path):

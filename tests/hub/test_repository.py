@@ -319,7 +319,7 @@ def test_no_connection_and_no_answer_are_told_soon_and_with_the_address(
     for answer in refused.answers + unanswered.answers:
         assert "no connection to http://***@127.0.0.1:" in str(answer.error)
         assert "secret" not in str(answer.error)
-    assert "python -m swin_mim.cli.push" in str(unanswered.answers[1].error)
+    assert "swin-mim push" in str(unanswered.answers[1].error)
     assert contents(folder) == MODEL
 
 
@@ -396,7 +396,7 @@ def test_a_refused_push_names_the_folder_and_the_command(
     answer = one_call(client_environment, "push", folder, "stranger/public", message="x", private=False)
     assert "Forbidden: Bearer hf_... must be" in str(answer.error)
     assert str(answer.error).endswith(
-        f"; {folder} is whole and kept, try again with: python -m swin_mim.cli.push '{folder}' stranger/public --public"
+        f"; {folder} is whole and kept, try again with: swin-mim push '{folder}' stranger/public --public"
     )
 
 
@@ -492,10 +492,7 @@ def push_through_failures(folder: Path, home: Path, there: bool, carried_out: bo
         else:
             assert state in ([[]] if not there else []) + [unchanged] + [[*unchanged, whole]] * carried_out
             assert "no connection" in answer.error
-            assert (
-                f"{folder} is whole and kept, try again with: python -m swin_mim.cli.push {folder} {repo}"
-                in answer.error
-            )
+            assert f"{folder} is whole and kept, try again with: swin-mim push {folder} {repo}" in answer.error
     assert [answer.error for answer in retried] == [None] * len(repos)
     assert final == [[*unchanged, whole]] * len(repos)
     return [name for name, answer in zip(writes, answers[1::2], strict=False) if answer.error]

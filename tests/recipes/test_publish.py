@@ -72,9 +72,9 @@ def test_a_push_that_fails_loses_nothing(recipe, hub, client_environment):
     assert len(hub.commits(repo)) == 1
     *_, last = output.strip().splitlines()
     assert "step     10/10" in output
-    command = shlex.split(last[last.index("python -m swin_mim.cli.push") :])[1:5]
+    _, *command = shlex.split(last[last.index("swin-mim push") :])[:4]
     hub.before_commit = None
-    again = [sys.executable, *command]
+    again = [sys.executable, "-m", "swin_mim", *command]
     done = subprocess.run(again, cwd=recipe.folder, env=client_environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "mim_head.safetensors", "config.json", "README.md"}

@@ -1,5 +1,6 @@
 """What a run tells of itself: only what was measured, of the weights that are published, and nothing of its machine."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -218,6 +219,16 @@ def test_how_it_was_trained(folder: Path) -> None:
     assert plain is not None
     assert "Weights" not in plain.facts
     assert not any("comparison" in key or "Mask" in key for key in plain.facts)
+
+
+def test_a_checkout_that_nobody_installed_is_told_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    training = told(folder, tuning()).training
+    assert training is not None
+    assert training.facts["Software"].startswith("swin_mim 0+unknown, torch ")
 
 
 def test_a_pretraining_tells_of_masks_and_of_holes_filled_with_nothing_learned(folder: Path) -> None:
