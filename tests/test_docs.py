@@ -16,6 +16,7 @@ import yaml
 import swin_mim
 from swin_mim import SimMIM, SwinConfig, block_mask, errors
 from swin_mim.cli.main import COMMANDS
+from swin_mim.training.config.fields import RENAMED
 from swin_mim.training.config.shipped import config_path
 from tools.docs import architecture, configuration
 
@@ -129,6 +130,12 @@ def test_extras_exist():
         extra for text in TEXTS.values() for names in re.findall(r"\[([\w,]+)\]'", text) for extra in names.split(",")
     }
     assert {"demo", "raster", "fast"} <= named <= set(extras)
+
+
+def test_the_changelog_names_every_renamed_setting():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert RENAMED
+    assert [old for old, new in RENAMED.items() if f"| setting `{old}` | `{new}`" not in changelog] == []
 
 
 def test_the_citation_is_one():
