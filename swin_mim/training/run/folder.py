@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 def claim(folder: Path, config: Config, *, write: bool = True) -> None:
     """Make sure that the settings continue the run that is there, if any, and write them down.
 
-    Free settings that are others than before go to config_changes.jsonl, with the step that the run is continued from.
+    Mutable settings that differ from before go to config_changes.jsonl, with the step that the run is continued from.
 
     Raises:
         UserError: the folder has checkpoints of a run with other settings; names each of them.
