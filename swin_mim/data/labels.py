@@ -37,7 +37,7 @@ class Labelled:
 
     images: Source
     names: tuple[str, ...]
-    """Of the classes, in the order of their numbers."""
+    """Names of the classes, in the order of their numbers."""
     targets: np.ndarray
     """int64 (n,), or where an image has any number of labels bool (n, classes)."""
 

@@ -40,19 +40,19 @@ SIDE = 64
 STEP = 12
 """Pixels from one tile to the next."""
 MIN_LAND = 0.9
-"""Least part of a tile that is land, for climate and terrain."""
+"""Min part of a tile that is land, for climate and terrain."""
 CLIMATES = ("A tropical", "B arid", "C temperate", "D continental", "E polar")
 LAST_ZONES = (4, 8, 17, 29, 31)
-"""Of each climate, the greatest zone number in kg_zoneNum.csv."""
+"""Max zone number of each climate in kg_zoneNum.csv."""
 MIN_SHARE = 0.75
-"""Least part of the land of a tile that its climate covers."""
+"""Min part of the land of a tile that its climate covers."""
 TERRAINS = {"plain": (0.0, 5.0), "hills": (7.0, 11.0), "mountains": (16.0, 256.0)}
-"""Least and greatest deviation of the shading, in grey levels of 0 to 255; between the classes are tiles of none."""
+"""Min and max std of the shading, in grey levels of 0 to 255; between the classes are tiles of none."""
 BLOCK = 4
-"""Pixels along the side of the squares in which the shading's deviation is measured."""
+"""Pixels along the side of the squares in which the shading's std is measured."""
 DIRECTIONS = ("E", "NE", "N", "NW", "W", "SW", "S", "SE")
 COAST_LAND = (0.2, 0.8)
-"""Least and greatest part of a coast tile that is land."""
+"""Min and max part of a coast tile that is land."""
 MIN_ASYMMETRY = 0.6
 """How far land and sea lie apart, of what would be possible: 1 is a straight coast through a tile."""
 
@@ -102,10 +102,10 @@ def _terrain(split: str, corners: np.ndarray) -> tuple[TileSource, tuple[str, ..
     inland = _inland(land)
     variance = np.where(inland, _shading_variance(), 0)
     sums, counts = (sums_within(corners // BLOCK, SIDE // BLOCK, sums_over(each)) for each in (variance, inland))
-    deviation = np.sqrt(sums / np.maximum(counts, 1)) / _SHADING**2
+    std = np.sqrt(sums / np.maximum(counts, 1)) / _SHADING**2
     targets = np.full(len(corners), -1)
-    for number, (least, greatest) in enumerate(TERRAINS.values()):
-        targets[(deviation >= least) & (deviation < greatest)] = number
+    for number, (low, high) in enumerate(TERRAINS.values()):
+        targets[(std >= low) & (std < high)] = number
     clear = targets >= 0
     return TileSource(split, corners[clear], side=SIDE), tuple(TERRAINS), targets[clear]
 
@@ -118,8 +118,8 @@ def _coast(split: str, corners: np.ndarray) -> tuple[TileSource, tuple[str, ...]
     # the sea lies opposite the centre of gravity of the land, as seen from the middle of the tile
     middle = corners + (SIDE - 1) / 2
     south, east = (count * middle[:, axis] - moment for axis, moment in enumerate((down, right)))
-    greatest = share * (1 - share) * SIDE**3 / 2
-    asymmetry = np.hypot(south, east) / np.maximum(greatest, 1)
+    possible = share * (1 - share) * SIDE**3 / 2
+    asymmetry = np.hypot(south, east) / np.maximum(possible, 1)
     clear = (share >= COAST_LAND[0]) & (share <= COAST_LAND[1]) & (asymmetry >= MIN_ASYMMETRY)
     corners, south, east = corners[clear], south[clear], east[clear]
     turns = np.array([sample_generator(0, int(top) * WIDTH + int(left)).random() * 8 for top, left in corners])

@@ -33,11 +33,11 @@ TILE = 96
 TRAINING_STEP, HELDOUT_STEP = 32, 96
 """Pixels from one tile to the next: training tiles overlap each other, held-out tiles do not."""
 MIN_LAND = 0.5
-"""Least part of a tile that is land."""
+"""Min part of a tile that is land."""
 MAX_LATITUDE = 72
 """Degrees north and south where the tiles end: beyond, the map stretches the land more than threefold."""
-MIN_DEVIATION = 4.0
-"""Least standard deviation of a tile, of values from 0 to 255, in the root mean square of the channels."""
+MIN_STD = 4.0
+"""Min standard deviation of a tile, of values from 0 to 255, in the root mean square of the channels."""
 HELDOUT_WEST = (-110, -60, 10, 120)
 """Western edges of the blocks that are held out, in degrees; none at the rim of the map, where the globe closes."""
 BLOCK = 20
@@ -145,7 +145,7 @@ def _tiles(split: str, columns: np.ndarray, step: int, land_sums: np.ndarray) ->
     rows = tile_rows(step)
     corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)  # (n, 2)
     corners = corners[sums_within(corners, TILE, land_sums) >= MIN_LAND * TILE**2]
-    corners = corners[[_deviation(*corner) >= MIN_DEVIATION for corner in corners]]
+    corners = corners[[_std(*corner) >= MIN_STD for corner in corners]]
     # in a mixed order, so that the first few show all kinds of land
     return TileSource(split, corners[epoch_order(len(corners), seed=0, epoch=0)])
 
@@ -169,7 +169,7 @@ def sums_within(corners: np.ndarray, side: int, sums: np.ndarray) -> np.ndarray:
     return sums[top + side, left + side] - sums[top, left + side] - sums[top + side, left] + sums[top, left]
 
 
-def _deviation(top: int, left: int) -> float:
+def _std(top: int, left: int) -> float:
     tile = composite()[top : top + TILE, left : left + TILE].reshape(-1, 3).T.astype(np.int64, order="C")
     # whole numbers up to the last step, so that every machine drops the same tiles
     variance = TILE**2 * (tile**2).sum(axis=1) - tile.sum(axis=1) ** 2  # (3,), times TILE**4

@@ -8,7 +8,7 @@ import numpy as np
 from swin_mim.data.decoding.decode_limits import BrokenImage
 
 KINDS = "biuf"
-"""Of numpy's types: those of numbers that a picture may hold."""
+"""Kinds of numpy types that a picture may hold."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def check_kind(dtype: np.dtype) -> None:
 
 
 def whole_array(array: np.ndarray, names: Sequence[str] | None = None, nodata: float | None = None) -> Channels:
-    """Of an array (H, W, C) that is in memory."""
+    """Channels of an array (H, W, C) that is in memory."""
     height, width, count = array.shape
 
     def read(indices: Sequence[int]) -> np.ndarray:

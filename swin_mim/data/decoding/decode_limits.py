@@ -15,7 +15,7 @@ from itertools import islice
 MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 30_000
 MAX_BYTES = 512 * 2**20
-"""Of the file."""
+"""Max bytes of a file."""
 MAX_MEMORY = 1280 * 2**20
 """Bytes that decoding takes at most for a while, besides the file: what every data worker may need. A transparent WebP
 image of `MAX_PIXELS` was seen to take 1100 MiB, a progressive JPEG in four colours 770 MiB, others 560 MiB or less."""
@@ -24,12 +24,12 @@ MAX_SCANS = 24
 """How often a JPEG of `MAX_PIXELS` may go over them, a smaller one more often: a progressive one does 10 times, in four
 colours 18 times."""
 MAX_RASTER_BYTES = 512 * 2**20
-"""Of the decoded pixels of an image of any channels: those of all its channels that are decoded together. Decoding
-takes up to twice as much."""
+"""Max bytes of the decoded pixels of an image of any channels: of all channels that are decoded together.
+Decoding takes up to twice as much."""
 MAX_CHANNELS = 1024
 """Also the pages of a TIFF file, and the arrays of an .npz file."""
 MAX_RUN_PIXELS = 16 * 2**20
-"""Of a BMP that is compressed by runs: Pillow makes its pixels one by one, in Python."""
+"""Max pixels of a BMP that is compressed by runs: Pillow makes its pixels one by one, in Python."""
 MAX_HEADER = 16 * 2**20
 """Bytes of metadata before the pixels."""
 MAX_TAG_VALUES = 2**16

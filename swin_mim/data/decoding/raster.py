@@ -18,7 +18,7 @@ NamedFile = tuple[str | None, bytes]
 LARGEST = 3.4e38
 """Values that are not smaller than that are gaps, as float32 holds hardly more, and many programs mark gaps by the
 largest number that it does hold."""
-LEAST = 0.499
+MIN_COVER = 0.499
 """Part of the area of a pixel that has to be there when an image is resized, for the pixel to be: half, less what
 rounding may take, so that an edge in the middle of pixels stays straight."""
 
@@ -49,7 +49,7 @@ class ChannelSpec:
 
 
 def pixel_bytes(channels: int) -> int:
-    """Of a pixel in a batch: values of 4 bytes, and whether it is there."""
+    """Bytes of a pixel in a batch: values of 4 bytes, and whether it is there."""
     return 4 * channels + 1
 
 
@@ -80,9 +80,9 @@ def cut_raster(
     if valid is None or valid.all():
         return _resized(values, size, interpolation)[0]
     there = torch.from_numpy(np.ascontiguousarray(valid))[None, None]
-    share = _resized(there.float(), size, interpolation)
-    mean = _resized(values.where(there, 0), size, interpolation) / share
-    found = share >= LEAST
+    cover = _resized(there.float(), size, interpolation)
+    mean = _resized(values.where(there, 0), size, interpolation) / cover
+    found = cover >= MIN_COVER
     if not found.any():
         raise BrokenImage(f"its valid pixels are too few to be seen at {size[0]} x {size[1]}")
     return mean.where(found, torch.nan)[0]

@@ -75,7 +75,7 @@ class Decoded:
     def whole(cls, image: Image.Image) -> "Decoded":
         return cls(image, image.size)
 
-    def decode(self, most: float) -> "Decoded":
+    def decode(self, max_shrink: float) -> "Decoded":
         """Itself: its pixels are there."""
         return self
 
@@ -94,7 +94,7 @@ class EncodedJpeg:
         self.size = image.size[::-1] if _swaps_sides(self._turn) else image.size
         """(W, H), upright."""
 
-    def decode(self, most: float) -> Decoded:
+    def decode(self, max_shrink: float) -> Decoded:
         """Decode it, once, to 1/2, 1/4 or 1/8 of its sides where these may be divided by so many.
 
         Every pixel of a smaller one is the mean of a square of those that the whole image has, nearly: what its lower
@@ -102,10 +102,10 @@ class EncodedJpeg:
         decoded by it, to the same pixels. The same files are broken.
 
         Args:
-            most: by which the sides may be divided at most; below 2 the image is whole.
+            max_shrink: number by which the sides may be divided; below 2 the image is whole.
         """
         with decoding(), _refusals():
-            return _upright(_part(*self._opened.pop(), self._turn, most), self._turn)
+            return _upright(_part(*self._opened.pop(), self._turn, max_shrink), self._turn)
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -242,10 +242,12 @@ def _whole(file: MeteredFile, image: Image.Image) -> tuple[Decoded, Image.Transp
         return Decoded(to_rgb(image), image.size), _turn(image)
 
 
-def _part(data: bytes, file: MeteredFile, image: Image.Image, turn: Image.Transpose | None, most: float) -> Decoded:
-    """An opened JPEG as it is stored, its sides divided by `most` or less; as `_whole`."""
+def _part(
+    data: bytes, file: MeteredFile, image: Image.Image, turn: Image.Transpose | None, max_shrink: float
+) -> Decoded:
+    """An opened JPEG as it is stored, its sides divided by `max_shrink` or less; as `_whole`."""
     with file, image:
-        stored, factor = image.size, _begin_smaller(image, most)
+        stored, factor = image.size, _begin_smaller(image, max_shrink)
         if factor == 1 and (whole := _by_simplejpeg(data, image, turn)) is not None:
             return Decoded(whole, stored)
         file.begin_pixels()
@@ -306,10 +308,10 @@ def _identified(file: MeteredFile, data: bytes) -> Image.Image:
         ) from None
 
 
-def _begin_smaller(image: Image.Image, most: float) -> int:
+def _begin_smaller(image: Image.Image, max_shrink: float) -> int:
     """Have a JPEG decoded to a part of its size; returns by what its sides are divided."""
     width, height = image.size
-    factor = next((factor for factor in _FACTORS if factor <= min(most, width, height)), 1)
+    factor = next((factor for factor in _FACTORS if factor <= min(max_shrink, width, height)), 1)
     if factor > 1:
         image.draft(image.mode, (width // factor, height // factor))
     assert image.size == (math.ceil(width / factor), math.ceil(height / factor))

@@ -26,7 +26,7 @@ EXTRA = "pip install 'swin-mim[raster]'"
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 34926, 50000)
-"""Of which it is known how much they unpack to, before it is done."""
+"""Compressions of which it is known how much they unpack to, before it is done."""
 _NAMES = "none, LZW, JPEG, deflate, PackBits or zstd"
 _JPEG, _PALETTE = 7, 3
 _REDUCED, _MASK = 1, 4  # bits of the kind of a page

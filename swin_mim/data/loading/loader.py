@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     seconds: LoadingTime = LoadingTime()
     """What loading it took."""
     valid: Tensor | None = None
-    """Of rasters, bool (B, H, W): the pixels that are there; the others are NaN. None: all are."""
+    """bool (B, H, W) of rasters: the pixels that are there; the others are NaN. None: all are."""
 
     def first(self, count: int) -> "Batch":
         """The batch without what is behind its first images."""

@@ -137,7 +137,7 @@ def pack(
 
 
 def _versions(rasters: bool) -> dict[str, str]:
-    """Of what makes the bytes."""
+    """Versions of what makes the bytes."""
     if rasters:
         return {"numpy": np.__version__, "torch": str(torch.__version__)}
     return {"pillow": Image.__version__, "libjpeg": str(features.version("libjpeg_turbo"))}

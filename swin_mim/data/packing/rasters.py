@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
-from swin_mim.data.decoding.raster import LEAST, Raster
+from swin_mim.data.decoding.raster import MIN_COVER, Raster
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.statistics import Statistics
 
@@ -22,12 +22,13 @@ class Row(NamedTuple):
     """Not empty: it is broken."""
     pixels: int = 0
     sums: tuple[int, ...] = (0, 0, 0)
-    """Of an RGB image, as the next."""
+    """Sum of the values of each channel of an RGB image, as in `Packed`."""
     squares: tuple[int, ...] = (0, 0, 0)
+    """Sum of their squares."""
     statistics: Statistics | None = None
-    """Of a raster."""
+    """None: an RGB image."""
     dtype: str = ""
-    """Of a raster."""
+    """Type of a raster's values."""
 
 
 def raster_row(source: RasterSource, index: int, size: int, path: str | None) -> Row:
@@ -65,7 +66,7 @@ def smaller_raster(image: Raster, size: int) -> Raster:
     weights, valid = None, None
     if image.valid is not None:
         weights = _resized(image.valid.astype(np.float64), shape)
-        valid = weights >= LEAST
+        valid = weights >= MIN_COVER
     values = np.empty((*shape, channels), image.values.dtype)
     for channel in range(channels):
         plane = image.values[:, :, channel].astype(np.float64)

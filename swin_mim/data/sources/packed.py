@@ -27,7 +27,6 @@ IMAGE = "image"
 """The column of the images."""
 
 
-
 @dataclass(frozen=True)
 class Shard:
     """An arrow file of whole rows."""
@@ -55,18 +54,18 @@ class Packed:
     broken: int = 0
     pixels: int = 0
     sums: tuple[int, ...] = (0, 0, 0)
-    """Of the values 0..255 of each channel, over all pixels of the packed images before they are compressed; exact."""
+    """Sums of the values 0..255 of each channel, over all pixels of the packed images before compression; exact."""
     squares: tuple[int, ...] = (0, 0, 0)
-    """Of these values squared."""
+    """Sums of these values squared."""
     mean: tuple[float, ...] | None = None
-    """Of each channel, of values from 0 to 1; None before the end."""
+    """Mean of each channel, of values from 0 to 1; None before the end."""
     std: tuple[float, ...] | None = None
     rasters: dict[str, Any] | None = None
-    """Of images of any channels: `channels`, their names; `dtypes`, how many images are of which; `statistics`, over
+    """For images of any channels: `channels`, their names; `dtypes`, how many images are of which; `statistics`, over
     the valid pixels, of what `sums` and `squares` say of RGB images. In the units of the files, as `mean` and `std` are
     then."""
     fingerprint: str | None = None
-    """Of the packed images as a source of training; None before the end, and so what tells that all is there."""
+    """Fingerprint of the packed images as a source of training; None before the end: it tells that all is there."""
 
     def with_raster(self, statistics: Statistics, dtype: str) -> "Packed":
         """With one raster more."""
@@ -90,7 +89,7 @@ class Packed:
         return self.fingerprint is not None
 
     def finished(self, fingerprint: str) -> "Packed":
-        """With its statistics: population mean and deviation over all pixels, of rasters over the valid ones."""
+        """Add its statistics: population mean and std over all pixels, of rasters over the valid ones."""
         if self.rasters is not None:
             statistics = Statistics.from_json(self.rasters["statistics"])
             mean, std = rounded(statistics.mean), rounded(statistics.std)
@@ -141,7 +140,7 @@ class PackedRasters(NamedTuple):
     channels: tuple[str, ...]
     """Names."""
     mean: tuple[float, ...]
-    """Of each channel over its valid pixels, in the units of the files."""
+    """Mean of each channel over its valid pixels, in the units of the files."""
     std: tuple[float, ...]
     nodata: float | None
     """What marked the gaps in the files, beside what these said; what is packed says itself which pixels are valid."""

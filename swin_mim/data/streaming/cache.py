@@ -1,7 +1,7 @@
 """Shards on the local disk for as long as they are needed, never more than a given number of bytes.
 
 A shard is brought by one process of this machine, checked against what was listed, rewritten to an `image_file`, and
-given its name at the end; the others wait. The ones that were used least lately go. All processes of a machine share
+given its name at the end; the others wait. The least recently used ones go. All processes of a machine share
 the folder, and any of them may be killed at any time.
 """
 
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from swin_mim.data.streaming import storage as stores
+from swin_mim.data.streaming import storage
 from swin_mim.data.streaming.cache_file import Damaged, read_image, table_bytes, write_images
 from swin_mim.data.streaming.formats import images_of
 from swin_mim.data.streaming.storage import (
@@ -65,7 +65,7 @@ class Shard(NamedTuple):
     kind: str
     """Its suffix: .parquet or .tar."""
     column: str | None
-    """Of a parquet file; the field of a tar, None if its samples have one image each."""
+    """Column of a parquet file; field of a tar, None if its samples have one image each."""
     name: str
     """What messages call it: its path below the folder that all shards share."""
     rows: int = -1
@@ -73,7 +73,7 @@ class Shard(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
+        """Name of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
         digest = self.file.version if self.file.version.startswith(DIGESTS) else ""
         place = public_url(self.file.url) if self.file.version else self.file.url  # a query may name another file
         parts = (digest or (place, self.file.version), self.file.size, self.kind, self.column)
@@ -111,7 +111,7 @@ class ShardCache:
     def _bring_or_tell(self, shard: Shard, path: Path, unless: CancelToken | None, patience: float | None) -> int:
         """As `_bring`; that a store is away is told to the processes that wait for their turn."""
         away = self.folder / _AWAY
-        if patience is None and away.exists() and time.time() - away.stat().st_mtime < stores.PATIENCE:
+        if patience is None and away.exists() and time.time() - away.stat().st_mtime < storage.PATIENCE:
             patience = 0
         try:
             rows = self._bring(shard, path, unless, patience)
@@ -238,7 +238,7 @@ class ShardCache:
             yield image
 
     def _make_room(self, new: Path, needed: int) -> None:
-        """Remove what was used least lately, until a file of `needed` bytes is within the limit."""
+        """Remove the least recently used shards, until a file of `needed` bytes is within the limit."""
         files = [file for file in self._files() if file[0] != new]
         total = sum(size for _, size, _ in files) + needed
         for path, size, _ in sorted((each for each in files if each[0].suffix == _READY), key=lambda each: each[2]):

@@ -54,11 +54,13 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
     if len(kinds) != 1 or not set(kinds) <= set(KINDS):
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
         raise UserError(
-            f"data.source {public_url(spec)!r} has {found}: data.streaming needs shards that are all .parquet or all .tar; "
-            "without it the data set is read as a whole"
+            f"data.source {public_url(spec)!r} has {found}: data.streaming needs shards that are all .parquet or all "
+            ".tar; without it the data set is read as a whole"
         )
     if empty := [file for file in files if not file.size]:
-        raise UserError(f"data.source {public_url(spec)!r}: {public_url(empty[0].url)} is empty: bring it again, or leave it out")
+        raise UserError(
+            f"data.source {public_url(spec)!r}: {public_url(empty[0].url)} is empty: bring it again, or leave it out"
+        )
     (kind,) = kinds
     if kind == ".parquet":
         column = image_column(public_url(spec), _features(files[0]), column)
@@ -111,8 +113,8 @@ def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
         return _described(_data_files(spec, str(folder.resolve()) if folder.is_dir() else spec, config, split))
     if config is not None or split != "train":
         raise UserError(
-            f"data.source {public_url(spec)!r} names files, which have no data.config {config!r} or data.split {split!r}: "
-            "leave them out, and name the files of that split"
+            f"data.source {public_url(spec)!r} names files, which have no data.config {config!r} or data.split "
+            f"{split!r}: leave them out, and name the files of that split"
         )
     if match := _HUB.fullmatch(spec):
         # the files of one commit, which stay what they are
@@ -238,7 +240,9 @@ def _read_sizes(url: str) -> dict[str, int]:
     try:
         return {str(name): int(rows) for name, rows in json.loads(content).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{public_url(url)} is no table of shards and their rows ({error}): mend or remove it") from error
+        raise UserError(
+            f"{public_url(url)} is no table of shards and their rows ({error}): mend or remove it"
+        ) from error
 
 
 def _count_by_bringing(shards: Sequence[Shard], cache: ShardCache) -> None:

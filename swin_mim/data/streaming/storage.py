@@ -95,7 +95,9 @@ def find_files(pattern: str) -> list[StoredFile]:
     """
     store = store_of(pattern)
     # what is asked for by itself is one request each
-    found = in_threads(lambda each, over: with_retries(lambda: store.find(each), public_url(each), over), expand(pattern))
+    found = in_threads(
+        lambda each, over: with_retries(lambda: store.find(each), public_url(each), over), expand(pattern)
+    )
     return [file for files in found for file in files]
 
 
@@ -160,7 +162,7 @@ class LocalStore:
 
 
 def local_path(url: str) -> str:
-    """Of a file of this machine."""
+    """The path of a file of this machine."""
     return os.path.expanduser(url.removeprefix("file://"))
 
 
@@ -299,8 +301,8 @@ def check_same(listed: StoredFile, now: StoredFile) -> None:
 def changed(listed: StoredFile, found: str) -> UserError:
     """Says that a file is not what was listed."""
     return UserError(
-        f"{public_url(listed.url)} has changed: it had {listed.size} bytes, {listed.version or 'no version'}, and has now "
-        f"{found}: bring the old one back to continue this run, or start a new run (run.name)",
+        f"{public_url(listed.url)} has changed: it had {listed.size} bytes, {listed.version or 'no version'}, and has "
+        f"now {found}: bring the old one back to continue this run, or start a new run (run.name)",
         local=True,
     )
 
@@ -336,7 +338,9 @@ class RangeFile(io.RawIOBase):
         end = min(self._at + len(view), self._file.size)
         if end <= self._at:
             return 0
-        content = with_retries(lambda: self._store.read(self._file, self._at, end), public_url(self._file.url), self._over)
+        content = with_retries(
+            lambda: self._store.read(self._file, self._at, end), public_url(self._file.url), self._over
+        )
         view[: len(content)] = content
         self._at = end
         return len(content)
@@ -409,7 +413,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """Of HTTP."""
+    """The HTTP status of an error."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code
     return getattr(getattr(error, "response", None), "status_code", None)

@@ -108,7 +108,7 @@ class FinetuneTransform:
     random_erasing: float = 0.0
     """Part of the images of which a rectangle becomes noise."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Of the normalisation that follows; the noise is normal after it, and cut to what 8 bits hold."""
+    """Mean of the normalisation that follows; the noise is normal after it, and cut to what 8 bits hold."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
@@ -184,8 +184,8 @@ class EvaluationTransform:
     size: tuple[int, int]
     """(H, W) of the result, in pixels."""
     interpolation: Interpolation = "bilinear"
-    share: float = 1.0
-    """Side of the part that is taken, in the largest one's."""
+    crop_pct: float = 1.0
+    """Side of the part that is taken, as a part of the largest one's."""
 
     def __call__(self, image: Image.Image | Raster) -> Tensor:
         """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster, cut out at whole pixels.
@@ -202,7 +202,7 @@ class EvaluationTransform:
 
     def _box(self, size: tuple[int, ...]) -> Box:
         (height, width), (image_width, image_height) = self.size, size
-        shrink = min(image_width / width, image_height / height) * self.share
+        shrink = min(image_width / width, image_height / height) * self.crop_pct
         crop = min(width * shrink, image_width), min(height * shrink, image_height)
         left, top = (image_width - crop[0]) / 2, (image_height - crop[1]) / 2
         return left, top, left + crop[0], top + crop[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 from swin_mim.data.sampling import sample_generator
 
 STREAM = 2
-"""Of the random numbers of a position: 0 is its crop, 1 the replacements of a broken image."""
+"""Stream of the random numbers of a position: 0 is its crop, 1 the replacements of a broken image."""
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
@@ -25,7 +25,7 @@ class Mix(NamedTuple):
     """What is done to a pair of images."""
 
     share: float
-    """Of the image itself; the rest comes from the other one."""
+    """Part of the image itself; the rest comes from the other one."""
     box: Box | None
     """CutMix: the pixels that come from the other image. None: all are blended."""
 

@@ -53,7 +53,7 @@ def rand_augment(
 
 
 def _posterize(image: "Image.Image", bits: int, **_: Any) -> "Image.Image":
-    """timm's, which asks for no bits at all at the greatest magnitude; Pillow refuses that from version 13 on.
+    """timm's, which asks for no bits at all at the max magnitude; Pillow refuses that from version 13 on.
 
     Before, it was black.
     """

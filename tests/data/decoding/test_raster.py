@@ -75,7 +75,7 @@ def test_a_crop_goes_to_where_pixels_are(corner):
     image = raster(gap=np.s_[:, :])
     y, x = corner
     image.valid[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = True
-    for transform in (EvaluationTransform((32, 32)), EvaluationTransform((32, 64), share=0.5)):
+    for transform in (EvaluationTransform((32, 32)), EvaluationTransform((32, 64), crop_pct=0.5)):
         assert not transform(image).isnan().all()
     for position in range(5):
         crop = PretrainTransform((32, 32))(image, sample_generator(0, position))

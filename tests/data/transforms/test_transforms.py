@@ -462,9 +462,9 @@ def test_evaluation_interpolates_as_asked(interpolation: Interpolation) -> None:
 
 def test_a_share_takes_less_of_the_middle() -> None:
     image = picture(40, 24)
-    assert torch.equal(EvaluationTransform((12, 12), share=0.5)(image), to_tensor(image)[:, 6:18, 14:26])
-    assert torch.equal(EvaluationTransform((6, 10), share=0.25)(image), to_tensor(image)[:, 9:15, 15:25])
-    assert torch.equal(EvaluationTransform((12, 12), share=1.0)(image), EvaluationTransform((12, 12))(image))
+    assert torch.equal(EvaluationTransform((12, 12), crop_pct=0.5)(image), to_tensor(image)[:, 6:18, 14:26])
+    assert torch.equal(EvaluationTransform((6, 10), crop_pct=0.25)(image), to_tensor(image)[:, 9:15, 15:25])
+    assert torch.equal(EvaluationTransform((12, 12), crop_pct=1.0)(image), EvaluationTransform((12, 12))(image))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (640, 427), (300, 900), (200, 150)])
