@@ -22,8 +22,8 @@ from swin_mim.training.run.lock import lock
 held = lock(Path(sys.argv[1]))
 worker = os.fork()
 if not worker:
+    print(os.getpid(), flush=True)  # it runs: what it inherited it has let go of
     signal.pause()
-print(worker, flush=True)
 sys.stdin.read()
 os.kill(worker, signal.SIGKILL)
 """
