@@ -17,7 +17,7 @@ from swin_mim.architecture import as_pair
 from swin_mim.data.loading.loader import Batch, TrainingLoader
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.errors import one_line_errors
-from swin_mim.evaluation.probes import Prober, by_name
+from swin_mim.evaluation.probes import Prober, as_metrics
 from swin_mim.evaluation.reader import Reader
 from swin_mim.evaluation.reconstruction_evaluator import EVALUATION_SEED, ReconstructionEvaluator
 from swin_mim.masking import BlockMasks
@@ -91,7 +91,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
 
         def probe(step: int) -> dict[str, float]:
             assert prober is not None
-            return by_name(prober.stages(trained.full.gather().encoder))
+            return as_metrics(prober.stages(trained.full.gather().encoder))
 
         evaluations = [
             Evaluation(schedule.steps(log.evaluate_every), reconstruct, heldout_text),
@@ -118,7 +118,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
                 run.log.metrics(0, heldout.inpainting_baselines(model))
             if prober and not checkpoints.state.step:
                 untrained = Swin(swin, attention=train.attention).to(run.device)
-                run.log.metrics(0, by_name(prober.stages(untrained), "random_"))
+                run.log.metrics(0, as_metrics(prober.stages(untrained), "random_"))
             if fit(run, trained, loss_of, loader, schedule, checkpoints, evaluations, exporter):
                 trained.full.gather()
         exporter.conclude(

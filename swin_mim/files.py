@@ -24,15 +24,15 @@ def replacing(path: Path, *, temporary: Path | None = None, durable: bool = Fals
     After an error `path` is as it was, and the temporary file is removed.
 
     Args:
-        temporary: in the same folder as `path`; None: ".NAME.tmp".
+        temporary: in the same folder as `path`; None: ".NAME.PROCESS.tmp", so that two processes do not mix.
         durable: return only after content and name are on the disk, so that they survive a power cut.
     """
-    temporary = temporary or path.with_name(f".{path.name}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         if durable:
             flush(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         with suppress(OSError):  # the error that led here says more
             temporary.unlink(missing_ok=True)

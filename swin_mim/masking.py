@@ -1,4 +1,4 @@
-"""SimMIM block masks: the only place where a mask is born.
+"""SimMIM block masks; all masks come from here.
 
 A mask is bool (B, h, w) on the token grid, True = masked (arXiv 2111.09886, section 3.2).
 """
@@ -118,7 +118,7 @@ def _by_unit(valid: Tensor, units: tuple[int, int]) -> Tensor:
 
 
 def _masked_of(keys: Tensor, usable: Tensor, ratio: float) -> Tensor:
-    """The share `ratio` of the usable units of each image, those with the least keys: int64 and bool (B, n) -> bool."""
+    """Choose the share `ratio` of the usable units of each image, by smallest key: int64 and bool (B, n) -> bool."""
     last = torch.iinfo(keys.dtype).max
     order = torch.where(usable, keys, last).argsort(dim=1, stable=True)
     count = _masked_counts(keys.shape[1], ratio, keys.device)[usable.sum(1, keepdim=True)]

@@ -70,7 +70,7 @@ def test_a_durable_file_is_flushed_before_it_has_its_name_and_its_folder_after(
     file, flushed = tmp_path / "a.txt", []
     monkeypatch.setattr(files, "flush", lambda path: flushed.append((path, file.exists())))
     replace_text(file, "a", durable=True)
-    assert flushed == [(tmp_path / ".a.txt.tmp", False), (tmp_path, True)]
+    assert flushed == [(tmp_path / f".a.txt.{os.getpid()}.tmp", False), (tmp_path, True)]
     replace_text(file, "b")
     assert len(flushed) == 2
 

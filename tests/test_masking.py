@@ -49,8 +49,8 @@ def test_every_unit_and_every_pair_is_masked_equally_often(seed):
     together = mask.T @ mask / n
     single, pair = k / units, k * (k - 1) / (units * (units - 1))
     expected = torch.full((units, units), pair, dtype=torch.double).fill_diagonal_(single)
-    deviation = (expected * (1 - expected) / n).sqrt()
-    assert ((together - expected).abs() / deviation).max() < 4.5
+    std = (expected * (1 - expected) / n).sqrt()
+    assert ((together - expected).abs() / std).max() < 4.5
     neighbours = (mask[:-1] * mask[1:]).mean()  # masks of consecutive images are independent
     assert abs(neighbours - single**2) < 0.005
 

@@ -1,7 +1,7 @@
 """What a classifier makes of every evaluation image, and the metrics of that.
 
 Exact over any number of processes: each fills in the images that it was dealt, one sum over the processes makes the
-arrays whole, and every number is computed from them. No floating-point sum depends on how the images were dealt.
+arrays complete, and every number is computed from them. No floating-point sum depends on how the images were dealt.
 """
 
 import csv
@@ -29,7 +29,7 @@ CONFUSIONS = 1000
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of every image that could be evaluated, in the order of the source; the same on all processes."""
+    """What is known of every image that could be evaluated, in the order of the source; the same on all processes."""
 
     images: np.ndarray
     """int64 (n,): their indices in the source. What could not be read is not among them."""
@@ -159,7 +159,7 @@ def report(outcome: Outcome, names: Sequence[str]) -> dict[str, Any]:
             scores = outcome.probabilities[:, number]
             entry["average_precision"] = average_precision(scores, outcome.targets[:, number])
         classes.append(entry)
-    whole = {
+    found = {
         # what is no number, as the loss of a model that diverged, JSON has no word for
         "metrics": {key: value if np.isfinite(value) else None for key, value in metrics(outcome).items()},
         "evaluated": len(outcome.images),
@@ -167,8 +167,8 @@ def report(outcome: Outcome, names: Sequence[str]) -> dict[str, Any]:
         "classes": classes,
     }
     if one and len(names) <= CONFUSIONS:
-        whole["confusions"] = confusions(outcome).tolist()
-    return whole
+        found["confusions"] = confusions(outcome).tolist()
+    return found
 
 
 def write_predictions(path: Path, outcome: Outcome, names: Sequence[str], image_names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Holes filled from their surroundings, with nothing learned: what a pretrained model has to beat."""
+"""Fills holes from their surroundings, with nothing learned: the inpainting baselines that a model has to beat."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ CHUNK = 4
 
 
 def mean_fill(images: Tensor, mask: Tensor) -> Tensor:
-    """Every masked pixel becomes the mean over the visible pixels of its image, channel by channel.
+    """Fill masked pixels with the mean over the visible pixels of their image, channel by channel.
 
     Args:
         images: (B, C, H, W) float; what lies under the mask is never read, not even NaN.
@@ -26,16 +26,16 @@ def mean_fill(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def laplace_inpaint(images: Tensor, mask: Tensor, *, tolerance: float = 3e-5) -> Tensor:
-    """Every masked pixel becomes the mean of its neighbours: a membrane stretched over the visible pixels.
+    """Inpaint masked pixels so that each is the mean of its neighbours.
 
-    The solution of the discrete Laplace equation with the visible pixels as boundary values; beyond the border of
-    the image each border pixel repeats, so the membrane meets the border level. Nothing overshoots: every value lies
-    between the least and the greatest visible pixel of its channel.
+    This is the solution of the discrete Laplace equation with the visible pixels as boundary values; beyond the border
+    of the image each border pixel repeats. Nothing overshoots: every value lies between the min and the max of the
+    visible pixels of its channel.
 
     Args:
         images: (B, C, H, W) float; what lies under the mask is never read, not even NaN.
         mask: (B, H, W) bool, True = masked.
-        tolerance: greatest deviation of a masked pixel's four-neighbour sum from four times its value, as a fraction
+        tolerance: max difference of a masked pixel's four-neighbour sum from four times its value, as a fraction
             of the range of the visible pixels. The default leaves errors of about 1e-4 of that range where holes
             are up to 100 pixels wide.
 
@@ -47,14 +47,17 @@ def laplace_inpaint(images: Tensor, mask: Tensor, *, tolerance: float = 3e-5) ->
     known = (images - level).masked_fill(~visible, 0)
     chunks = zip(known.split(CHUNK), visible.split(CHUNK), strict=True)
     with _one_thread():
-        filled = torch.cat([_solve(part, seen, tolerance) for part, seen in chunks]) + level
+        filled = torch.cat([_solve(*chunk, tolerance) for chunk in chunks]) + level
     return torch.where(visible, images, filled.to(images.dtype))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The solver is thousands of small operations: two threads are hardly faster than one, and up to fifty times
-    slower where data workers take the cores, because every operation waits for the slower thread."""
+    """Keep the solver, which is thousands of small operations, to one thread.
+
+    Two are hardly faster, and up to fifty times slower where data workers take the cores, because every operation waits
+    for the slower thread.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -87,7 +90,7 @@ def _solve(known: Tensor, visible: Tensor, tolerance: float) -> Tensor:
     former = torch.ones_like(_dot(residual, residual))
     steps = 0
     while (residual.abs() > limit).any():
-        assert steps < 16 * sum(known.shape[-2:]), "the membrane did not settle"
+        assert steps < 16 * sum(known.shape[-2:]), "the solver did not converge"
         for _ in range(4):  # a look at the residual makes an accelerator wait
             smooth = _coarse_and_fine(residual) * hole
             energy = _dot(residual, smooth)
@@ -102,11 +105,11 @@ def _solve(known: Tensor, visible: Tensor, tolerance: float) -> Tensor:
 
 
 def _limit(known: Tensor, visible: Tensor, tolerance: float) -> Tensor:
-    """(B, C, 1, 1): the residual to reach; never below what rounding leaves, so that a constant image settles."""
-    greatest = known.masked_fill(~visible, -torch.inf).amax((-2, -1), keepdim=True)
-    least = known.masked_fill(~visible, torch.inf).amin((-2, -1), keepdim=True)
+    """(B, C, 1, 1): the residual to reach; never below what rounding leaves, so that a constant image converges."""
+    high = known.masked_fill(~visible, -torch.inf).amax((-2, -1), keepdim=True)
+    low = known.masked_fill(~visible, torch.inf).amin((-2, -1), keepdim=True)
     rounding = 16 * torch.finfo(known.dtype).eps * known.abs().amax((-2, -1), keepdim=True)
-    return torch.maximum(tolerance * (greatest - least), rounding)
+    return torch.maximum(tolerance * (high - low), rounding)
 
 
 def _laplacian(pixels: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def _coarse_and_fine(residual: Tensor) -> Tensor:
 
 
 def _pull_push(known: Tensor, weight: Tensor) -> Tensor:
-    """A start for the iteration: averages of the visible pixels over blocks of the least size that has some."""
+    """A start for the iteration: averages of the visible pixels over the smallest blocks that have some."""
     height, width = known.shape[-2:]
     if max(height, width) == 1:
         return known

@@ -25,17 +25,15 @@ from swin_mim.training.labelled_images import to_probe_in
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-"""Of the votes of the neighbours: each weighs exp(cosine similarity / TEMPERATURE), as in arXiv 1805.01978."""
+"""Temperature of the neighbours' votes: each weighs exp(cosine similarity / TEMPERATURE), as in arXiv 1805.01978."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates for the L2 penalty of the linear probe."""
 HELD_BACK = 5
 """Every fifth training image of a class decides the penalty."""
-
-
 CHANNEL_BINS, JOINT_BINS = 32, 8
-"""Of a colour histogram: bins of each channel by itself, and of each when they are taken together."""
+"""Bins of a colour histogram: of each channel by itself, and of each when they are taken together."""
 SPAN = 3.0
-"""Of a histogram of other channels: the deviations from the mean, up and down, that its bins cover."""
+"""Standard deviations from the mean, up and down, that the bins of a histogram of other channels cover."""
 
 
 class Score(NamedTuple):
@@ -47,8 +45,8 @@ class Score(NamedTuple):
     knn_balanced: float
 
 
-def by_name(scores: Sequence[Score], prefix: str = "") -> dict[str, float]:
-    """ "linear_stage1": the first stage's, and so on."""
+def as_metrics(scores: Sequence[Score], prefix: str = "") -> dict[str, float]:
+    """Name the scores of all stages as metrics: "linear_stage1" and so on."""
     return {
         f"{prefix}{kind}_stage{stage}": value
         for stage, score in enumerate(scores, start=1)
@@ -75,7 +73,7 @@ class Prober:
 
         Args:
             channels: names of those that it takes; None: RGB.
-            seed: of the choice of images to learn from.
+            seed: decides the choice of images to learn from.
 
         Raises:
             UserError: they cannot be opened, or have no labels.
@@ -83,7 +81,7 @@ class Prober:
         return cls(*to_probe_in(config, None if channels is None else tuple(channels), seed), reader)
 
     def stages(self, encoder: Swin) -> list[Score]:
-        """The scores of the mean over the grid of every stage's output; all processes call it together."""
+        """Score the mean over the grid of every stage's output; all processes call it together."""
         with evaluation_mode(encoder):
 
             def pooled(images: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ class Prober:
 
 
 def features(images: Labelled, reader: Reader, of: Callable[[Tensor], Tensor], width: int) -> tuple[Tensor, np.ndarray]:
-    """float64 (n, width) features of the images that can be read, and int64 (n,) their classes, on every process.
+    """Compute float64 (n, width) features and int64 (n,) classes of the images that can be read, on every process.
 
     Args:
         of: images as a batch has them (B, C, H, W) -> (B, width).
@@ -120,7 +118,7 @@ def features(images: Labelled, reader: Reader, of: Callable[[Tensor], Tensor], w
 
 
 def colours_of(images: Labelled, reader: Reader) -> tuple[Tensor, np.ndarray]:
-    """`features` of the images' colours alone, or of the values of their channels where they are not RGB: a histogram.
+    """Compute histograms as `features`: of the images' colours, or of their channels' values where they are not RGB.
 
     A task that these solve says nothing about an encoder.
     """
@@ -132,9 +130,9 @@ def colours_of(images: Labelled, reader: Reader) -> tuple[Tensor, np.ndarray]:
 
 def score(known: Tensor, labels: np.ndarray, others: Tensor, truth: np.ndarray, classes: int) -> Score:
     """Learn from known features and test on others; float64 (n, D) and (m, D), int64 (n,) and (m,)."""
-    mean, deviation = known.mean(dim=0), known.std(dim=0, correction=0)
+    mean, std = known.mean(dim=0), known.std(dim=0, correction=0)
     # a feature that never changes says nothing, and would be divided by 0
-    scale = torch.where(deviation > 1e-12 * (1 + mean.abs()), 1 / deviation.clamp_min(1e-300), 0)
+    scale = torch.where(std > 1e-12 * (1 + mean.abs()), 1 / std.clamp_min(1e-300), 0)
     known, others = (known - mean) * scale, (others - mean) * scale
     wanted = torch.from_numpy(labels)
     linear = linear_probe(known, wanted, others, classes)
@@ -143,13 +141,13 @@ def score(known: Tensor, labels: np.ndarray, others: Tensor, truth: np.ndarray, 
 
 
 def accuracies(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The share of right predictions, over all images and as the mean over the classes that have images."""
+    """Compute the share of right predictions, over all images and as the mean over the classes that have images."""
     right = predicted == truth
     return float(right.mean()), float(np.mean([right[truth == number].mean() for number in np.unique(truth)]))
 
 
 def nearest_neighbours(known: Tensor, labels: Tensor, others: Tensor, classes: int) -> Tensor:
-    """int64 (m,): the class for which the 20 most similar of the known features (n, D) vote."""
+    """Predict int64 (m,) the class for which the 20 most similar of the known features (n, D) vote."""
     known = F.normalize(known, dim=1)
     votes = F.one_hot(labels, classes).double()
     found = []
@@ -161,11 +159,11 @@ def nearest_neighbours(known: Tensor, labels: Tensor, others: Tensor, classes: i
 
 
 def linear_probe(known: Tensor, labels: Tensor, others: Tensor, classes: int) -> Tensor:
-    """int64 (m,): what logistic regression predicts, its penalty chosen on a fifth of what it learns from."""
+    """Predict int64 (m,) by logistic regression, its penalty chosen on a fifth of what it learns from."""
     order = labels.argsort(stable=True)
     starts = torch.searchsorted(labels[order], labels[order])
     rank = torch.empty_like(labels)
-    rank[order] = torch.arange(len(labels)) - starts  # the how-manieth image of its class
+    rank[order] = torch.arange(len(labels)) - starts  # 0 for the first image of its class, and so on
     back = rank % HELD_BACK == HELD_BACK - 1
     penalty = PENALTIES[len(PENALTIES) // 2]
     if back.any():
@@ -213,10 +211,10 @@ def colour_histogram(images: Tensor) -> Tensor:
 
 
 def value_histogram(values: Tensor) -> Tensor:
-    """Float (B, C, H, W) of mean 0 and deviation 1 -> float64 (B, 32 C): the square roots of the shares of 32 bins.
+    """Float (B, C, H, W) of mean 0 and std 1 -> float64 (B, 32 C): the square roots of the shares of 32 bins.
 
-    Of each channel by itself, from 3 deviations below its mean to 3 above; what is beyond is in the last ones. Pixels
-    that are NaN do not count, and of an image without others all is 0.
+    The bins of a channel go from 3 std below its mean to 3 above; what is beyond is in the last ones. Pixels that are
+    NaN do not count, and an image without others has zeros.
     """
     values = values.flatten(2)  # (B, C, H W)
     there = ~values.isnan()

@@ -18,7 +18,7 @@ Captions = tuple[str, str, str, str]
 CAPTIONS: Captions = ("image", "masked", "prediction", "composite")
 
 CELL = 128
-"""Least side of a cell in pixels: smaller images are enlarged by a whole factor, so that every pixel stays exact."""
+"""Min side of a cell in pixels: smaller images are enlarged by a whole factor, so that every pixel stays exact."""
 TWO_BLOCKS_FROM = 6
 """Rows from which the picture has two blocks side by side, to be wider than high."""
 HOLE, HOLE_EDGE = (212, 212, 212), (184, 184, 184)
@@ -35,7 +35,7 @@ def reconstruct(
     restore: Callable[[Tensor], Tensor],
     **valid: Tensor,
 ) -> Tensor:
-    """The model's prediction for every pixel, masked or not. The model comes back in the mode it was in.
+    """Predict every pixel, masked or not. The model comes back in the mode it was in.
 
     Args:
         model: called as model(images, mask); its result's second field is the prediction (B, C, H, W).
@@ -43,7 +43,7 @@ def reconstruct(
         mask: bool (B, H/p, W/p) on the model's device, True = masked.
         prepare: images -> normalised float on the model's device.
         restore: prediction -> in the units of the images. For a normalised target it brings back the local mean and
-            deviation.
+            std.
         valid: nothing, or the model's argument `valid`.
 
     Returns:
@@ -107,7 +107,7 @@ class GridLayout:
 
     rows: int
     height: int
-    """Of an image, before it is enlarged."""
+    """Height of an image, before it is enlarged."""
     width: int
 
     @property

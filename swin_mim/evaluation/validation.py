@@ -67,7 +67,7 @@ def baseline_errors(
             both (B, C, H, W).
 
     Returns:
-        "mean_fill", the mean of the visible pixels, and "interpolation", the membrane between them.
+        "mean_fill", the mean of the visible pixels, and "interpolation", Laplace inpainting between them.
 
     Raises:
         UserError: no process has an image.

@@ -135,7 +135,7 @@ class _Layout(NamedTuple):
     together: int
     """Images at a time."""
     slices: list[slice]
-    """Of the windows of an image; more than one only with one image at a time."""
+    """Slices of the windows of an image; more than one only with one image at a time."""
     shape: tuple[int, int, int, int]
     """n, heads, t, d."""
     geometry: tuple[Pair, Pair, Pair]

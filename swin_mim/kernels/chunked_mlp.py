@@ -75,14 +75,14 @@ class _Mlp(torch.autograd.Function):
         to_scale, to_offset, to_w1, to_b1, to_w2 = (torch.zeros_like(p) for p in (scale, offset, w1, b1, w2))
         for part in _chunks(tokens, w1):
             token, u = tokens[part], upstream[part]
-            normed, mean, deviation = torch.native_layer_norm(token, scale.shape, scale, offset, ctx.eps)
+            normed, mean, rstd = torch.native_layer_norm(token, scale.shape, scale, offset, ctx.eps)
             hidden = product(normed, w1, b1) if kept is None else kept[part]
             to_w2 += transposed(u, F.gelu(hidden))
             to_hidden = torch.ops.aten.gelu_backward(product(u, w2.mT), hidden)
             to_w1 += transposed(to_hidden, normed)
             to_b1 += to_hidden.sum(0)
             to_x[part], a, b = torch.ops.aten.native_layer_norm_backward(
-                product(to_hidden, w1.mT), token, scale.shape, mean, deviation, scale, offset, [True, True, True]
+                product(to_hidden, w1.mT), token, scale.shape, mean, rstd, scale, offset, [True, True, True]
             )
             to_scale += a
             to_offset += b

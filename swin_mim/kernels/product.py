@@ -83,18 +83,18 @@ class _Linear(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         tokens = x.flatten(0, -2).contiguous()
-        mean = deviation = None
+        mean = rstd = None
         normed = tokens
         if scale is not None:
-            normed, mean, deviation = torch.native_layer_norm(tokens, tokens.shape[1:], scale, offset, eps)
-        ctx.save_for_backward(x, weight, scale, offset, mean, deviation)
+            normed, mean, rstd = torch.native_layer_norm(tokens, tokens.shape[1:], scale, offset, eps)
+        ctx.save_for_backward(x, weight, scale, offset, mean, rstd)
         ctx.eps = eps
         return product(normed, weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale, offset, mean, deviation = ctx.saved_tensors
+        x, weight, scale, offset, mean, rstd = ctx.saved_tensors
         for_x, for_weight, for_bias, for_scale, *_ = ctx.needs_input_grad
         tokens, upstream = x.flatten(0, -2).contiguous(), upstream.flatten(0, -2).contiguous()
         to_x = to_weight = to_scale = to_offset = None
@@ -102,7 +102,7 @@ class _Linear(torch.autograd.Function):
             to_x = product(upstream, weight.mT)
         if scale is not None and to_x is not None:
             to_x, to_scale, to_offset = torch.ops.aten.native_layer_norm_backward(
-                to_x, tokens, tokens.shape[1:], mean, deviation, scale, offset, [True, True, True]
+                to_x, tokens, tokens.shape[1:], mean, rstd, scale, offset, [True, True, True]
             )
         if for_weight:
             to_weight = torch.zeros_like(weight)

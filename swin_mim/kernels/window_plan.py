@@ -14,13 +14,13 @@ from swin_mim.kernels.window_geometry import Pair
 Kernel = Literal["forward", "whole", "rows", "columns"]
 
 MOST_TOKENS = 256
-"""of a window: 16 x 16."""
+"""Max tokens of a window: 16 x 16."""
 MOST_CHANNELS = 64
-"""of a head. Every published Swin has 32."""
+"""Max channels of a head. Every published Swin has 32."""
 WHOLE = 64
 """The most tokens of a window whose scores are one tile."""
-LEAST = 16
-"""Rows or columns that tensor cores multiply at least."""
+MIN_TILE = 16
+"""Min rows or columns that tensor cores multiply."""
 WIDEST = 32
 """Columns of a part: several numbers of each of its scores are live, besides the bias gradient of all parts."""
 
@@ -110,16 +110,16 @@ def strip_rows(tokens: int) -> int:
     """64 for wide windows. With 32, 144 tokens would waste fewer rows, but keys and values would be read 5 times, not
     3, and two warps would hold on the way what four do: 60 registers more than there are.
     """
-    return min(WHOLE, max(LEAST, _power_of_two(tokens)))
+    return min(WHOLE, max(MIN_TILE, _power_of_two(tokens)))
 
 
 def part_widths(tokens: int, exact: bool) -> tuple[int, ...]:
     """Powers of two, descending, that together have the fewest columns: 144 -> (32, 32, 32, 32, 16)."""
     if tokens <= WHOLE:
         return (strip_rows(tokens),)
-    widths, left = [], math.ceil(tokens / LEAST) * LEAST
+    widths, left = [], math.ceil(tokens / MIN_TILE) * MIN_TILE
     while left:
-        widths.append(LEAST if exact else min(WIDEST, 1 << (left.bit_length() - 1)))
+        widths.append(MIN_TILE if exact else min(WIDEST, 1 << (left.bit_length() - 1)))
         left -= widths[-1]
     return tuple(widths)
 
@@ -144,5 +144,5 @@ def groups_of(windows: int, plan: Plan, launch: Launch, processors: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """The least power of two that is not less."""
+    """Round up to a power of two."""
     return 1 << (number - 1).bit_length()

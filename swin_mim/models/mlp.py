@@ -23,8 +23,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """(B, h, w, D) -> (B, h, w, D), of norm(x)."""
-        whole = (self.training and self.dropout.p > 0) or watched(norm, self.fc1, self.fc2, self.dropout)
+        unfused = (self.training and self.dropout.p > 0) or watched(norm, self.fc1, self.fc2, self.dropout)
         ours = type(self.fc1) is type(self.fc2) is Linear and type(norm) is nn.LayerNorm
-        if ours and not whole and chunked_mlp.pays(x, self.fc1.weight):
+        if ours and not unfused and chunked_mlp.pays(x, self.fc1.weight):
             return chunked_mlp.mlp(x, parameters(norm), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.dropout(self.fc2(self.dropout(F.gelu(after_norm(norm, self.fc1, x)))))

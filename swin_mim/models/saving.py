@@ -38,7 +38,7 @@ class Pretrained(nn.Module):
     _way_out: ClassVar[str] = ""
     """What to do about a source that lacks them."""
     preprocessing: Preprocessing = Preprocessing()
-    """How images become its input; saved with it. ImageNet's means and deviations unless somebody says otherwise."""
+    """How images become its input; saved with it. ImageNet's mean and std unless somebody says otherwise."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, of a classifier."""
     from_simmim: bool = False

@@ -33,7 +33,7 @@ class SimMIM(Pretrained):
 
     Args:
         config: architecture of the encoder.
-        target: "pixels", or "normalized": pixels less the mean and over the deviation of their neighbourhood.
+        target: "pixels", or "normalized": pixels less the mean and over the std of their neighbourhood.
         attention, activation_checkpointing: as in `Swin`.
     """
 
@@ -110,19 +110,19 @@ class SimMIM(Pretrained):
         """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict; `valid` as in `forward`."""
         if self.target == "pixels":
             return images
-        mean, deviation = local_statistics(images, valid=valid)
-        return (images - mean) / deviation
+        mean, std = local_statistics(images, valid=valid)
+        return (images - mean) / std
 
     def to_images(self, pixels: Tensor, images: Tensor, valid: Tensor | None = None) -> Tensor:
-        """A prediction in the units of the images, both (B, C, H, W); `valid` as in `forward`.
+        """Bring a prediction into the units of the images, both (B, C, H, W); `valid` as in `forward`.
 
-        For a normalised target the mean and deviation are those of the true image: such a picture shows more than
+        For a normalised target the mean and std are those of the true image: such a picture shows more than
         the model knew.
         """
         if self.target == "pixels":
             return pixels
-        mean, deviation = local_statistics(images, valid=valid)
-        return pixels * deviation + mean
+        mean, std = local_statistics(images, valid=valid)
+        return pixels * std + mean
 
     def description(self) -> Description:
         """What config.json says of this model."""
@@ -210,7 +210,7 @@ def _check_valid(valid: Tensor, images: Tensor) -> None:
 def local_statistics(
     images: Tensor, window: int = NORMALIZATION_WINDOW, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the odd window around each pixel; at a border, of its part inside the image.
+    """Compute mean and std of the odd window around each pixel; at a border, of its part inside the image.
 
     Args:
         images: float (B, C, H, W).
@@ -231,8 +231,8 @@ def local_statistics(
         images = (images - level).where(valid[:, None], 0)
         mean, square = (_window_sum(x, window) / count.clamp(min=1) for x in (images, images.square()))
     variance = (square - mean.square()) * count / (count - 1).clamp(min=1)
-    deviation = (variance.clamp(min=0) + 1e-6).sqrt()
-    return mean if valid is None else mean + level, deviation
+    std = (variance.clamp(min=0) + 1e-6).sqrt()
+    return mean if valid is None else mean + level, std
 
 
 def _window_mean(x: Tensor, window: int) -> Tensor:

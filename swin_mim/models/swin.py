@@ -132,10 +132,10 @@ def freeze(encoder: Swin, stages: int) -> None:
 def initialise(module: nn.Module) -> None:
     """Draw new weights for a module and all below it.
 
-    linear weights       truncated normal, deviation 0.02
+    linear weights       truncated normal, std 0.02
     linear biases        zeros
     norms                weight ones, bias zeros
-    bias tables          truncated normal, deviation 0.02
+    bias tables          truncated normal, std 0.02
     convolutions         torch's default (kaiming uniform)
     """
     for child in module.modules():

@@ -44,7 +44,7 @@ def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: 
             return
         raise UserError(
             f"{name} takes {_text(seen)}, and images are read as {read}: make a model of these channels with "
-            "SimMIM.from_pretrained(..., channels=[names]), its preprocessing = Preprocessing(means, deviations, "
+            "SimMIM.from_pretrained(..., channels=[names]), its preprocessing = Preprocessing(mean, std, "
             "names, scale=1) and save_pretrained, and start from that"
         )
     theirs = seen.channels or channels

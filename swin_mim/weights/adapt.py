@@ -286,7 +286,7 @@ def _by(window: Pair) -> str:
 
 
 def _preprocessing(old: Preprocessing, channels: int | Sequence[str]) -> Preprocessing:
-    """Channels that stay keep their mean and deviation, new ones get the mean of the old ones'."""
+    """Channels that stay keep their mean and std, new ones get the mean of the old ones'."""
     names = [None] * channels if isinstance(channels, int) else list(channels)
     pairs = list(zip(old.mean, old.std, strict=True))
     known = {} if old.channels is None else dict(zip(old.channels, pairs, strict=True))

@@ -56,7 +56,7 @@ _STAGES = 16
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become the input of a model: values over the scale, less the mean, over the deviation, by channel."""
+    """How images become the input of a model: values over the scale, less the mean, over the std, by channel."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -95,7 +95,7 @@ class Preprocessing:
 
     @classmethod
     def unknown(cls, channels: int) -> "Preprocessing":
-        """Of images that nobody described: values as they are."""
+        """Preprocessing of images that nobody described: values as they are."""
         return cls((0.0,) * channels, (1.0,) * channels, None)
 
 
@@ -504,7 +504,7 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Of a size that a float has, and not NaN, which no comparison holds for."""
+    """Whether a value is a number that a float holds; NaN, for which no comparison holds, is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 

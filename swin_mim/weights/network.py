@@ -141,8 +141,8 @@ def _linear(name: str, out: int, into: int, *, bias: bool = True) -> list[tuple[
 
 def _mlp_ratio(sizes: Sequence[Shape]) -> float:
     """The shortest decimal that gives the hidden channels of every stage, (hidden, channels): int(channels * ratio)."""
-    least = max(hidden / dim for hidden, dim in sizes)
-    for ratio in (*(round(least, digits) for digits in range(17)), math.nextafter(least, math.inf)):
+    low = max(hidden / dim for hidden, dim in sizes)
+    for ratio in (*(round(low, digits) for digits in range(17)), math.nextafter(low, math.inf)):
         if all(int(dim * ratio) == hidden for hidden, dim in sizes):
             return float(ratio)
     raise UserError(f"mlp.fc1.weight has shapes {list(sizes)} in the stages: no one mlp_ratio gives all of them")

@@ -40,7 +40,7 @@ CONFIG_LIMIT = 10_000
 """Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
 CONFIG_DEPTH = 20
 LARGEST_SIZE = 1 << 16
-"""Of an image or a window, in a config."""
+"""Size of an image or a window, in a config."""
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Keys under which a training checkpoint keeps its weights."""
 

@@ -189,6 +189,6 @@ def shown(value: object, *, quotes: bool = True) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's message, or its type."""
+    """First line of an error's message, or the error's type."""
     line = str(error).strip().split("\n")[0]
     return shown(line, quotes=False) if line else type(error).__name__

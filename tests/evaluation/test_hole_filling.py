@@ -51,7 +51,7 @@ def direct(image, mask):
     ids=lambda mask: f"{mask.shape[1]}x{mask.shape[2]}, {mask.float().mean():.2f}",
 )
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_the_membrane_is_the_direct_solution(mask, offset):
+def test_laplace_inpainting_is_the_direct_solution(mask, offset):
     images = torch.rand(len(mask), 3, *mask.shape[1:]) + offset
     filled = laplace_inpaint(images, mask)
     for got, image, hidden in zip(filled, images, mask, strict=True):
@@ -73,7 +73,7 @@ def test_a_tighter_tolerance_brings_a_better_solution():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(5, 30), st.integers(5, 30), st.floats(0, 1), st.integers(0, 10**6))
 def test_a_ramp_is_reproduced_where_no_hole_meets_the_border(height, width, share, seed):
-    """A ramp is harmonic; only at a reflecting border, where a membrane is level, it is not."""
+    """A ramp is harmonic; only at a reflecting border, where the solution is level, it is not."""
     mask = scattered(1, height, width, share, seed)
     mask[:, [0, -1]] = mask[:, :, [0, -1]] = False
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -99,7 +99,7 @@ def test_a_constant_is_reproduced(fill, value):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 10**6))
-def test_the_membrane_never_overshoots(height, width, share, seed):
+def test_laplace_inpainting_never_overshoots(height, width, share, seed):
     mask = scattered(2, height, width, share, seed)
     images = torch.rand(2, 2, height, width, generator=torch.Generator().manual_seed(seed))
     filled = laplace_inpaint(images, mask)
@@ -109,7 +109,7 @@ def test_the_membrane_never_overshoots(height, width, share, seed):
     assert torch.equal(filled.where(seen, 0), images.where(seen, 0))
 
 
-def test_the_membrane_has_no_preferred_direction():
+def test_laplace_inpainting_has_no_preferred_direction():
     images, mask = torch.rand(2, 3, 37, 26), scattered(2, 37, 26, 0.85, seed=0)
     filled = laplace_inpaint(images, mask)
     for dims in ((2,), (3,), (2, 3)):

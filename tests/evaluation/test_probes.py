@@ -20,7 +20,7 @@ from swin_mim.evaluation.probes import (
     Prober,
     Score,
     accuracies,
-    by_name,
+    as_metrics,
     colour_histogram,
     colours_of,
     features,
@@ -274,8 +274,8 @@ def test_a_score_is_of_standardised_features_and_balanced_beside_plain():
     known, labels = clouds(90, 3, 6, 1.0)
     others, truth = clouds(200, 3, 6, 1.0, seed=1)
     others, truth = others[(truth != 2) | (np.arange(200) < 30)], truth[(truth != 2) | (np.arange(200) < 30)]
-    mean, deviation = known.numpy().mean(axis=0), known.numpy().std(axis=0)
-    first, second = (torch.from_numpy((values.numpy() - mean) / deviation) for values in (known, others))
+    mean, std = known.numpy().mean(axis=0), known.numpy().std(axis=0)
+    first, second = (torch.from_numpy((values.numpy() - mean) / std) for values in (known, others))
     linear = linear_probe(first, torch.from_numpy(labels), second, 3).numpy()
     near = nearest_neighbours(first, torch.from_numpy(labels), second, 3).numpy()
     expected = Score(*accuracies(linear, truth), *accuracies(near, truth))
@@ -311,9 +311,9 @@ def test_a_class_with_a_single_image_can_be_found():
     assert score(known, labels, alone + 0.01, np.array([2]), 3).linear == 1
 
 
-def test_scores_by_name():
+def test_scores_as_metrics():
     scores = [Score(0.1, 0.2, 0.3, 0.4), Score(0.5, 0.6, 0.7, 0.8)]
-    assert by_name(scores, "random_") == {
+    assert as_metrics(scores, "random_") == {
         "random_linear_stage1": 0.1,
         "random_linear_balanced_stage1": 0.2,
         "random_knn_stage1": 0.3,
@@ -323,7 +323,12 @@ def test_scores_by_name():
         "random_knn_stage2": 0.7,
         "random_knn_balanced_stage2": 0.8,
     }
-    assert list(by_name(scores[:1])) == ["linear_stage1", "linear_balanced_stage1", "knn_stage1", "knn_balanced_stage1"]
+    assert list(as_metrics(scores[:1])) == [
+        "linear_stage1",
+        "linear_balanced_stage1",
+        "knn_stage1",
+        "knn_balanced_stage1",
+    ]
 
 
 # ---- features of images ---------------------------------------------------------------------------------------

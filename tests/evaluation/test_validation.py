@@ -194,7 +194,7 @@ def naive_errors(images, mask, fill, unit):
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_baselines_against_a_loop(images, normalized):
-    def deviation(x):
+    def local_std(x):
         return local_statistics(x, 7)[1]
 
     images = images[:3]
@@ -204,15 +204,15 @@ def test_baselines_against_a_loop(images, normalized):
         draw_mask=draw_mask,
         patch=PATCH,
         reduce=alone,
-        std=deviation if normalized else None,
+        std=local_std if normalized else None,
     )
     floats, hidden = prepare(images), pixel_mask(masks(3, 0), PATCH)
-    unit = deviation(floats) if normalized else torch.ones_like(floats)
+    unit = local_std(floats) if normalized else torch.ones_like(floats)
     mean = torch.stack([x[:, ~m].mean(1) for x, m in zip(floats, hidden, strict=True)])[..., None, None]
-    membrane = laplace_inpaint(floats, hidden)
+    inpainted = laplace_inpaint(floats, hidden)
     assert list(baselines) == ["mean_fill", "interpolation"]
     assert baselines["mean_fill"] == pytest.approx(naive_errors(floats, hidden, mean.expand_as(floats), unit), rel=1e-5)
-    assert baselines["interpolation"] == pytest.approx(naive_errors(floats, hidden, membrane, unit), rel=1e-5)
+    assert baselines["interpolation"] == pytest.approx(naive_errors(floats, hidden, inpainted, unit), rel=1e-5)
 
 
 def test_a_baseline_is_the_loss_of_a_model_that_interpolates(images):

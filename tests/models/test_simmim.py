@@ -96,15 +96,15 @@ def test_any_size_and_channels(size, channels):
 
 
 def brute_force_statistics(images, window):
-    """Mean and unbiased deviation of every clipped neighbourhood, in float64."""
+    """Mean and unbiased std of every clipped neighbourhood, in float64."""
     pad = window // 2
     images = images.double()
-    mean, deviation = torch.empty_like(images), torch.empty_like(images)
+    mean, std = torch.empty_like(images), torch.empty_like(images)
     for y in range(images.shape[2]):
         for x in range(images.shape[3]):
             part = images[:, :, max(0, y - pad) : y + pad + 1, max(0, x - pad) : x + pad + 1].flatten(2)
-            mean[:, :, y, x], deviation[:, :, y, x] = part.mean(2), (part.var(2) + 1e-6).sqrt()
-    return mean, deviation
+            mean[:, :, y, x], std[:, :, y, x] = part.mean(2), (part.var(2) + 1e-6).sqrt()
+    return mean, std
 
 
 @pytest.mark.parametrize("window", [5, 47])
@@ -117,9 +117,9 @@ def test_local_statistics_equal_brute_force(window):
 def test_normalized_target(tiny):
     model = SimMIM(tiny, target="normalized")
     images, mask = torch.randn(2, 3, 64, 64), block_mask(2, (16, 16), 4, 0.6, seed=0)
-    mean, deviation = brute_force_statistics(images, 47)
+    mean, std = brute_force_statistics(images, 47)
     out = model(images, mask)
-    expected = masked_l1(out.pixels, (images - mean) / deviation, mask)
+    expected = masked_l1(out.pixels, (images - mean) / std, mask)
     assert_close(out.loss, expected, atol=1e-5, rtol=0)
     assert_close(model.to_images(model.targets(images), images), images, atol=1e-5, rtol=0)
 

@@ -90,20 +90,20 @@ def test_an_image_with_nothing_to_predict_adds_nothing(images, valid):
 
 
 def test_local_statistics_are_those_of_the_pixels_that_are_there(images, valid):
-    mean, deviation = local_statistics(images, window=5, valid=valid)
+    mean, std = local_statistics(images, window=5, valid=valid)
     for b, y, x in ((0, 0, 0), (1, 6, 20), (1, 40, 21), (2, 63, 29), (3, 15, 50)):
         rows, columns = slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3)
         near = images[b, :, rows, columns][:, valid[b, rows, columns]]
         assert_close(mean[b, :, y, x], near.mean(1))
-        assert_close(deviation[b, :, y, x], (near.var(1) + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)
+        assert_close(std[b, :, y, x], (near.var(1) + 1e-6).sqrt(), atol=1e-5, rtol=1e-5)
 
 
 def test_local_statistics_keep_their_digits_far_from_0(valid):
     images = 300 + 0.1 * torch.randn(4, 3, 64, 64)
-    _, deviation = local_statistics(images, valid=valid)
+    _, std = local_statistics(images, valid=valid)
     _, expected = local_statistics(images.double().sub(300).float(), valid=valid)
     seen = valid[:, None].expand_as(images)
-    assert_close(deviation[seen], expected[seen], rtol=0.02, atol=0)
+    assert_close(std[seen], expected[seen], rtol=0.02, atol=0)
 
 
 def test_gaps_of_another_shape_are_refused(tiny, images, mask):

@@ -42,7 +42,7 @@ class RunState:
     broken: int = 0
     """Images that could not be read and were replaced."""
     sums: dict[str, float] | None = None
-    """Of the metrics since the last line of the log."""
+    """Sums of the metrics since the last line of the log."""
     best: Best | None = None
     """The step whose checkpoint is kept besides the newest ones."""
 

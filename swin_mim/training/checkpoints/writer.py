@@ -22,7 +22,7 @@ class BackgroundWriter:
         self.failures = 0
         """In a row, up to the last job that is done."""
         self.reason = ""
-        """Of the last failure; empty once a job has succeeded."""
+        """Why the last job failed; empty once a job has succeeded."""
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 

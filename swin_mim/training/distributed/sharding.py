@@ -20,7 +20,7 @@ from swin_mim.models.swin import Swin
 
 
 def zero_stage(accelerator: Accelerator) -> int:
-    """Of DeepSpeed; 0 without it."""
+    """Stage of DeepSpeed's ZeRO; 0 without it."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return 0
     return int(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"])

@@ -11,7 +11,7 @@ ENOUGH = 50
 DEVIATIONS = 10
 """Median absolute deviations above the median that make a spike..."""
 RATIO = 1.5
-"""...if it is this many times the median too: a loss that hardly moves has hardly a deviation."""
+"""...if it is this many times the median too: a loss that hardly moves has hardly any."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ class LossSpikes:
         """The finite loss of one step."""
         if len(self._recent) >= ENOUGH:
             middle = median(self._recent)
-            deviation = median(abs(value - middle) for value in self._recent)
-            high = loss > max(middle + DEVIATIONS * deviation, RATIO * middle)
+            mad = median(abs(value - middle) for value in self._recent)
+            high = loss > max(middle + DEVIATIONS * mad, RATIO * middle)
             if high and step - self._said_at >= WINDOW:
                 self._said_at = step
                 _LOG.warning(

@@ -67,7 +67,7 @@ class RunFacts:
     devices: str
     """On what it ran, as "8 x NVIDIA H100"."""
     precision: str
-    """Of its arithmetic, as "bf16"."""
+    """Name of its arithmetic, as "bf16"."""
 
 
 def about_run(run: RunFacts, config: PretrainConfig, state: RunState, *, images: int, heldout: int) -> About:

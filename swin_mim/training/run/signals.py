@@ -20,7 +20,7 @@ class StopSignal:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     LAUNCHER_ENDED = signal.SIGUSR2
-    """Of `follow_launcher`. One of its own, because a Ctrl-C ends the launcher too: that is no second wish."""
+    """Signal of `follow_launcher`: one of its own, because a Ctrl-C ends the launcher too: that is no second wish."""
 
     def __init__(self) -> None:
         self.received = False

@@ -13,7 +13,7 @@ class SkippedPart(NamedTuple):
     start: int
     """Position of its first image."""
     indices: list[int]
-    """Of its images in the source."""
+    """Indices of its images in the source."""
     loss: float
 
 
@@ -22,12 +22,12 @@ class SkippedStep(NamedTuple):
 
     step: int
     positions: tuple[int, int]
-    """Of its images, over all processes: the first one, and the one behind the last."""
+    """Positions of its images, over all processes: the first one, and the one behind the last."""
     loss: float
     """Mean over all processes."""
     grad_norm: float
     parts: list[SkippedPart]
-    """Of this process; none if its losses were finite, and only a gradient or another process's loss was not."""
+    """Parts of this process; none if its losses were finite, and only a gradient or another process's loss was not."""
 
 
 class SkippedSteps:
