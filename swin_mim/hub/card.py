@@ -7,7 +7,7 @@ card.md.jinja.
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,10 @@ from swin_mim.errors import UserError
 from swin_mim.hub.about import About
 from swin_mim.redaction import without_paths, yaml_without_paths
 from swin_mim.weights.compatibility import unsupported_reason
-from swin_mim.weights.config_json import Description, Preprocessing, timm_name
+from swin_mim.weights.config_json import Description, timm_name
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
-
-SHOWN_LABELS = 20
-"""A longer list of class names is cut to this."""
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
@@ -45,30 +42,22 @@ def card(description: Description, about: About, *, folder: str, parameters: int
     _check(description, about)
     about = _without_machine(about)
     title = without_paths(about.name or about.repo or folder)
-    known = {
-        "about": about,
-        "config": description.config,
-        "kind": description.kind,
-        "taken": description.preprocessing,
-        "title": title,
-        "parameters": parameters,
-        "native": native,
-        "simmim": "simmim" in _tags(description, about),
-        "classes": description.num_classes,
-        "labels": description.labels,
-        "shown_labels": _labels(description),
-        "timm_name": timm_name(description.config),
-        "caution": unsupported_reason("timm", description),
-        "has_data": about.training is not None and bool(about.training.data.strip()),
+    text = ModelCard.from_template(
+        _front_matter(description, about, title),
+        template_path=str(_TEMPLATE),
+        description=description,
+        about=about,
+        title=title,
+        parameters=parameters,
+        native=native,
+        simmim="simmim" in _tags(description, about),
+        caution=unsupported_reason("timm", description),
+        timm_name=timm_name(description.config),
+        **_FUNCTIONS,
         **_sizes(description.config),
         **_reading(description),
-        **{
-            function.__name__.strip("_"): function
-            for function in (escaped, fenced, quote, _by, _link, _number, _numbers)
-        },
-    }
-    data = _front_matter(description, about, title)
-    return f"{ModelCard.from_template(data, template_path=str(_TEMPLATE), **known)}\n"
+    )
+    return f"{text}\n"
 
 
 def escaped(text: str) -> str:
@@ -158,12 +147,6 @@ def _tags(description: Description, about: About) -> list[str]:
     return list(dict.fromkeys(["timm", "transformers", "swin", *own, *about.tags]))
 
 
-def _labels(description: Description) -> str:
-    labels = description.labels or ()
-    more = len(labels) - SHOWN_LABELS
-    return ", ".join(map(escaped, labels[:SHOWN_LABELS])) + (f" and {more} more" if more > 0 else "")
-
-
 def _sizes(config: SwinConfig) -> dict[str, Any]:
     """The shapes that the examples promise, and what is said of windows."""
     stages = [(config.stage_grid(stage), config.stage_dim(stage)) for stage in range(config.num_stages)]
@@ -193,29 +176,16 @@ def _reading(description: Description) -> dict[str, str]:
             [str(len(taken.mean)), *(f"{key}={value!r}" for key, value in given.items() if value is not None)]
         ),
         "random": f"torch.rand{(1, len(taken.mean), *size)}  # {yours}normalised as above",
-        "units": _units(taken),
     }
-
-
-def _units(taken: Preprocessing) -> str:
-    if taken.scale == 255:
-        return "pixels between 0 and 1"
-    gaps = "" if taken.nodata is None else f", {taken.nodata:g} where there is none"
-    gaps += "" if taken.mask_channel is None else f", none where channel {taken.mask_channel} is 0"
-    return f"values as they stand in the files{gaps}"
 
 
 def _by(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def _link(name: str, prefix: str = "") -> str:
-    return f"[{escaped(name)}](https://huggingface.co/{prefix}{name})"
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+_FUNCTIONS: dict[str, Any] = {"escaped": escaped, "fenced": fenced, "quote": quote, "by": _by, "number": _number}
+"""What the template calls."""
