@@ -74,7 +74,7 @@ def load_batches(
 
 class _Loader(DataLoader[Any]):
     def check_worker_number_rationality(self) -> None:
-        """Nothing: torch would say twice in three lines, with a path, what `tell_if_more_than_cores` says."""
+        """Nothing: torch would say twice in three lines, with a path, what `warn_if_more_than_cores` says."""
 
 
 def share_of_cores(processes: int | None = None) -> int:
@@ -86,7 +86,7 @@ def share_of_cores(processes: int | None = None) -> int:
     return max(1, len(os.sched_getaffinity(0)) // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def tell_if_more_than_cores(workers: int) -> None:
+def warn_if_more_than_cores(workers: int) -> None:
     """Warn of more workers than this process has cores."""
     cores = share_of_cores()
     if workers > cores:
@@ -131,7 +131,7 @@ def _load(
             again.extendleft(reversed(owed))
             owed.clear()
             losses += 1
-            _tell(loss, losses, workers, again[0][0].position)
+            _warn(loss, losses, workers, again[0][0].position)
 
 
 def _handed_out(
@@ -146,7 +146,7 @@ def _handed_out(
         yield each
 
 
-def _tell(loss: "_WorkersLost", losses: int, workers: int, position: int) -> None:
+def _warn(loss: "_WorkersLost", losses: int, workers: int, position: int) -> None:
     way_out = f"give the job more memory, or lower data.workers, which is {workers} (0 decodes in the training process)"
     if losses > RESTARTS:
         raise UserError(f"{loss}, {losses} times in a row at position {position}: {way_out}", local=True) from loss

@@ -107,10 +107,10 @@ def check_bands(source: RasterSource, spec: str) -> None:
             raise UserError(f"data.source {spec!r}: {source.name(index)}: {error}") from error
         break
     if bands.nodata is not None:
-        _tell_if_nothing_is_marked(source, bands.nodata)
+        _warn_if_nothing_is_marked(source, bands.nodata)
 
 
-def _tell_if_nothing_is_marked(source: RasterSource, nodata: float) -> None:
+def _warn_if_nothing_is_marked(source: RasterSource, nodata: float) -> None:
     """Warn of a value that the first image which can be read cannot have."""
     for index in range(min(_TRIED, len(source))):
         try:

@@ -45,15 +45,6 @@ def open_source(
     return opened_images(opened, spec, column, bands)
 
 
-def open_rows(
-    spec: str, *, config: str | None = None, split: str = "train", column: str | None = None
-) -> FolderSource | Table:
-    """As `open_source` of RGB images, but a table comes with all its columns."""
-    opened = open_files(spec, config=config, split=split, column=column)
-    assert not isinstance(opened, StackSource)
-    return opened
-
-
 def open_files(
     spec: str,
     *,

@@ -19,7 +19,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
 
 
 class Table:
-    """Rows of the `datasets` library. Opened by `open_rows`."""
+    """Rows of the `datasets` library. Opened by `open_files`."""
 
     def __init__(self, name: str, dataset: Any, roots: Sequence[Path]) -> None:
         """`name` is for messages; `roots` are the folders in which the rows may name files."""

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from swin_mim.data.labels import Labelled
 from swin_mim.data.loading.loader import Batch, LoaderOptions
-from swin_mim.data.loading.workers import tell_if_more_than_cores
+from swin_mim.data.loading.workers import warn_if_more_than_cores
 from swin_mim.data.sources.base import Source, StreamStatus
 from swin_mim.data.sources.inventory import explain_change
 from swin_mim.errors import STOPPED, UserError
@@ -93,7 +93,7 @@ class Run:
     def precision(self) -> str:
         return processes.precision_text(self.accelerator)
 
-    def say(self, text: str) -> None:
+    def log_info(self, text: str) -> None:
         """Write to the terminal and train.log, in the main process only."""
         _LOG.info(text)
 
@@ -183,7 +183,7 @@ class Run:
         batch = f"{schedule.global_batch} = {self.world} x {train.micro_batch} x {self.accumulation}"
         strategy = processes.strategy_text(self.accelerator, fsdp=train.fsdp)
         start = f"resumed at step {step}" if self.newest else f"from {config.model.pretrained or 'new weights'}"
-        self.say(
+        self.log_info(
             f"{config.run.name}: {subject[0]}, {parameters:.3g} M parameters, {subject[1]}; "
             f"{schedule.total_steps} steps of {batch}; {self.device.type}, {strategy}, {self.threads} threads, "
             f"precision {self.precision}, attention {attention_text(encoder, self.device)}; {start} in {self.folder}"
@@ -229,7 +229,7 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
         start_log(folder, main=accelerator.is_main_process)
         if trains and not stop.listens:
             _LOG.warning("this is not the main thread: no signal ends the run with a checkpoint, nor does Ctrl-C")
-        tell_if_more_than_cores(config.data.workers)
+        warn_if_more_than_cores(config.data.workers)
         held = _hold(folder, main=accelerator.is_main_process) if trains else None
         run_folder.claim(folder, config, write=trains and accelerator.is_main_process)
         broken = run_folder.BrokenImages(folder / "broken_images.jsonl")

@@ -232,7 +232,7 @@ def test_more_workers_than_cores_are_told_where_a_run_begins(caplog: pytest.LogC
     next(stream(cores + 1))  # nor does torch, whose warning would be an error here
     assert not caplog.records
     for number in (cores, cores + 1):
-        workers.tell_if_more_than_cores(number)
+        workers.warn_if_more_than_cores(number)
     text = f"data.workers {cores + 1} is more than the {cores} core"
     assert [record.getMessage().startswith(text) for record in caplog.records] == [True]
 
