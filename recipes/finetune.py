@@ -129,14 +129,14 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
                 run.stop.leave()
                 step = published_step(state, config.save.export, run.checkpoints)
                 if step != published_step(state, config.save.export):
-                    run.say("the checkpoint of the best step could not be written: the last one is published")
+                    run.log_info("the checkpoint of the best step could not be written: the last one is published")
                 trained.full.model.load_state_dict(published_weights(path_of(run.checkpoints, step)))
                 outcome = evaluator.outcome(trained.full.model)
                 if run.is_main:
                     evaluator.write(reports, outcome, step=step)
                     if config.predictions:
                         evaluator.write_predictions(Path(config.predictions), outcome)
-                run.say(f"published: the weights after step {step}  {metrics_text(metrics(outcome))}")
+                run.log_info(f"published: the weights after step {step}  {metrics_text(metrics(outcome))}")
         exporter.conclude(lambda: f"finished; see {run.folder}: export/, evaluation/, plots/")
         return run.exit_code(checkpoints, schedule)
 

@@ -47,7 +47,7 @@ def measure(config: FinetuneConfig) -> int:
                 evaluator.write_predictions(Path(config.predictions), outcome)
         where = pretrained if step is None else f"step {step} of {config.run.name}"
         folder = run.folder / "evaluation"
-        run.say(f"{where}: {metrics_text(metrics(outcome))}  {len(outcome.images)} images; see {folder}")
+        run.log_info(f"{where}: {metrics_text(metrics(outcome))}  {len(outcome.images)} images; see {folder}")
     return 0
 
 

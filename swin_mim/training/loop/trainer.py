@@ -238,7 +238,7 @@ class Trainer:
                 self.read_reports()
                 metrics = evaluation.measure(self.state.step)
                 if evaluation.describe is not None:
-                    self.run.log.say(self.state.step, evaluation.describe(metrics))
+                    self.run.log.log_step(self.state.step, evaluation.describe(metrics))
                 self.run.log.metrics(self.state.step, metrics)
                 self.interval.restart_clock()
 

@@ -117,12 +117,12 @@ class Exporter:
         run, step, total = self._run, self._checkpoints.state.step, self._schedule.total_steps
         run.stop.leave()
         if step < total:
-            run.say(f"stopped at step {step} of {total}, with a checkpoint: the same command continues the run")
+            run.log_info(f"stopped at step {step} of {total}, with a checkpoint: the same command continues the run")
             if self._publisher:
                 self._publisher.leave()
         elif run.is_main:
             if self._publisher:
-                run.say(f"published: {self._publisher.finish(f'{run.config.run.name}, {total} steps')}")
+                run.log_info(f"published: {self._publisher.finish(f'{run.config.run.name}, {total} steps')}")
             else:
                 self._write()
-            run.say(summary())
+            run.log_info(summary())

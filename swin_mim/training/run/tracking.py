@@ -51,7 +51,7 @@ class RunLog:
         if self._main:
             append_line(self._path, {"step": step, **values})
 
-    def say(self, step: int, text: str) -> None:
+    def log_step(self, step: int, text: str) -> None:
         """Write a line about a step to the terminal and train.log."""
         _LOG.info("step %6d/%d  %s", step, self._total_steps, text)
 
