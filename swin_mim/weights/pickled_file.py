@@ -6,7 +6,6 @@ is not even read. Every refusal is a `UserError`.
 """
 
 import io
-import itertools
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, Self
 
@@ -36,9 +35,6 @@ PICKLE_LIMIT = 2 * 10**6
 """Bytes of a pickle without its tensors. That of Swin-L with its optimizer is 0.1 MB."""
 TUPLE_LIMIT = 50_000
 """Tuples in a pickle; Swin-L with its optimizer has 4607. Hashing nested ones takes stack and would crash Python."""
-CONFIG_LIMIT = 10_000
-"""Values of a pickled config. One value may be referred to often, so that a short file can hold a huge config."""
-CONFIG_DEPTH = 20
 LARGEST_SIZE = 1 << 16
 """Size of an image or a window, in a config."""
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
@@ -54,7 +50,8 @@ class PickledFile(NamedTuple):
     tensors: dict[str, Tensor]
     """On the CPU, contiguous, of the dtypes in the file, without the prefixes of DDP and torch.compile."""
     config: dict[str, Any] | None
-    """The training script's settings as plain dicts, where the file has them under `config`."""
+    """The training script's settings as dicts, where the file has them under `config`. Nobody checked them, and a value
+    may be referred to exponentially often: look at single values, never copy or print the whole."""
 
 
 def is_pickled(path: Path) -> bool:
@@ -88,15 +85,15 @@ def load_pickled(path: Path) -> PickledFile:
         try:
             content, read = (_open_archive if head.startswith(b"PK") else _open_legacy)(file, path)
             if not isinstance(content, dict):
-                raise UserError(f"{path} holds a {_kind(content)}, not a dict of tensors: save model.state_dict()")
+                kind = type(content).__name__.lstrip("_")
+                raise UserError(f"{path} holds a {kind}, not a dict of tensors: save model.state_dict()")
             tensors = _loaded(_state_dict(content, path), read, os.fstat(file.fileno()).st_size, path)
         except UserError:
             raise
         except Exception as error:  # a damaged or hostile file can make any of them
             raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
     config = content.get("config")
-    plain = _plain(config, "config", path, itertools.count(1)) if isinstance(config, dict) else None
-    return PickledFile(_unwrapped(tensors), plain)
+    return PickledFile(_unwrapped(tensors), config if isinstance(config, dict) else None)
 
 
 def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -107,7 +104,9 @@ def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST_SIZE:
-            raise UserError(f"{path}: its config has {'.'.join(at)} {value!r}, expected a number up to {LARGEST_SIZE}")
+            raise UserError(
+                f"{path}: its config has {'.'.join(at)} {shown(value)}, expected a number up to {LARGEST_SIZE}"
+            )
         found[key] = value
     if _inside(settings, ("MODEL", "SIMMIM", "NORM_TARGET", "ENABLE")) is True:
         found["target"] = "normalized"
@@ -122,15 +121,15 @@ def _inside(settings: Any, place: Sequence[str]) -> Any:
 
 
 class _Object:
-    """What a pickle gets in place of an object of any class. No pickle can set another attribute, not even of this."""
+    """What a pickle gets in place of an object of any class: nothing is kept, and no attribute can be set."""
 
-    __slots__ = ("state",)
+    __slots__ = ()
 
     def __new__(cls, *_: object) -> Self:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        self.state = state
+        pass
 
 
 class _Dict(dict):
@@ -384,27 +383,3 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _plain(value: Any, where: str, path: Path, count: Iterator[int], depth: int = 0) -> Any:
-    """A copy of a pickled config in plain values, counted, as one value may be referred to exponentially often."""
-    if next(count) > CONFIG_LIMIT or depth > CONFIG_DEPTH:
-        raise UserError(f"the config in {path} has over {CONFIG_LIMIT} values or {CONFIG_DEPTH} levels: {_DISTRUST}")
-    if isinstance(value, _Object) and isinstance(getattr(value, "state", None), dict):  # argparse's Namespace
-        value = value.state
-    if isinstance(value, dict):
-        odd = [key for key in value if not isinstance(key, str)]
-        if odd:
-            raise UserError(f"{shown(where)} in {path} has the key {shown(odd[0])}, keys must be text: {_WEIGHTS_ONLY}")
-        return {key: _plain(item, f"{where}.{key}", path, count, depth + 1) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item, where, path, count, depth + 1) for item in value)
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise UserError(
-        f"{shown(where)} in {path} is a {_kind(value)}, not text, a number, a list or a dict: {_WEIGHTS_ONLY}"
-    )
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__.lstrip("_")

@@ -184,8 +184,9 @@ def shown(value: object, *, quotes: bool = True) -> str:
     """A value out of a file, short, harmless on a terminal, and however deep it is."""
     if isinstance(value, str | bytes):
         text = ascii(value[:100]) if quotes else ascii(value[:100])[1:-1]
-        return text if len(text) <= 80 else text[:77] + "..."
-    return reprlib.repr(value) if type(value) in (bool, int, float, list, dict) else f"a {type(value).__name__}"
+    else:
+        text = reprlib.repr(value) if type(value) in (bool, int, float, list, dict) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def first_line(error: BaseException) -> str:
