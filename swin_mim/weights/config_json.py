@@ -70,7 +70,7 @@ class Preprocessing:
     """What the values of an image are divided by first: mean and std of 8-bit images are of values from 0 to 1. 1: they
     are in the units of the files."""
     nodata: float | None = None
-    """Value of pixels that are not there, in images of a scale of 1: as `data.raster.ChannelSpec`, and the next too."""
+    """Value of pixels that are not there, in images of a scale of 1; this and the next as in `ChannelSpec`."""
     mask_channel: str | None = None
 
     def __post_init__(self) -> None:
@@ -342,19 +342,19 @@ def _resized_by(processor: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _resizing(height: int, width: int, share: float) -> dict[str, Any]:
+def _resizing(height: int, width: int, crop_pct: float) -> dict[str, Any]:
     """How transformers gets from an image to the model's size. It can cut out a part of square images only."""
-    if share != 1 and height != width:
+    if crop_pct != 1 and height != width:
         _LOG.warning(
             "the model sees the middle %.3g of an image of %d x %d: transformers' processor cannot do that where sides "
             "differ, and will show it the whole",
-            *(share, height, width),
+            *(crop_pct, height, width),
         )
-    if share == 1 or height != width:
+    if crop_pct == 1 or height != width:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
     return {
         "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": round(height / share)},
+        "size": {"shortest_edge": round(height / crop_pct)},
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
     }
@@ -462,7 +462,7 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         channels = tuple(channels)
     scale: Any = own.get("scale", 255)
     nodata: Any = own.get("nodata")
-    share: Any = cfg.get("crop_pct")
+    crop_pct: Any = cfg.get("crop_pct")
     interpolation, mask_channel = cfg.get("interpolation"), own.get("mask_channel")
     if not (nodata is None or _is_number(nodata)) or not (mask_channel is None or isinstance(mask_channel, str)):
         raise UserError(
@@ -471,15 +471,15 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
         )
     if not _is_number(scale):
         raise UserError(f"{where}: swin_mim.scale is {_short(scale)}: expected a number")
-    if not isinstance(interpolation, str) or not _is_number(share):
+    if not isinstance(interpolation, str) or not _is_number(crop_pct):
         raise UserError(
-            f"{where}: pretrained_cfg has interpolation {_short(interpolation)} and crop_pct {_short(share)}: "
+            f"{where}: pretrained_cfg has interpolation {_short(interpolation)} and crop_pct {_short(crop_pct)}: "
             "expected a text and a number"
         )
     try:
         mean, std = (tuple(map(float, cfg[key])) for key in ("mean", "std"))
         taken: Any = interpolation
-        return Preprocessing(mean, std, channels, taken, float(share), scale, nodata, mask_channel)
+        return Preprocessing(mean, std, channels, taken, float(crop_pct), scale, nodata, mask_channel)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
