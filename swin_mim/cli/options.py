@@ -86,8 +86,8 @@ def _add_channels(group: argparse._ArgumentGroup) -> None:
     add("--stack", metavar="PATTERN", help='one file for each channel: "{image}_{channel}.tif" below the source')
 
 
-def bands_of(options: argparse.Namespace, parser: Parser) -> "ChannelSpec | None":
-    """What is read of each image; None: 8-bit RGB. Raises `UserError` for options that contradict each other."""
+def channels_of(options: argparse.Namespace, parser: Parser) -> "ChannelSpec | None":
+    """Say which channels are read of each image; None: 8-bit RGB. Raises `UserError` if options contradict others."""
     from swin_mim.data.decoding.raster import ChannelSpec
 
     named = options.channels

@@ -31,14 +31,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.options import add_raster_options, bands_of
+from swin_mim.cli.options import add_raster_options, channels_of
 from swin_mim.errors import Parser, one_line_errors
 
 if TYPE_CHECKING:
     from swin_mim.data.sources.packed import Packed
 
-LEAST = {"size": 0, "quality": 1, "shard_mib": 1, "workers": 0}
-BEST_QUALITY = 100
+MINIMA = {"size": 0, "quality": 1, "shard_mib": 1, "workers": 0}
+MAX_QUALITY = 100
 INTERRUPTED = "interrupted: the same command goes on behind the last whole shard"
 
 
@@ -59,17 +59,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--verify", type=Path, metavar="DEST", help="check the sha256 of every shard of a folder, and nothing else")
     add_raster_options(parser)
     options = parser.parse_args(arguments)
-    options.bands = bands_of(options, parser)
+    options.bands = channels_of(options, parser)
     _check_format(options, parser)
     if options.verify and options.source is not None:
         parser.error(f"--verify {options.verify} checks that folder alone: leave out {options.source}")
     if not options.verify and options.dest is None:
         parser.error("two arguments are needed: SOURCE and DEST")
-    for name, least in LEAST.items():
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
-    if options.quality > BEST_QUALITY:
-        parser.error(f"--quality {options.quality} must be at most {BEST_QUALITY}")
+    for name, minimum in MINIMA.items():
+        if getattr(options, name) < minimum:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {minimum}")
+    if options.quality > MAX_QUALITY:
+        parser.error(f"--quality {options.quality} must be at most {MAX_QUALITY}")
     return options
 
 

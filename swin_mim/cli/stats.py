@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.options import add_json_option, add_raster_options, bands_of, text_stream, write_json
+from swin_mim.cli.options import add_json_option, add_raster_options, channels_of, text_stream, write_json
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def parse(arguments: Sequence[str] | None) -> "tuple[argparse.Namespace, Channel
     add_json_option(parser)
     add_raster_options(parser)
     options = parser.parse_args(arguments)
-    for name, least in (("images", 1), ("workers", 0)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} {getattr(options, name)} must be at least {least}")
-    return options, bands_of(options, parser)
+    for name, minimum in (("images", 1), ("workers", 0)):
+        if getattr(options, name) < minimum:
+            parser.error(f"--{name} {getattr(options, name)} must be at least {minimum}")
+    return options, channels_of(options, parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

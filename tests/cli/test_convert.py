@@ -53,6 +53,7 @@ def tools():
     names = {
         "convert": "swin_mim.cli.convert.command",
         "conversion": "swin_mim.cli.convert.conversion",
+        "libraries": "swin_mim.cli.convert.libraries",
         "push": "swin_mim.cli.push",
     }
     yield types.SimpleNamespace(**{name: importlib.import_module(module) for name, module in names.items()})
@@ -544,7 +545,7 @@ def test_what_cannot_be_compared_is_said(run, sources, tmp_path, monkeypatch):
 
 
 def test_outputs_that_differ_leave_nothing_behind(tools, refused, sources, tmp_path, monkeypatch):
-    peers = sys.modules["peers"]
+    peers = tools.libraries
 
     def another_network(description, weights):
         peer = peers.build_timm(description, weights)

@@ -235,7 +235,7 @@ def test_many_channels_and_the_options_to_start_with(tmp_path: Path, ask: Callab
     assert [len(values[key]) for key in ("data.mean", "data.std")] == [13, 13]
     found = said.report["images"]["channels"]
     assert found["mean"] == pytest.approx([float(value) for value in values["data.mean"]], rel=1e-5)
-    assert min(found["least"]) >= 100
+    assert min(found["min"]) >= 100
     assert (found["counts"], found["dtypes"]) == ({"13": 30}, {"uint16": 30})
     assert "images/s" in said.fact("loader")
     # the command that it ends with needs nothing more

@@ -211,7 +211,7 @@ def test_a_copied_recipe_runs_with_another_loss(installed: Installed, run: Path)
     assert first[1] == pytest.approx(2 * first[0])
 
 
-LOSS = "prepared("
+LOSS = "trained.model("
 """Where the loss begins in recipes/pretrain.py."""
 
 

@@ -57,7 +57,7 @@ def test_several_pretrainings_count_as_one() -> None:
     assert pretrained["runs"] == ["model1, seed 0", "model1, seed 1", "model2, seed 0", "model2, seed 1"]
     assert pretrained["accuracy"]["values"] == pytest.approx([0.9, 0.9, 0.7, 0.7])
     assert pretrained["accuracy"]["mean"] == pytest.approx(0.8)
-    assert pretrained["accuracy"]["deviation"] == pytest.approx(np.std([0.9, 0.9, 0.7, 0.7], ddof=1))
+    assert pretrained["accuracy"]["std"] == pytest.approx(np.std([0.9, 0.9, 0.7, 0.7], ddof=1))
     assert entry["gain"]["accuracy"] == pytest.approx(0.8 - 0.2)
 
 

@@ -30,7 +30,7 @@ def test_whole_means_whole(bench, tmp_path):
 def test_losses_are_smoothed_before_they_are_compared(bench, monkeypatch):
     monkeypatch.setattr(bench.decoders, "SMOOTH", 2)
     one, other = bench.decoders.Run([3.0, 1.0, 3.0], 0.5), bench.decoders.Run([1.0, 1.0, 5.0], 0.25)
-    assert bench.decoders.difference(one, other) == {"mean": 1, "greatest": 1, "signed_mean": 0, "heldout": 0.25}
+    assert bench.decoders.difference(one, other) == {"mean": 1, "max": 1, "signed_mean": 0, "heldout": 0.25}
 
 
 def test_fewer_steps_than_are_averaged_are_refused(bench, capsys):

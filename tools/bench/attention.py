@@ -27,7 +27,7 @@ from tools.bench.settings import PeerSettings, check, check_microsoft, check_mod
 from tools.bench.timing import Failed, attempt, autocast, seconds_per_call, take_turns, times
 
 DIFFERENCE = 2e-3
-"""The largest difference of outputs and gradients that is rounding, of the greatest value; in fp32."""
+"""The largest difference of outputs and gradients that is rounding, of the largest value; in fp32."""
 ALONE = ", alone"
 
 
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call, forward and backward."""
+    """Cost of one call, forward and backward."""
 
     flops: int
     bytes: int
@@ -218,7 +218,7 @@ def input_dtype(name: str, precision: str) -> torch.dtype:
 def work_of(
     name: str, place: Place, batch: int, config: SwinConfig, precision: str, systems: Mapping[str, System]
 ) -> Work:
-    """Of our reference: the same for all, however they do it."""
+    """Work of our reference: the same for all, however they do it."""
     module: Any = ours_attention(systems["ours"].model, place.stage, place.block).module
     with torch.device("meta"):
         on_meta: Any = ours_attention(SimMIM(config, attention="reference"), place.stage, place.block).module
@@ -257,7 +257,7 @@ def summed(found: list[dict[str, Any]], batch: int, config: SwinConfig, ceilings
 
 
 def total(at_places: list[dict[str, Any]], batch: int, ceilings: Ceilings | None) -> dict[str, Any]:
-    """Of the rows that are measured everywhere."""
+    """Sums of the rows that are measured everywhere."""
     everywhere = [name for name in at_places[0]["results"] if all(name in entry["results"] for entry in at_places)]
     seconds = {
         name: sum(entry["count"] * entry["results"][name]["seconds_per_call"] for entry in at_places)

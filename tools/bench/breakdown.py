@@ -5,7 +5,7 @@ occurrences. What the step takes beyond the sum (residual additions, sums of gra
 negative where the parts together are faster than one by one. The MLP has its norm with it; the others are a part of
 their own, though a layer may do them on its way.
 
-Bytes are the least that a part must move: its input, output and weights once in the forward pass, and these and their
+Bytes are the minimum that a part must move: its input, output and weights once in the forward pass, and these and their
 gradients once in the backward pass; what it makes in between could stay on the chip.
 """
 
@@ -29,8 +29,8 @@ from tools.bench.settings import MAX_GRAD_NORM, Mode, ModelSettings, cells_of
 from tools.bench.timing import autocast, seconds_per_call, times
 
 OPTIMIZER_BYTES = 8 * 4
-"""Of AdamW and the clipping for each parameter: weight, gradient and two moments read, all but the gradient written,
-and the gradient read once before for its norm."""
+"""Bytes of AdamW and the clipping for each parameter: weight, gradient and two moments read, all but the gradient
+written, and the gradient read once before for its norm."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Part:
     count: int
     """How often it occurs in a step."""
     module: nn.Module
-    """Of one tensor."""
+    """Takes one tensor."""
     input: Tensor
-    """Of the shape and type that it has in a step; it may hold anything."""
+    """Has the shape and type that it has in a step; it may hold anything."""
     needs_gradient: bool = True
-    """Of the input."""
+    """Whether the input needs a gradient."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all occurrences of a part in one step, forward and backward."""
+    """Cost of all occurrences of a part in one step, forward and backward."""
 
     seconds: float
     flops: int
@@ -103,13 +103,13 @@ def summed(parts: list[Part], costs: list[Cost], step_seconds: float, ceilings: 
 
 
 def judged(cost: Cost, step_seconds: float, ceilings: Ceilings) -> dict[str, float]:
-    least = ceilings.seconds(cost.flops, cost.bytes)
+    roofline = ceilings.seconds(cost.flops, cost.bytes)
     return {
         **asdict(cost),
         "tflops": cost.flops / cost.seconds / 1e12,
         "gb_per_second": cost.bytes / cost.seconds / 1e9,
-        "roofline_seconds": least,
-        "share_of_roofline": least / cost.seconds,
+        "roofline_seconds": roofline,
+        "share_of_roofline": roofline / cost.seconds,
         "share_of_step": cost.seconds / step_seconds,
     }
 
@@ -154,7 +154,7 @@ class Call(NamedTuple):
 
 
 def calls_in(model: SimMIM, batch: tuple[Tensor, Tensor]) -> dict[nn.Module, Call]:
-    """Of the modules below that were called with a tensor, in one forward pass."""
+    """The modules below that were called with a tensor, in one forward pass."""
     calls: dict[nn.Module, Call] = {}
 
     def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
@@ -287,7 +287,7 @@ def with_children(module: nn.Module, **children: nn.Module) -> nn.Module:
 
 
 def seconds_of(part: Part, settings: ModelSettings, mode: Mode) -> float:
-    """Of all its occurrences in a step."""
+    """Seconds of all its occurrences in a step."""
     device = next(part.module.parameters()).device
     x = real(part, device)
     torch.compiler.reset()  # one piece of code for all stages would pass the limit of recompilations
@@ -315,7 +315,7 @@ def real(part: Part, device: torch.device) -> Tensor:
 
 
 def flops_of(part: Part) -> int:
-    """Of all its occurrences in a step; of a part on the meta device."""
+    """FLOPs of all its occurrences in a step; of a part on the meta device."""
     x = part.input.detach().requires_grad_(part.needs_gradient)
     with FlopCounterMode(display=False) as counter:
         out = part.module(x)
@@ -324,7 +324,7 @@ def flops_of(part: Part) -> int:
 
 
 def bytes_of(part: Part, precision: str) -> int:
-    """Least of one occurrence."""
+    """Min of one occurrence."""
     device = next(part.module.parameters()).device
     with torch.no_grad(), autocast(device, precision):
         result = part.module(real(part, device))

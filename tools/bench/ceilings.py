@@ -9,7 +9,7 @@ from torch import Tensor
 from tools.bench.timing import seconds_per_call
 
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 12288)}
-"""Of the square matrices; the fastest counts."""
+"""Sides of the square matrices; the fastest counts."""
 COPY_BYTES = {"cpu": 512 << 20, "cuda": 2 << 30}
 """Far more than caches hold."""
 TRIES = 5
@@ -24,7 +24,7 @@ class Ceilings(NamedTuple):
     """Bytes read and bytes written, in 10^9."""
 
     def seconds(self, flops: float, moved: float) -> float:
-        """Of a roofline: the time below which this much work cannot be done, of bytes `moved`."""
+        """Roofline: the time below which this much work cannot be done, of bytes `moved`."""
         return max(flops / self.matmul_tflops / 1e12, moved / self.copy_gb_per_second / 1e9)
 
 

@@ -137,7 +137,7 @@ def on_device(batch: Batch, config: SwinConfig, seed: int, device: torch.device)
 
 
 def differences(runs: Mapping[tuple[str, int], Run], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Of decoders with each seed, and of seeds with each decoder."""
+    """Differences between decoders with each seed, and between seeds with each decoder."""
     pairs = [((first, seed), (second, seed)) for seed in seeds for first, second in combinations(DECODERS, 2)]
     pairs += [((name, one), (name, other)) for name in DECODERS for one, other in combinations(seeds, 2)]
     return [
@@ -150,11 +150,11 @@ def run_name(decoder: str, seed: int) -> str:
 
 
 def difference(one: Run, other: Run) -> dict[str, float]:
-    """Of the smoothed losses: mean, greatest, and mean with its sign; of the held-out loss, with its sign."""
+    """Differences of the smoothed losses: mean, max, and mean with its sign; of the held-out loss, with its sign."""
     apart = [a - b for a, b in zip(smooth(one.losses), smooth(other.losses), strict=True)]
     return {
         "mean": statistics.mean(map(abs, apart)),
-        "greatest": max(map(abs, apart)),
+        "max": max(map(abs, apart)),
         "signed_mean": statistics.mean(apart),
         "heldout": one.heldout - other.heldout,
     }
@@ -175,8 +175,8 @@ def print_runs(report: Mapping[str, Any], out: TextIO) -> None:
     print_table(("decoder", "first loss", last, "held out, whole"), rows, out)
     print(f"\nDifferences of the losses, each the mean of {SMOOTH} steps:\n", file=out)
     rows = [
-        [f"{entry['of']} - {entry['and']}", f"{entry['mean']:.4f}", f"{entry['greatest']:.4f}"]
+        [f"{entry['of']} - {entry['and']}", f"{entry['mean']:.4f}", f"{entry['max']:.4f}"]
         + [f"{entry['signed_mean']:+.4f}", f"{entry['heldout']:+.4f}"]
         for entry in report["differences"]
     ]
-    print_table(("between", "mean", "greatest", "mean with sign", "held out"), rows, out)
+    print_table(("between", "mean", "max", "mean with sign", "held out"), rows, out)

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     """The first one also has the breakdown and the curves."""
     batches: tuple[int, ...]
     options: list[str]
-    """Of every call of `python -m tools.bench`."""
+    """Arguments of every call of `python -m tools.bench`."""
     step: list[str]
     backends: str
     curve: list[str]
@@ -91,7 +91,7 @@ DRY = Plan(
 class Part(NamedTuple):
     name: str
     arguments: list[str]
-    """Of `python -m tools.bench`."""
+    """Those of `python -m tools.bench`."""
 
 
 def parts_of(plan: Plan, microsoft: str | None, systems: str | None = None) -> list[Part]:
@@ -333,7 +333,7 @@ def everything(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def agreement(report: Mapping[str, Any]) -> str:
-    """Of loss curves."""
+    """How far loss curves are apart, as text."""
     settings = report["settings"]
     first = settings["backends"][0]
     apart = (

@@ -98,7 +98,7 @@ def check_disk(folder: Path, images: int, image_size: int, *, made: bool) -> Non
 
 
 FORMATS: tuple[Format, ...] = ("jpeg", "raw")
-"""Of packed RGB images."""
+"""Format of packed RGB images."""
 
 
 def prepare(folder: Path, target: Path, image_size: int) -> dict[Format, Prepared]:
@@ -126,7 +126,7 @@ def pixel_differences(source: Source, whole: FolderSource, transform: PretrainTr
     seen = [np.abs(ours - theirs) for ours, theirs in _crops(source, whole, straight)]
     return {
         "mean": float(np.mean([each.mean() for each in seen])),
-        "greatest": int(max(each.max() for each in seen)),
+        "max": int(max(each.max() for each in seen)),
         "images": len(seen),
     }
 

@@ -56,10 +56,10 @@ def loader(settings: LoaderSettings) -> None:
     """Measure, print the tables and write the JSON."""
     out = text_stream(settings.json)
     device = check(settings)
-    least = (untimed_batches(max(settings.workers)) + 1) * settings.batch
-    if settings.images < least:
+    minimum = (untimed_batches(max(settings.workers)) + 1) * settings.batch
+    if settings.images < minimum:
         raise UserError(
-            f"--images {settings.images} must be at least {least}, a batch of each worker and one to be timed"
+            f"--images {settings.images} must be at least {minimum}, a batch of each worker and one to be timed"
         )
     report = describe(settings, device)
     print_machine(report, out)
@@ -189,7 +189,7 @@ def their_batches(
 
 
 class Memory(NamedTuple):
-    """Of the largest worker, in GB: what it shares with other processes is divided among them."""
+    """Memory of the largest worker, in GB: what it shares with other processes is divided among them."""
 
     all: float
     files: float
@@ -275,7 +275,7 @@ def consume(batches: Iterable[Tensor]) -> int:
 
 
 def memory_of(pid: int | None) -> Memory:
-    """Of a process, its proportional set size; 0 where the system does not say."""
+    """Proportional set size; 0 where the system does not say."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
@@ -285,7 +285,7 @@ def memory_of(pid: int | None) -> Memory:
 
 
 def differences(folder: Path, cache: Path, settings: LoaderSettings) -> dict[str, dict[str, Any]]:
-    """Of each of our systems, how far its pixels are off."""
+    """How far the pixels of each of our systems are off."""
     whole = open_source(str(folder))
     assert isinstance(whole, FolderSource)
     folders = {"ours": folder} | {system: cache / "prepared" / kind for system, kind in PREPARED.items()}
@@ -323,5 +323,5 @@ def print_differences(pixels: Mapping[str, Mapping[str, Any]], out: TextIO) -> N
     if not pixels:
         return
     print("\nGrey levels of 255 that crops are off those of whole images, which Pillow decodes and cuts:\n", file=out)
-    rows = [[name, f"{e['mean']:.2f}", str(e["greatest"]), str(e["images"])] for name, e in pixels.items()]
-    print_table(("system", "mean", "greatest", "images"), rows, out)
+    rows = [[name, f"{e['mean']:.2f}", str(e["max"]), str(e["images"])] for name, e in pixels.items()]
+    print_table(("system", "mean", "max", "images"), rows, out)

@@ -46,7 +46,7 @@ def kept_gb(contestant: Contestant, batch: tuple[Tensor, Tensor], precision: Pre
 
 
 def resident_peak_gb() -> float:
-    """Of the whole process with its libraries."""
+    """Peak memory of the whole process with its libraries, in GB."""
     status = Path("/proc/self/status")
     high_water = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
     if high_water:

@@ -15,7 +15,7 @@ OURS, OTHERS, FLOOR = "#1f5fa8", "#b9c2cc", "#e07b39"
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
-    """Bars of images/s with the peak memory in words; bars of the parts with the least that the machine allows."""
+    """Bars of images/s with the peak memory in words; bars of the parts with the minimum that the machine allows."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,7 +54,7 @@ def draw_parts(axes: Any, parts: dict[str, dict[str, Any]]) -> None:
     names = list(shown)
     axes.barh(names, [1e3 * shown[name]["seconds"] for name in names], color=OURS, label="measured")
     floors = [1e3 * shown[name]["roofline_seconds"] for name in names]
-    axes.barh(names, floors, color=FLOOR, height=0.35, label="least, by this machine's products and copies")
+    axes.barh(names, floors, color=FLOOR, height=0.35, label="minimum, by this machine's products and copies")
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of a step of swin_mim")
     axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -22,7 +22,7 @@ LEARNING_RATE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of every command."""
+    """Options of every command."""
 
     repeats: int
     threads: int | None
@@ -32,7 +32,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
-    """Of every command that names a model."""
+    """Options of every command that names a model."""
 
     model: str
     image_size: int
@@ -43,7 +43,7 @@ class ModelSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PeerSettings(ModelSettings):
-    """Of every command that builds other people's models; all of `attention`."""
+    """Options of every command that builds other people's models; all of `attention`."""
 
     warmup: int
     steps: int | None
@@ -78,7 +78,7 @@ class TrainSettings(Settings):
     steps: int
     warmup: int
     overrides: tuple[str, ...]
-    """Of the recipe: what follows `--`."""
+    """Options of the recipe: what follows `--`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class DecoderSettings(ModelSettings):
     workers: int
 
 
-LEAST = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}
+MINIMA = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}
 
 
 def cells_of(config: SwinConfig) -> int:
@@ -106,11 +106,11 @@ def cells_of(config: SwinConfig) -> int:
 
 def check(settings: Settings) -> torch.device:
     """The device, with its number of threads set. Raises `UserError`."""
-    for name, least in LEAST.items():
+    for name, minimum in MINIMA.items():
         value = getattr(settings, name, None)
         for each in value if isinstance(value, tuple) else (value,):
-            if each is not None and each < least:
-                raise UserError(f"--{name.replace('_', '-')} {each} must be at least {least}")
+            if each is not None and each < minimum:
+                raise UserError(f"--{name.replace('_', '-')} {each} must be at least {minimum}")
     device = checked_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)

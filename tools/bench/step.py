@@ -43,12 +43,12 @@ PARITY = Probe(loss=1e-4, gradient_norm=1e-3)
 
 
 class Measured(NamedTuple):
-    """Of one batch size, by the name of the row."""
+    """Figures of one batch size, by the name of the row."""
 
     seconds: dict[str, list[float]]
     """Per step, of every repeat."""
     first_seconds: dict[str, float]
-    """Of the first step: of a compiled system the time to compile it."""
+    """Time of the first step: of a compiled system the time to compile it."""
     peaks: dict[str, float]
     """GB."""
     kept: dict[str, float]
@@ -217,7 +217,7 @@ def given_up(contestant: Contestant, failed: Failed) -> Failed:
 
 
 def other_losses(losses: Mapping[str, float]) -> dict[str, Failed]:
-    """Of first steps from the same weights, in the precision and mode that is timed."""
+    """Systems whose first loss from the same weights is another, in the precision and mode that is timed."""
     failed = {}
     for name, loss in losses.items():
         first, expected = next(iter(losses.items()))
@@ -369,7 +369,7 @@ def breakdowns(
     ceilings: Ceilings,
     out: TextIO,
 ) -> list[dict[str, Any]]:
-    """Of ours in every mode, at the first batch size."""
+    """Breakdown of ours in every mode, at the first batch size."""
     batch, seen = next(iter(measured.items()))
     found = []
     for mode in settings.modes:

@@ -20,7 +20,7 @@ class Failed(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Of the repeats of one thing, in seconds."""
+    """Times of the repeats of one thing, in seconds."""
 
     median: float
     spread: float
@@ -48,7 +48,7 @@ def exact() -> AbstractContextManager[object]:
 
 
 def seconds_per_call(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Of several calls without a wait in between, as in training."""
+    """Seconds of one of several calls without a wait in between, as in training."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):

@@ -104,7 +104,7 @@ def recipe_turn(
 
 
 def bare_turn(config: PretrainConfig, settings: TrainSettings, device: torch.device, repeat: int) -> float:
-    """Of a model that is made for this turn: the recipe has the machine for itself when it runs."""
+    """Seconds per step of a model that is made for this turn: the recipe has the machine for itself when it runs."""
     train, geometry = config.train, swin_config(config.model)
     model = SimMIM(
         geometry,

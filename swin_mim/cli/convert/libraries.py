@@ -90,7 +90,7 @@ def build_ours(description: Description, weights: Weights) -> Peer:
 
 
 def build_timm(description: Description, weights: Weights) -> Peer:
-    """Of a SimMIM only the encoder."""
+    """timm's network; only the encoder of a SimMIM."""
     import timm
 
     classes = description.num_classes
@@ -106,7 +106,7 @@ def build_timm(description: Description, weights: Weights) -> Peer:
 
 
 def build_torchvision(description: Description, weights: Weights) -> Peer:
-    """Of a SimMIM only the encoder; without a head where the weights have none."""
+    """torchvision's network; only the encoder of a SimMIM; without a head where the weights have none."""
     import torchvision
 
     config, classes = description.config, description.num_classes

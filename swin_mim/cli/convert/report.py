@@ -21,7 +21,7 @@ class Side:
     kind: str
     image_size: tuple[int, int]
     windows: tuple[tuple[int, int], ...]
-    """Of each stage."""
+    """One for each stage."""
     parameters: int
     num_classes: int
     channels: tuple[str, ...] | int
@@ -57,7 +57,7 @@ class Comparison:
     one: str
     other: str
     differences: dict[str, tuple[float, float]]
-    """Output -> greatest absolute difference, greatest absolute value."""
+    """Output -> max absolute difference, max absolute value."""
     why_not: str = ""
     """Why there is none."""
 

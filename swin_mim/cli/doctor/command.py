@@ -39,7 +39,7 @@ CONFIG = "simmim_swin_tiny_192_100ep"
 FEW_STEPS = 10
 """Updates in an epoch that are few."""
 
-_LEAST_BATCH = 16
+_MIN_BATCH = 16
 _LONG = 2 * 86400.0
 """Seconds of a run on a CPU that call for a word."""
 _BUSY = 0.5
@@ -54,7 +54,7 @@ class Job(NamedTuple):
     source: str
     config: PretrainConfig
     file: str
-    """Of the config, or the name of a shipped one."""
+    """The config, or the name of a shipped one."""
     flags: list[str]
     """Options of the pretraining that were given."""
     images: int
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json({"can_start": report.can_start, **asdict(report)}, job.json)
         if job.json != "-" and not sys.stdout.isatty():  # whoever keeps the page in a file wants to see these
             for reason in report.reasons:
-                _say(f"error: {reason}")
+                _print_progress(f"error: {reason}")
         return 0 if report.can_start else MISTAKE
 
 
@@ -257,7 +257,7 @@ def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":
     folder, sides = Path(job.source).expanduser(), config.model.image_size
     size = as_pair(sides) if len(sides) in (1, 2) else (0, 0)
     workers = len(os.sched_getaffinity(0))
-    _say(f"looking at {min(job.images, len(source)):,} of {len(source):,} images")
+    _print_progress(f"looking at {min(job.images, len(source)):,} of {len(source):,} images")
     return look_at_all(source, folder if folder.is_dir() else None, job.images, size, workers)
 
 
@@ -273,9 +273,9 @@ def _measure(
 ) -> "tuple[Loading | None, Steps | None, Duration | None]":
     from swin_mim.cli.doctor.speed import duration_of, measure_loader, measure_steps
 
-    _say("measuring the loader")
+    _print_progress("measuring the loader")
     loading = reasons.of(lambda: measure_loader(config, training))
-    _say("measuring training steps")
+    _print_progress("measuring training steps")
     steps = reasons.of(lambda: measure_steps(config))
     if steps and not steps.fits:
         needs = f"about {steps.peak_gb:.1f} GB" if steps.device == "CPU" or steps.fitting_batch else "more memory"
@@ -319,7 +319,7 @@ def _batches(config: PretrainConfig, plan: "TrainingSchedule | None", steps: "St
     reason = "it fits into the memory; what is missing to the global batch is accumulated, with the same result"
     if plan and plan.dataset_size < FEW_STEPS * train.global_batch:
         world = max(1, _gpus())
-        together = max(_LEAST_BATCH * world, world * _power_of_two(plan.dataset_size / (2 * FEW_STEPS * world)))
+        together = max(_MIN_BATCH * world, world * _power_of_two(plan.dataset_size / (2 * FEW_STEPS * world)))
         if together < train.global_batch:
             updates = [f"{plan.dataset_size / batch:.3g}" for batch in (train.global_batch, together)]
             why = (
@@ -334,7 +334,7 @@ def _batches(config: PretrainConfig, plan: "TrainingSchedule | None", steps: "St
 
 
 def _power_of_two(value: float) -> int:
-    """The greatest one that is not more."""
+    """The largest power of two that is not more."""
     return 1 << max(0, int(value).bit_length() - 1)
 
 
@@ -403,5 +403,5 @@ def _run_folder(config: PretrainConfig) -> Path:
     return Path(config.run.root).expanduser() / config.run.name
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

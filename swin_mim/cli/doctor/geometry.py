@@ -27,7 +27,7 @@ class Stage:
     window: Pair
     windows: int
     shift: Pair
-    """Of every second block; (0, 0) where one window covers the grid."""
+    """Shift of every second block; (0, 0) where one window covers the grid."""
     padded: Pair
     """The grid that whole windows cover."""
     padding: float
@@ -53,7 +53,7 @@ class Geometry:
 
 
 def geometry_of(config: PretrainConfig) -> Geometry:
-    """Of a config that passed its checks."""
+    """Geometry of a config that passed its checks."""
     swin, unit = swin_config(config.model), config.mask.unit
     height, width = as_pair(swin.image_size)
     return Geometry(

@@ -1,6 +1,5 @@
 """What a source of images holds: formats, channels, sizes, and what is wrong with them. For `swin-mim doctor`."""
 
-import hashlib
 import os
 import sys
 import warnings
@@ -30,6 +29,7 @@ from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.statistics import Statistics, spread_indices
+from swin_mim.files import sha256
 
 FLAT = 2.0
 """Standard deviation, of values from 0 to 255, up to which a picture shrunk to 32 x 32 counts as near-empty."""
@@ -70,11 +70,11 @@ class Look(NamedTuple):
     reason: str = ""
     """Why it cannot be read; empty if it can."""
     channels: int = 0
-    """Of a raster, or of a TIFF that cannot be read."""
+    """Known of a raster, or of a TIFF that cannot be read."""
     dtype: str = ""
-    """Of a raster."""
+    """Known of a raster."""
     statistics: Statistics | None = None
-    """Of a raster."""
+    """Known of a raster."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Images:
     other_files: dict[str, int]
     """Files that are not read, by suffix."""
     channels: Channels | None = None
-    """Of rasters."""
+    """Known of rasters."""
 
     @property
     def broken_share(self) -> float:
@@ -214,13 +214,13 @@ def look_at(source: Source, index: int) -> Look:
     try:
         if files := source.files(index):
             data = files[0][1]
-            look = look._replace(digest=hashlib.sha256(data).hexdigest())
+            look = look._replace(digest=sha256([data]))
             image = decode_image(data)
             format, pixels = header(data)
             look = look._replace(format=format, pixels=pixels)
         else:
             image = source.image(index)
-            look = look._replace(digest=hashlib.sha256(image.tobytes()).hexdigest())
+            look = look._replace(digest=sha256([image.tobytes()]))
             look = look._replace(format="crops of a picture in memory", pixels="RGB 8 bit")
     except BrokenImage as error:
         channels, bits = tiff_layout(data)
@@ -233,7 +233,7 @@ def _look_at_raster(source: RasterSource, index: int) -> Look:
     look = Look(source.name(index))
     try:
         files = source.files(index)
-        digest = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()
+        digest = sha256(content for _, content in files)
         # known also of images that have others than are read
         mask, names = source.bands.mask, source.names_of(files)
         count = sum(mask not in (name, number) for name, number in zip(names, numbers(len(names)), strict=True))

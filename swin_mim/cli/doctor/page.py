@@ -121,8 +121,8 @@ def _channels(found: Channels) -> Iterator[str]:
         yield fact("", f"not all are of one type: {counts(found.dtypes)}")
     gaps = 1 - found.valid_share
     yield fact("gaps", f"{gaps:.2%} of the pixels are not there" if gaps else "none: all pixels are there")
-    rows: list[tuple[str, ...]] = [("channel", "mean", "deviation", "least", "greatest")]
-    columns = (found.mean, found.std, found.least, found.greatest)
+    rows: list[tuple[str, ...]] = [("channel", "mean", "std", "min", "max")]
+    columns = (found.mean, found.std, found.min, found.max)
     rows += [(name, *(f"{value:.6g}" for value in each)) for name, *each in zip(found.names, *columns, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *values in rows:

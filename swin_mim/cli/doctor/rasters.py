@@ -30,17 +30,17 @@ class Channels:
     """What was found in the images that were looked at; values in the units of the files, over valid pixels."""
 
     names: tuple[str, ...]
-    """Of those that are read."""
+    """Those that are read."""
     counts: dict[int, int]
     """How many images have so many channels, read or not, without the mask."""
     dtypes: dict[str, int]
     """How many images are of which type."""
     valid_share: float
-    """Of the pixels."""
+    """Share of the pixels that are there."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    least: tuple[float, ...]
-    greatest: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
 
     @classmethod
     def of(
@@ -81,10 +81,10 @@ def with_channels(config: PretrainConfig) -> tuple[PretrainConfig, tuple[Change,
 
 
 def with_statistics(config: PretrainConfig, found: Channels) -> tuple[PretrainConfig, tuple[Change, ...]]:
-    """The config with the measured means and deviations, where it has others by default, and what that changes."""
+    """The config with the measured means and stds, where it has others by default, and what that changes."""
     data, plain, changes = config.data, DataConfig(), []
     measured: dict[str, Any] = {}
-    for name, what in (("mean", "means"), ("std", "deviations")):
+    for name, what in (("mean", "means"), ("std", "stds")):
         now, values = getattr(data, name), getattr(found, name)
         if now == getattr(plain, name) or len(now) != config.model.in_channels:
             measured[name] = values

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_mim.architecture import as_pair
+from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.raster import pixel_bytes
 from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader
 from swin_mim.data.sources.base import Source
@@ -30,9 +31,9 @@ from swin_mim.training.models import build_simmim
 from swin_mim.training.run.tracking import peak_memory_gb
 
 SECONDS = 4.0
-"""Of the measurement of the loader."""
+"""Length of the measurement of the loader."""
 STEP_SECONDS = 20.0
-"""Of the steps on a CPU, about."""
+"""Length of the steps on a CPU, about."""
 ENOUGH = 1.1
 """How much more than the model takes a loader delivers that is enough."""
 SPARE = 1.25
@@ -50,9 +51,9 @@ class Loading:
     workers: int
     images_per_second: float
     alone_per_second: float
-    """Of one core that does nothing else."""
+    """Rate of one core that does nothing else."""
     milliseconds: dict[str, float]
-    """Of each stage, for one image on such a core."""
+    """Time of each stage, for one image on such a core."""
     room: int
     """Workers that would have a core."""
     slowest: str
@@ -71,7 +72,7 @@ class Steps:
     threads: int
     parameters: int
     micro_batch: int
-    """Of the config."""
+    """That of the config."""
     measured_batch: int
     """Images of the steps that were measured."""
     images_per_second: float
@@ -92,10 +93,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Duration:
-    """Of the run, on one process."""
+    """How long the run takes, on one process."""
 
     images_per_second: float
-    """Of loader and model together."""
+    """Rate of loader and model together."""
     steps: int
     steps_per_epoch: float
     epoch_seconds: float
@@ -200,12 +201,13 @@ def measure_steps(config: PretrainConfig) -> Steps:
 
 
 class _Trainer:
-    """The step of recipes/pretrain.py, by itself: neither loader nor log."""
+    """The step of a pretraining, by itself: neither loader nor log."""
 
     def __init__(self, config: PretrainConfig, device: torch.device, precision: str) -> None:
-        swin = swin_config(config.model)
-        built = build_simmim(config, preprocessing_of(config.data, None))
-        self.model = built.to(device)
+        swin, data = swin_config(config.model), config.data
+        rasters = reads_rasters(data, config.model)
+        channels = (data.channels or numbers(swin.in_channels)) if rasters else None
+        self.model = build_simmim(config, preprocessing_of(data, channels)).to(device)
         self._optimizer = adamw(self.model)
         self._clip, self._device = config.optim.clip_norm, device
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

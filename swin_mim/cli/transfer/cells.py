@@ -31,7 +31,7 @@ class Cell:
     arm: str
     """ "scratch", or "model1" and so on."""
     labels: int
-    """Of each class; 0 is all."""
+    """Number for each class; 0 is all."""
     rate: float
     seed: int
     steps: int | None = None

@@ -20,7 +20,6 @@ seeds or rates reuse what is there.
 """
 
 import argparse
-import hashlib
 import json
 import shlex
 import sys
@@ -210,11 +209,10 @@ def run_cells(runner: "Runner", cells: "Sequence[Cell]") -> "Cells":
 
 
 def digest(encoder: "Swin") -> str:
-    """sha256 in hex of the weights."""
-    found = hashlib.sha256()
-    for name, value in encoder.state_dict().items():
-        found.update(name.encode() + value.numpy().tobytes())
-    return found.hexdigest()
+    """SHA-256 in hex of the weights."""
+    from swin_mim.files import sha256
+
+    return sha256(name.encode() + value.numpy().tobytes() for name, value in encoder.state_dict().items())
 
 
 def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
@@ -285,8 +283,8 @@ def colours(settings: "FinetuneConfig", encoder: "Swin", count: int, seeds: int)
     known_by = replace(encoder.preprocessing, interpolation=data.interpolation, crop_pct=data.crop_pct)
     preprocess, options = Preprocessor(known_by, torch.device("cpu")), LoaderOptions(workers=data.workers)
     reader = Reader(preprocess, size, lambda sums: sums, lambda batches: batches, 64, options)
-    training, judged = to_train_and_evaluate(replace(data, labels_per_class=0))
-    others, truth = colours_of(judged, reader)
+    training, evaluated = to_train_and_evaluate(replace(data, labels_per_class=0))
+    others, truth = colours_of(evaluated, reader)
     scores = []
     for seed in range(seeds if count else 1):
         known, labels = colours_of(labels_per_class(training, count, seed) if count else training, reader)

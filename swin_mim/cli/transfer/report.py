@@ -67,7 +67,7 @@ def _weighted(halves: np.ndarray, images: np.ndarray) -> np.ndarray:
 def statistics(values: np.ndarray) -> dict[str, Any]:
     """Mean, standard deviation (of a sample), and the values themselves."""
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(values.mean()), "deviation": spread, "values": [float(value) for value in values]}
+    return {"mean": float(values.mean()), "std": spread, "values": [float(value) for value in values]}
 
 
 def curves(cells: Cells, count: int, entry: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
@@ -88,7 +88,7 @@ def curves(cells: Cells, count: int, entry: Mapping[str, Any]) -> dict[str, list
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Markdown: accuracy in percent, mean ± deviation over the runs, the balanced one in brackets."""
+    """Markdown: accuracy in percent, mean ± std over the runs, the balanced one in brackets."""
     lines = [
         "| labels per class | new weights | pretrained | gain, points | colours alone |",
         "|---|---|---|---|---|",
@@ -106,7 +106,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 def _cell(scores: Mapping[str, Any]) -> str:
     plain, balanced = (scores[metric] for metric in METRICS)
-    return f"{100 * plain['mean']:.1f} ± {100 * plain['deviation']:.1f} ({100 * balanced['mean']:.1f})"
+    return f"{100 * plain['mean']:.1f} ± {100 * plain['std']:.1f} ({100 * balanced['mean']:.1f})"
 
 
 COLOURS = {SCRATCH: "#8a8f98", PRETRAINED: "#c44e2c", "colours": "#3f7fbf"}
@@ -141,7 +141,7 @@ def _plot_scores(axes: Any, summary: Sequence[Mapping[str, Any]]) -> None:
         entries = [entry[kind]["accuracy"] for entry in summary if entry[kind]]
         if not entries:
             continue
-        means, std = ([entry[key] for entry in entries] for key in ("mean", "deviation"))
+        means, std = ([entry[key] for entry in entries] for key in ("mean", "std"))
         axes.errorbar(
             places + shift,
             means,
