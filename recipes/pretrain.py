@@ -112,7 +112,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         run.announce((config.model.name, images.text(size)), model.encoder, trained, schedule, checkpoints.state.step)
         with run_folder.reported(run.folder, checkpoints.state, schedule.total_steps, main=run.is_main):
             if not len(images.heldout):
-                run.say("no image is held out (a source of under 10, or data.heldout 0): nothing will be evaluated")
+                run.log_info("no image is held out (under 10 images, or data.heldout 0): nothing will be evaluated")
                 evaluations = []
             elif not checkpoints.state.step:
                 run.log.metrics(0, heldout.inpainting_baselines(model))

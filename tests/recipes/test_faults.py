@@ -102,7 +102,7 @@ def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, wh
     script = recipe.folder / "full_from_now_on.py"
     script.write_text(
         "import resource, runpy, signal, sys\n"
-        "from swin_mim.training import engine\n"
+        "from swin_mim.training.loop import trainer as engine\n"
         "seed = engine.seed_forward\n"
         "def full(*arguments):\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -226,7 +226,7 @@ def test_a_run_that_diverges_goes_back_twice_and_says_where(recipe):
     assert all(name.endswith(".png") for _, name in pictures["images"])
 
     done = subprocess.run(
-        [sys.executable, "-m", "swin_mim.cli.replay", str(recipe.path("diverged")), str(first)],
+        [sys.executable, "-m", "swin_mim", "replay", str(recipe.path("diverged")), str(first)],
         env=os.environ | run_recipe.ENVIRONMENT,
         capture_output=True,
         text=True,
