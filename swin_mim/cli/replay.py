@@ -74,8 +74,11 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | Finetune
     if not path.is_file():
         raise UserError(f"{run} is not a folder of a run: it has no config.yaml")
     values = read_yaml(path)
-    name, kind = ("pretrain", PretrainConfig) if "mask" in values else ("finetune", FinetuneConfig)
-    return import_module(f"swin_mim.recipes.{name}").main, from_mapping(kind, values, path)
+    name = "pretrain" if "mask" in values else "finetune"
+    recipe = import_module(f"swin_mim.recipes.{name}").main
+    if name == "pretrain":
+        return recipe, from_mapping(PretrainConfig, values, path)
+    return recipe, from_mapping(FinetuneConfig, values, path)
 
 
 def quiet(config: Any, root: Path, precision: str | None) -> Any:

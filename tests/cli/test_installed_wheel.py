@@ -84,7 +84,10 @@ def clean_tree(folder: Path) -> Path:
 
 def environment_without_us(folder: Path) -> Path:
     """A new environment with all installed packages but swin_mim, and nothing downloaded -> its interpreter."""
-    present, packages = Path(sysconfig.get_path("purelib")), folder / "packages"
+    present, packages = (
+        Path(sysconfig.get_path("purelib")),
+        folder / "site-packages",
+    )  # by this name dill knows what is installed
     packages.mkdir(parents=True)
     for path in present.iterdir():
         # as links, since a .pth to the whole folder would bring our metadata too
@@ -191,10 +194,9 @@ def test_what_comes_after_a_run(installed: Installed, run: Path) -> None:
     assert "differ by" in said
     assert "step 2 of runs/mine" in installed.swin_mim("replay", "runs/mine", "2")
     assert "usage: swin-mim transfer" in installed.swin_mim("transfer", "--help")
-    said = installed.swin_mim(
-        *("finetune", "--config", "finetune_swin_tiny_192", "--model.pretrained", "runs/mine"),
-        *("--data.source", "photos", "--model.image_size", "32", "--model.window_size", "4", *SHORT),
-    )
+    labelled = ["--model.pretrained", "runs/mine", "--data.source", "photos", "--data.validation", "photos"]
+    size = ["--model.image_size", "32", "--model.window_size", "4"]
+    said = installed.swin_mim("finetune", *labelled, *size, *SHORT)
     assert "finished; see" in said
 
 
