@@ -248,7 +248,7 @@ def groups(flags: Sequence[str]) -> list[Any]:
 
 
 def test_a_checkout_on_pythonpath_ends_with_its_export(bare: Path, tree: Path, tmp_path: Path) -> None:
-    """../shared/cases/export_without_install: no package metadata anywhere."""
+    """Nothing installed, and so no metadata of the package anywhere."""
     path = {"PYTHONPATH": str(tree)}
     assert runs([str(bare), "-m", "swin_mim", "--version"], tmp_path, **path) == "swin-mim 0+unknown\n"
     runs([str(bare), str(tree / "recipes" / "pretrain.py"), *SHORT, "--run.name", "bare"], tmp_path, **path)

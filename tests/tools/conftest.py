@@ -7,15 +7,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+COMMANDS = ("attention", "curves", "decoders", "loader", "step", "train")
 NAMES = (
-    *("attention", "breakdown", "ceilings", "curves", "decoders", "gpu", "images", "loader", "memory", "peers"),
-    *("picture", "report", "settings", "step", "timing", "train", "training"),
+    *(f"commands.{name}" for name in COMMANDS),
+    *(
+        "breakdown",
+        "ceilings",
+        "gpu",
+        "images",
+        "memory",
+        "peers",
+        "picture",
+        "report",
+        "settings",
+        "timing",
+        "training",
+    ),
 )
 
 
 @pytest.fixture(scope="session")
 def bench_modules():
-    modules = {name: importlib.import_module(f"tools.bench.{name}") for name in NAMES}
+    modules = {name.rpartition(".")[2]: importlib.import_module(f"tools.bench.{name}") for name in NAMES}
     command = importlib.import_module("tools.bench.__main__")
     modules["ceilings"].SIDES = {"cpu": (64, 128)}
     modules["ceilings"].COPY_BYTES = {"cpu": 1 << 20}

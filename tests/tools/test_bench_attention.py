@@ -36,7 +36,7 @@ def test_every_stage_and_the_sum_over_all_blocks(report_of):
 
 
 def test_work_is_counted_by_hand(bench):
-    from tools.bench.attention import Place
+    from tools.bench.commands.attention import Place
 
     config = bench.settings.check_model(bench.parse(TINY)[1])
     settings = bench.parse([*TINY, "--systems", "ours"])[1]

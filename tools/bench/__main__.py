@@ -23,11 +23,13 @@ import torch
 from swin_mim.cli.options import add_json_option
 from swin_mim.errors import Parser, one_line_errors
 from swin_mim.models.window_attention import Backend
-from tools.bench.attention import attention
-from tools.bench.curves import curves
-from tools.bench.decoders import decoders
+from tools.bench.commands.attention import attention
+from tools.bench.commands.curves import curves
+from tools.bench.commands.decoders import decoders
+from tools.bench.commands.loader import SYSTEMS, loader
+from tools.bench.commands.step import step
+from tools.bench.commands.train import train
 from tools.bench.images import LARGEST, SIZES
-from tools.bench.loader import SYSTEMS, loader
 from tools.bench.peers import BUILDERS
 from tools.bench.settings import (
     CurveSettings,
@@ -39,8 +41,6 @@ from tools.bench.settings import (
     StepSettings,
     TrainSettings,
 )
-from tools.bench.step import step
-from tools.bench.train import train
 
 COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     "step": (StepSettings, step),

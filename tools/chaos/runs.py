@@ -83,7 +83,7 @@ class Runs:
             command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command]
         done = subprocess.run(
             [sys.executable, *command],
-            env=environment(**ENVIRONMENT, **self._deepspeed(strategy)),
+            env=environment(**ENVIRONMENT | self._deepspeed(strategy)),
             capture_output=True,
             text=True,
             timeout=300,

@@ -212,8 +212,9 @@ def _open_table(spec: str, roots: Sequence[Path], load: Callable[[], Any]) -> Ta
         dataset = load()
     except Exception as error:  # whatever a builder, a file system or the network raises
         reason = " ".join(str(error).split()).rstrip(".")
+        here = "" if Path(spec).exists() else " (there is no such folder here; it was taken for a data set of the Hub)"
         raise UserError(
-            f"data.source {spec!r} cannot be loaded: {type(error).__name__}: {reason}: check that the folder or "
+            f"data.source {spec!r} cannot be loaded: {type(error).__name__}: {reason}{here}: check that the folder or "
             "the Hub data set exists and can be reached, and data.config and data.split"
         ) from error
     if not len(dataset):

@@ -27,8 +27,8 @@ from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransfor
 from swin_mim.errors import UserError
 from swin_mim.masking import block_mask
 from swin_mim.models.simmim import SimMIM
+from tools.bench.commands.loader import MEAN, STD
 from tools.bench.images import make_images, sizes_text
-from tools.bench.loader import MEAN, STD
 from tools.bench.peers import System
 from tools.bench.report import describe, print_machine, print_table
 from tools.bench.settings import MASK_RATIO, DecoderSettings, check, check_model
