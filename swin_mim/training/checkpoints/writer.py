@@ -37,11 +37,15 @@ class BackgroundWriter:
         self._thread = Thread(target=self._run, args=(job, name), name="checkpoint writer")
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until nothing is being written."""
+    def join(self) -> None:
+        """Wait until nothing is being written; what went wrong is left to `wait`."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """Wait until nothing is being written, and raise an error of ours that was met."""
+        self.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error

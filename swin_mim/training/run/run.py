@@ -23,6 +23,7 @@ from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, attention_text, compile_blocks
 from swin_mim.training.checkpoints.manager import Checkpoints
 from swin_mim.training.checkpoints.state import RunState, newest_checkpoint
+from swin_mim.training.checkpoints.writer import BackgroundWriter
 from swin_mim.training.config.common_checks import accumulation
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
@@ -30,7 +31,7 @@ from swin_mim.training.distributed import processes
 from swin_mim.training.distributed.prepare import PreparedModel, prepare
 from swin_mim.training.distributed.weight_average import WeightAverage
 from swin_mim.training.loop.schedule import TrainingSchedule
-from swin_mim.training.run import folder as run_folder
+from swin_mim.training.run.folder import BrokenImages, claim
 from swin_mim.training.run.lock import lock
 from swin_mim.training.run.signals import StopSignal, follow_launcher
 from swin_mim.training.run.skipped_steps import SkippedStep, SkippedSteps
@@ -58,7 +59,9 @@ class Run:
     """Listens until `stop.leave()`, unless this is only a look at a run."""
     newest: Path | None
     """The newest whole checkpoint of the run; None: it has none yet."""
-    broken: run_folder.BrokenImages
+    broken: BrokenImages
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    """Writes the checkpoints."""
     stream: StreamStatus = field(init=False)
     """Whether images that are streamed go on coming."""
     log: RunLog = field(init=False)
@@ -160,6 +163,7 @@ class Run:
             average=trained.average,
             changes={"images": partial(explain_change, self.folder / INVENTORY, images)},
             state=state,
+            writer=self.writer,
         )
         if self.newest:
             vars(state).update(vars(checkpoints.restore(self.newest)))
@@ -231,11 +235,15 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
             _LOG.warning("this is not the main thread: no signal ends the run with a checkpoint, nor does Ctrl-C")
         warn_if_more_than_cores(config.data.workers)
         held = _hold(folder, main=accelerator.is_main_process) if trains else None
-        run_folder.claim(folder, config, write=trains and accelerator.is_main_process)
-        broken = run_folder.BrokenImages(folder / "broken_images.jsonl")
+        claim(folder, config, write=trains and accelerator.is_main_process)
+        broken = BrokenImages(folder / "broken_images.jsonl")
         newest = newest_checkpoint(folder / "checkpoints")
-        yield Run(config, accelerator, folder, accumulated, threads, stop, newest, broken)
-        accelerator.end_training()
+        run = Run(config, accelerator, folder, accumulated, threads, stop, newest, broken)
+        try:
+            yield run
+            accelerator.end_training()
+        finally:
+            run.writer.join()  # after an error too: a checkpoint that was begun is finished under the lock
     finally:
         stop.leave()
         if held is not None:

@@ -14,6 +14,8 @@ _LOG = logging.getLogger(__name__)
 class StopSignal:
     """From `listen` on, signals only set `received`; a second one ends the process at once.
 
+    A second Ctrl-C at a prompt or in a notebook ends only the run: what else the process holds is not ours.
+
     SIGUSR1 is what schedulers send ahead of the end: Slurm's `--signal=USR1@120`. SIGHUP comes when a terminal is
     closed; a process that was told to ignore it (nohup) still does.
     """
@@ -40,7 +42,8 @@ class StopSignal:
     def leave(self) -> None:
         """Signals do again what they did before; the end of the launcher does nothing any more."""
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if number == self.LAUNCHER_ENDED else handler)  # type: ignore[arg-type]
+            unwanted = number == self.LAUNCHER_ENDED and handler == signal.SIG_DFL  # which would end the process
+            signal.signal(number, signal.SIG_IGN if unwanted else handler)  # type: ignore[arg-type]
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -48,6 +51,8 @@ class StopSignal:
         if number == self.LAUNCHER_ENDED:
             if not before:
                 _LOG.warning("the launcher of this process has ended: stopping after this step, with a checkpoint")
+        elif before and number == signal.SIGINT and hasattr(sys, "ps1"):
+            raise KeyboardInterrupt
         elif before:
             os._exit(128 + number)
         else:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -107,6 +108,29 @@ def test_handlers_are_put_back() -> None:
     stop.leave()
     stop.leave()
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_second_ctrl_c_in_a_notebook_leaves_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    stop = StopSignal().listen()
+    try:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.leave()
+
+
+def test_a_callers_own_sigusr2_is_put_back() -> None:
+    def own(number: int, frame: FrameType | None) -> None: ...
+
+    before = signal.signal(signal.SIGUSR2, own)
+    try:
+        StopSignal().listen().leave()
+        assert signal.getsignal(signal.SIGUSR2) is own
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_the_signal_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

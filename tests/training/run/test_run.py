@@ -1,0 +1,42 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from swin_mim.api import _left_as_found
+from swin_mim.errors import UserError
+from swin_mim.training.checkpoints.writer import BackgroundWriter
+from swin_mim.training.config.commands import pretrain_settings
+from swin_mim.training.run.lock import lock
+from swin_mim.training.run.run import open_run
+
+
+def test_after_an_error_a_checkpoint_that_was_begun_is_finished_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    leaving, refused, join = threading.Event(), list[str](), BackgroundWriter.join
+
+    def noted(writer: BackgroundWriter) -> None:
+        if writer._thread is not None:
+            leaving.set()
+        join(writer)
+
+    def write() -> None:
+        leaving.wait(timeout=10)
+        with pytest.raises(UserError) as caught:
+            lock(tmp_path / "broken")
+        refused.append(str(caught.value))
+
+    monkeypatch.setattr(BackgroundWriter, "join", noted)
+    settings = {"run.root": str(tmp_path), "run.name": "broken", "train.threads": 1, "log.trackers": []}
+    config = pretrain_settings("demo", settings)
+    with _left_as_found():
+        with pytest.raises(ZeroDivisionError), open_run(config) as run:  # noqa: PT012
+            run.writer.start(write, "a checkpoint")
+            raise ZeroDivisionError
+        assert len(refused) == 1
+        assert "is in use by" in refused[0]
+        held = lock(tmp_path / "broken")
+        assert held is not None
+        held.release()
