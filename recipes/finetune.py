@@ -39,8 +39,8 @@ from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
 from swin_mim.training.models import build_classifier
-from swin_mim.training.run import folder as run_folder
 from swin_mim.training.run.export import Exporter, check_export, export_classifier
+from swin_mim.training.run.folder import reported
 from swin_mim.training.run.jsonl import disk_may_fail
 from swin_mim.training.run.run import open_run
 
@@ -122,9 +122,9 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
         )
 
         # Loop.
-        heldout = f"{size[0]}x{size[1]} px, {len(images)} images and {len(evaluated)} to evaluate on"
-        run.announce((f"{len(names)} classes", heldout), model.encoder, trained, schedule, state.step)
-        with run_folder.reported(run.folder, state, schedule.total_steps, main=run.is_main):
+        counts = f"{size[0]}x{size[1]} px, {len(images)} images and {len(evaluated)} to evaluate on"
+        run.announce((f"{len(names)} classes", counts), model.encoder, trained, schedule, state.step)
+        with reported(run.folder, state, schedule.total_steps, main=run.is_main):
             if fit(run, trained, loss_of, loader, schedule, checkpoints, evaluations, exporter):
                 run.stop.leave()
                 step = published_step(state, config.save.export, run.checkpoints)

@@ -30,8 +30,8 @@ from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
 from swin_mim.training.models import build_simmim
-from swin_mim.training.run import folder as run_folder
 from swin_mim.training.run.export import Exporter, check_export, export_pretrained
+from swin_mim.training.run.folder import reported
 from swin_mim.training.run.run import open_run
 from swin_mim.training.run.tracking import summary
 
@@ -110,7 +110,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
 
         # Loop.
         run.announce((config.model.name, images.text(size)), model.encoder, trained, schedule, checkpoints.state.step)
-        with run_folder.reported(run.folder, checkpoints.state, schedule.total_steps, main=run.is_main):
+        with reported(run.folder, checkpoints.state, schedule.total_steps, main=run.is_main):
             if not len(images.heldout):
                 run.log_info("no image is held out (under 10 images, or data.heldout 0): nothing will be evaluated")
                 evaluations = []

@@ -59,12 +59,12 @@ class Prober:
     """Probes encoders on the same images, with one label each.
 
     Args:
-        training, judged: images to learn from and to test on, of the same classes.
+        training, evaluated: images to learn from and to test on, of the same classes.
         reader: how they reach an encoder.
     """
 
     training: Labelled
-    judged: Labelled
+    evaluated: Labelled
     reader: Reader
 
     @classmethod
@@ -90,7 +90,7 @@ class Prober:
 
             widths = [encoder.config.stage_dim(stage) for stage in range(encoder.config.num_stages)]
             (train, labels), (test, truth) = (
-                features(images, self.reader, pooled, sum(widths)) for images in (self.training, self.judged)
+                features(images, self.reader, pooled, sum(widths)) for images in (self.training, self.evaluated)
             )
         parts = zip(train.split(widths, dim=1), test.split(widths, dim=1), strict=True)
         return [score(known, labels, other, truth, len(self.training.names)) for known, other in parts]

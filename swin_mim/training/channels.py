@@ -29,7 +29,7 @@ def warn_of_other_channels(weights: Preprocessing, images: Preprocessing, name: 
         )
 
 
-def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: str) -> None:
+def check_channels(preprocessing: Preprocessing, channels: tuple[str, ...] | None, name: str) -> None:
     """Refuse images of other channels than the classifier or encoder `name` takes; `channels` None: RGB.
 
     Where one side has names and the other numbers only the count can be checked, and a warning says so.
@@ -37,25 +37,25 @@ def check_channels(seen: Preprocessing, channels: tuple[str, ...] | None, name: 
     Raises:
         UserError: names both.
     """
-    count = len(seen.mean)
+    count = len(preprocessing.mean)
     read = "RGB" if channels is None else f"{len(channels)} channels ({', '.join(channels)})"
-    if seen.scale == 255:
+    if preprocessing.scale == 255:
         if count == 3 and channels is None:
             return
         raise UserError(
-            f"{name} takes {_text(seen)}, and images are read as {read}: make a model of these channels with "
+            f"{name} takes {_text(preprocessing)}, and images are read as {read}: make a model of these channels with "
             "SimMIM.from_pretrained(..., channels=[names]), its preprocessing = Preprocessing(mean, std, "
             "names, scale=1) and save_pretrained, and start from that"
         )
-    theirs = seen.channels or channels
+    theirs = preprocessing.channels or channels
     as_many = channels is not None and len(channels) == count
     if as_many and _numbered(channels) != _numbered(theirs):
         text = "%s takes %s, and of these images channels %s are read: whether they are the same nothing tells"
-        _LOG.warning(text, name, _text(seen), ", ".join(channels or ()))
+        _LOG.warning(text, name, _text(preprocessing), ", ".join(channels or ()))
     elif not as_many or channels != theirs:
         raise UserError(
-            f"{name} takes {_text(seen)}, and images are read as {read}: name the same channels in data.channels, in "
-            "the same order"
+            f"{name} takes {_text(preprocessing)}, and images are read as {read}: name the same channels in "
+            "data.channels, in the same order"
         )
 
 
@@ -63,10 +63,10 @@ def _numbered(channels: Sequence[str] | None) -> bool:
     return channels is not None and all(name.isdecimal() for name in channels)
 
 
-def warn_of_other_gaps(seen: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:
+def warn_of_other_gaps(preprocessing: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:
     """Warn where a model was trained on images whose gaps were marked in another way."""
-    theirs, ours = (seen.nodata, seen.mask_channel), (nodata, mask_channel)
-    if seen.scale == 1 and theirs != ours:
+    theirs, ours = (preprocessing.nodata, preprocessing.mask_channel), (nodata, mask_channel)
+    if preprocessing.scale == 1 and theirs != ours:
         _LOG.warning(
             "%s was trained with data.nodata %s and data.mask_channel %s, and here these are %s and %s: gaps that are "
             "not told are read as values",
@@ -74,7 +74,7 @@ def warn_of_other_gaps(seen: Preprocessing, nodata: float | None, mask_channel: 
         )
 
 
-def _text(seen: Preprocessing) -> str:
-    names = "" if seen.channels is None else f" ({', '.join(seen.channels)})"
-    units = "of values from 0 to 1" if seen.scale == 255 else "as they stand in the files"
-    return f"{len(seen.mean)} channels{names} {units}"
+def _text(preprocessing: Preprocessing) -> str:
+    names = "" if preprocessing.channels is None else f" ({', '.join(preprocessing.channels)})"
+    units = "of values from 0 to 1" if preprocessing.scale == 255 else "as they stand in the files"
+    return f"{len(preprocessing.mean)} channels{names} {units}"

@@ -28,16 +28,16 @@ def to_train_and_evaluate(data: LabelledDataConfig) -> tuple[Labelled, Labelled]
     """
     training = open_labelled(data.source, split=data.split, **_columns(data))
     if data.validation is None and data.validation_split is None and data.source != "blue_marble":
-        training, judged = split_labelled(training, data.heldout, HELDOUT_SEED)
-        if not len(judged):
+        training, evaluated = split_labelled(training, data.heldout, HELDOUT_SEED)
+        if not len(evaluated):
             raise UserError(
                 f"data.source {data.source!r} has too few images to hold some out: name others with data.validation"
             )
     else:
-        judged = with_classes(to_evaluate(data), training.names)
+        evaluated = with_classes(to_evaluate(data), training.names)
     if data.labels_per_class:
         training = labels_per_class(training, data.labels_per_class, data.subset_seed)
-    return training, judged
+    return training, evaluated
 
 
 def to_probe(data: LabelledDataConfig, images: int, seed: int) -> tuple[Labelled, Labelled]:
@@ -46,9 +46,9 @@ def to_probe(data: LabelledDataConfig, images: int, seed: int) -> tuple[Labelled
     Raises:
         UserError: they cannot be opened.
     """
-    training, judged = to_train_and_evaluate(data)
+    training, evaluated = to_train_and_evaluate(data)
     each = min(max(1, images // len(training.names)), int(training.counts().max()))
-    return labels_per_class(training, each, seed), judged
+    return labels_per_class(training, each, seed), evaluated
 
 
 def named_by(config: PretrainConfig, channels: tuple[str, ...] | None) -> LabelledDataConfig:

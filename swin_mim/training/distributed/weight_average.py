@@ -28,7 +28,7 @@ class WeightAverage:
         if any(is_of_zero3(weight) for weight in model.parameters()):
             raise UserError(
                 f"train.ema {decay} cannot average weights that ZeRO-3 shares out: set train.ema 0, or share them out "
-                "with --train.fsdp true or only the moments with ZeRO-2 (recipes/launch/zero2.yaml)"
+                "with --train.fsdp true or only the moments with ZeRO-2 (swin-mim copy zero2.yaml)"
             )
         self._model, self._decay = model, decay
         self._averages = [weight.detach().float().clone() for weight in model.parameters()]

@@ -214,7 +214,7 @@ class Trainer:
         return self.state.skipped_in_a_row >= limit
 
     def finish(self) -> bool:
-        """After the last step, for now: whether it was the last one of the plan. Raises why images ran out before."""
+        """End the log -> whether the schedule is at its end. Raises why images ran out before."""
         self.checkpoints.finish()
         self.run.log.close()
         done = self.state.step >= self.schedule.total_steps
@@ -245,13 +245,13 @@ class Trainer:
     def save_is_due(self) -> bool:
         """The best step so far at once; others at their time, but not in a row of steps that were left out: a run that
         goes back wants to be before them."""
-        state, plan = self.state, self.schedule
+        state, schedule = self.state, self.schedule
         if state.best is not None and state.best.step == state.step:
             return True
-        if not due(state.step, plan.save_every, plan.total_steps):
+        if not due(state.step, schedule.save_every, schedule.total_steps):
             return False
         self.read_reports()
-        return not state.skipped_in_a_row or state.step >= plan.total_steps
+        return not state.skipped_in_a_row or state.step >= schedule.total_steps
 
     def save(self, publisher: Publishing | None) -> None:
         """Write a checkpoint of the state, with the sums of the running interval, and tell the publisher."""
@@ -267,28 +267,28 @@ class Trainer:
 
     def log_interval(self) -> None:
         """Write the metrics since the last line of the log."""
-        plan, state = self.schedule, self.state
+        schedule, state = self.schedule, self.state
         self.read_reports()
         check_replicas(self.accelerator, self.trained.model)
-        rate = plan.learning_rate(state.step - 1, 1.0)
+        rate = schedule.learning_rate(state.step - 1, 1.0)
         loading, seconds = self.interval.loading, self.interval.seconds
         values = {
-            "epoch": round(state.samples_seen / plan.dataset_size, 4),
+            "epoch": round(state.samples_seen / schedule.dataset_size, 4),
             "samples_seen": state.samples_seen,
             **self.interval.means(),
             "lr": rate,
             "skipped": state.skipped,
             "broken": state.broken,
-            **self.interval.speed(plan.global_batch),
+            **self.interval.speed(schedule.global_batch),
             **{f"{stage}_seconds": round(spent, 3) for stage, spent in loading._asdict().items()},
             "memory_gb": peak_memory_gb(self.accelerator.device),
         }
         self.run.log.metrics(state.step, values)
         self.data_wait.add(state.step, values["data_wait"], loading, seconds)
-        left = (plan.total_steps - state.step) * plan.global_batch / max(values["images_per_second"], 1e-9)
+        left = (schedule.total_steps - state.step) * schedule.global_batch / max(values["images_per_second"], 1e-9)
         loss, norm = values.get("loss", math.nan), values.get("grad_norm", math.nan)
         _LOG.info(
-            f"step {state.step:>6}/{plan.total_steps}  epoch {values['epoch']:.2f}  loss {loss:.4f}  "
+            f"step {state.step:>6}/{schedule.total_steps}  epoch {values['epoch']:.2f}  loss {loss:.4f}  "
             f"lr {rate:.2e}  grad norm {norm:.3f}  {values['images_per_second']:.0f} images/s  "
             f"data wait {values['data_wait']:.0%}  {values['memory_gb']:.2f} GB  eta {duration_text(left)}"
         )
@@ -350,11 +350,11 @@ def seed_forward(seed: int, position: int) -> None:
     torch.manual_seed(int(words[0]))
 
 
-def _check_broken(state: RunState, plan: TrainingSchedule) -> None:
-    if state.samples_seen >= BROKEN_GRACE and state.broken > plan.max_broken * state.samples_seen:
+def _check_broken(state: RunState, schedule: TrainingSchedule) -> None:
+    if state.samples_seen >= BROKEN_GRACE and state.broken > schedule.max_broken * state.samples_seen:
         raise UserError(
             f"{state.broken} of {state.samples_seen} images could not be read, more than data.max_broken "
-            f"{plan.max_broken:.2%}: they are listed in broken_images.jsonl in the run's folder; "
+            f"{schedule.max_broken:.2%}: they are listed in broken_images.jsonl in the run's folder; "
             "repair or remove them, or raise data.max_broken",
             code=DATA_ERROR,
         )

@@ -11,7 +11,7 @@ from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import PEER_LOST, UserError
 from swin_mim.files import replace_json, replace_text
 from swin_mim.redaction import without_home, without_tokens
-from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints import store
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.common_checks import immutable_differences, mutable_differences
 from swin_mim.training.config.finetune import FinetuneConfig
@@ -38,7 +38,7 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
         UserError: the folder has checkpoints of a run with other settings; names each of them.
     """
     path, text = folder / CONFIG, without_home(without_tokens(to_yaml(config)))
-    if path.exists() and checkpoint.steps_on_disk(folder / "checkpoints"):
+    if path.exists() and store.steps_on_disk(folder / "checkpoints"):
         saved, current = _saved(path, config), _parsed(text, config, path)
         differences = immutable_differences(saved, current)
         if differences:
@@ -48,7 +48,7 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
             )
         changes = mutable_differences(saved, current)
         if write and changes:
-            step = max(checkpoint.step_of(found) for found in checkpoint.steps_on_disk(folder / "checkpoints"))
+            step = max(store.step_of(found) for found in store.steps_on_disk(folder / "checkpoints"))
             _LOG.info("settings that changed since the last start: %s", "; ".join(changes))
             append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
     if write:

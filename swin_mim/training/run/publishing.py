@@ -112,7 +112,7 @@ def about_finetuning(
     Args:
         state, images: as in `about_run`.
         classes: how many there are.
-        report: the last one in evaluation/ of the folder (`evaluation.evaluators`); it is told if it is of `step` too.
+        report: the last one in evaluation/ of the folder; it goes into the card if it is of `step`.
         step: after which the weights were these.
     """
     measured = report if report.get("step") == step else {}
@@ -276,8 +276,8 @@ def _labelled_data(
 
 
 def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
-    judged = config.data.validation or config.data.source
-    source = "Blue Marble" if judged == "blue_marble" else name_of(public_url(judged))
+    evaluated = config.data.validation or config.data.source
+    source = "Blue Marble" if evaluated == "blue_marble" else name_of(public_url(evaluated))
     split = config.data.validation_split or ("validation" if config.data.validation else "held out")
     kinds = {
         "accuracy": "accuracy",

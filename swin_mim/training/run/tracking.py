@@ -84,11 +84,8 @@ class RunLog:
                 self._accelerator.trackers.remove(tracker)
 
 
-def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
-    """Send the package's messages to the terminal and to train.log; of several processes only the main one talks.
-
-    Returns a function that says one text there.
-    """
+def start_log(folder: Path, *, main: bool) -> None:
+    """Send the package's messages to the terminal and to train.log; of several processes only the main one talks."""
     _LOG.setLevel(logging.INFO if main else logging.ERROR)
     _LOG.propagate = False
     for handler in list(_LOG.handlers):
@@ -101,8 +98,6 @@ def start_log(folder: Path, *, main: bool) -> Callable[[str], None]:
         file = _LogFile(folder / "train.log")
         file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
         _LOG.addHandler(file)
-
-    return _LOG.info
 
 
 class _LogFile(logging.FileHandler):

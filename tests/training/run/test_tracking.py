@@ -179,8 +179,8 @@ def test_messages_go_to_the_terminal_and_to_train_log(
     tmp_path: Path, package_log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):  # a second start in the same process does not say everything twice
-        say = start_log(tmp_path, main=True)
-    say("hello")
+        start_log(tmp_path, main=True)
+    package_log.info("hello")
     logging.getLogger("swin_mim.training.loop.trainer").warning("careful: %d", 7)
     assert capsys.readouterr().err == "hello\ncareful: 7\n"
     lines = (tmp_path / "train.log").read_text().splitlines()
@@ -190,8 +190,8 @@ def test_messages_go_to_the_terminal_and_to_train_log(
 def test_of_several_processes_one_talks(
     tmp_path: Path, package_log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    say = start_log(tmp_path, main=False)
-    say("hello")
+    start_log(tmp_path, main=False)
+    package_log.info("hello")
     logging.getLogger("swin_mim.training.loop.trainer").warning("careful")
     logging.getLogger("swin_mim.training.loop.trainer").error("lost")
     assert capsys.readouterr().err == "lost\n"
