@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,11 +14,15 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
+from swin_mim.errors import UserError
 from swin_mim.recipes import pretrain as recipe
 from swin_mim.training.config.commands import pretrain_settings
 from swin_mim.training.run.export import EXPORT
 from swin_mim.training.run.folder import STATUS
 from swin_mim.training.run.tracking import read_metrics
+
+_busy = threading.Lock()
+"""Accelerate's state and the log are there once in a process."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain a Swin in this process, or continue what is left of the run: `swin-mim pretrain` as a function.
 
-    It may be called any number of times, from a notebook and from a thread. In a thread that is not the main one
-    signals are left alone, and a warning says so.
+    It may be called any number of times one after the other, from a notebook and from a thread. In a thread that is not
+    the main one signals are left alone, and a warning says so.
 
     Args:
         source: data.source: a folder of images, a data set on the Hugging Face Hub, or "blue_marble".
@@ -55,8 +60,13 @@ def pretrain(
     """
     named = config if config is None or isinstance(config, Mapping) else os.fspath(config)
     made = pretrain_settings(named, {"data.source": os.fspath(source)} | settings)
-    with _left_as_found():
-        recipe.main(made)
+    if not _busy.acquire(blocking=False):
+        raise UserError("swin_mim.pretrain runs in another thread of this process: wait for its end")
+    try:
+        with _left_as_found():
+            recipe.main(made)
+    finally:
+        _busy.release()
     folder = Path(made.run.root).expanduser() / made.run.name
     finished = json.loads((folder / STATUS).read_text())["status"] == "finished"
     pictures = sorted((folder / "samples").glob("step_*.png"))[-1:]

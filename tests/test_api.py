@@ -100,6 +100,11 @@ def test_in_another_thread_signals_are_left_alone_and_it_says_so(
     assert "not the main thread" in capfd.readouterr().err
 
 
+def test_two_at_a_time_are_refused(photos: Path) -> None:
+    with swin_mim.api._busy, pytest.raises(ValueError, match="another thread of this process"):
+        swin_mim.pretrain(photos, "demo", **SETTINGS)
+
+
 def test_what_the_caller_had_stays_as_it_was(photos: Path) -> None:
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     log, handler = logging.getLogger("swin_mim"), logging.NullHandler()

@@ -1,6 +1,6 @@
 """Shards on the local disk for as long as they are needed, never more than a given number of bytes.
 
-A shard is brought by one process of this machine, checked against what was listed, rewritten to an `image_file`, and
+A shard is brought by one process of this machine, checked against what was listed, rewritten to a `cache_file`, and
 given its name at the end; the others wait. The least recently used ones go. All processes of a machine share
 the folder, and any of them may be killed at any time.
 """
