@@ -134,11 +134,11 @@ def test_prepare_normalises_each_channel():
 
 @pytest.mark.parametrize("step", [1200, None])
 def test_the_report_is_read_back_with_its_step(model, images, tmp_path, step):
-    judge, folder = ClassificationEvaluator(images, reader()), tmp_path / "run" / "evaluation"
-    outcome = judge.outcome(model)
+    evaluator, folder = ClassificationEvaluator(images, reader()), tmp_path / "run" / "evaluation"
+    outcome = evaluator.outcome(model)
     assert last_report(folder) == {}
-    judge.write(folder, outcome, step=7)
-    judge.write(folder, outcome, step=step)
+    evaluator.write(folder, outcome, step=7)
+    evaluator.write(folder, outcome, step=step)
     assert sorted(os.listdir(folder)) == [PICTURE, REPORT] == ["confusion.png", "metrics.json"]
     assert last_report(folder) == json.loads(json.dumps({"step": step, **report(outcome, NAMES)}))
     assert last_report(folder)["metrics"] == metrics(outcome)
@@ -149,11 +149,11 @@ def test_the_report_is_read_back_with_its_step(model, images, tmp_path, step):
 
 def test_several_labels_have_no_picture(model, images, tmp_path):
     targets = np.random.default_rng(0).random((11, 3)) < 0.5
-    judge = ClassificationEvaluator(Labelled(images.images, NAMES, targets), reader())
-    outcome = judge.outcome(model)
+    evaluator = ClassificationEvaluator(Labelled(images.images, NAMES, targets), reader())
+    outcome = evaluator.outcome(model)
     assert outcome.multi_label
     np.testing.assert_allclose(outcome.probabilities, by_hand(model, images, SEEN).sigmoid(), atol=1e-4)
-    judge.write(tmp_path / "evaluation", outcome, step=1)
+    evaluator.write(tmp_path / "evaluation", outcome, step=1)
     assert os.listdir(tmp_path / "evaluation") == [REPORT]
     assert set(last_report(tmp_path / "evaluation")["metrics"]) == {
         "heldout_loss",
@@ -165,9 +165,9 @@ def test_several_labels_have_no_picture(model, images, tmp_path):
 def test_predictions_have_the_names_of_images_and_classes(model, images, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "images" / "ant" / "0.png").write_bytes(b"no picture")
-    judge = ClassificationEvaluator(images, reader())
-    outcome = judge.outcome(model)
-    judge.write_predictions(Path("~/tables/predictions.csv"), outcome)
+    evaluator = ClassificationEvaluator(images, reader())
+    outcome = evaluator.outcome(model)
+    evaluator.write_predictions(Path("~/tables/predictions.csv"), outcome)
     head, *rows = [line.split(",") for line in (tmp_path / "tables" / "predictions.csv").read_text().splitlines()]
     assert head[:4] == ["image", "label", "predicted", "correct"]
     files = sorted(path.relative_to(tmp_path / "images").as_posix() for path in (tmp_path / "images").rglob("*.png"))

@@ -16,7 +16,7 @@ from swin_mim.errors import UserError
 from swin_mim.files import replace_json
 from swin_mim.models.saving import Preprocessing
 from swin_mim.training import models
-from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints import store
 from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
 from swin_mim.weights import config_json
 from swin_mim.weights.adapt import resize_bias_table
@@ -89,12 +89,12 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SwinClas
 
 def committed(folder: Path, model: SwinClassifier, *, average: dict[str, Tensor] | None = None, step: int = 5) -> Path:
     """A checkpoint as the engine writes it."""
-    staging = checkpoint.stage(folder / "checkpoints", step)
+    staging = store.stage(folder / "checkpoints", step)
     write_tensors(model.state_dict(), staging / "model.safetensors")
     if average is not None:
         write_tensors(average, staging / "average.safetensors")
     replace_json(staging / "config.json", config_json.document(model.description()))
-    return checkpoint.commit(staging, step)
+    return store.commit(staging, step)
 
 
 # ---- new weights ----------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swin_mim.data.blue_marble.tiles import composite
-from swin_mim.data.decoding import decode_limits as limits
-from swin_mim.data.decoding import rgb as decode
+from swin_mim.data.decoding import decode_limits, rgb
 from swin_mim.data.decoding.rgb import BrokenImage, Decoded, decode_image, decoder_text, open_image
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.sampling import SampleOrder, sample_generator
@@ -64,9 +63,9 @@ def whole_crop_of(transform: PretrainTransform, data: bytes, seed: int) -> torch
 @pytest.fixture(params=["with simplejpeg", "without simplejpeg"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "with simplejpeg":
-        assert decode.simplejpeg, "it belongs to the extra of the tests"
+        assert rgb.simplejpeg, "it belongs to the extra of the tests"
     else:
-        monkeypatch.setattr(decode, "simplejpeg", None)
+        monkeypatch.setattr(rgb, "simplejpeg", None)
 
 
 # the scale
@@ -249,7 +248,7 @@ def test_flips_are_those_of_the_whole_image(flips: Flips) -> None:
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (500, 375), (333, 17)])
 def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, size: tuple[int, int]) -> None:
-    assert decode.simplejpeg, "it belongs to the extra of the tests"
+    assert rgb.simplejpeg, "it belongs to the extra of the tests"
     mode, options = JPEGS[kind]
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     for picture in (Image.fromarray(noise), smooth(*size)):
@@ -260,10 +259,10 @@ def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, size: tuple[int, int])
 
 
 def test_simplejpeg_gives_the_crops_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decode.simplejpeg, "it belongs to the extra of the tests"
+    assert rgb.simplejpeg, "it belongs to the extra of the tests"
     transform, data = PretrainTransform((192, 192), flips="both"), HOPPER.read_bytes()
     crops = [crop_of(transform, data, seed) for seed in range(6)]
-    monkeypatch.setattr(decode, "simplejpeg", None)
+    monkeypatch.setattr(rgb, "simplejpeg", None)
     assert all(torch.equal(crop, crop_of(transform, data, seed)) for seed, crop in enumerate(crops))
 
 
@@ -281,14 +280,14 @@ def test_what_simplejpeg_refuses_or_gets_wrong_is_left_to_pillow(monkeypatch: py
             return buffer[:1]
 
     for double in (Refuses, OtherSize):
-        monkeypatch.setattr(decode, "simplejpeg", double)
+        monkeypatch.setattr(rgb, "simplejpeg", double)
         assert np.array_equal(array(open_image(data).decode(1)), np.asarray(decode_image(data)))
 
 
 def test_the_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "simplejpeg", None)
+    monkeypatch.setattr(rgb, "simplejpeg", None)
     assert decoder_text().startswith("Pillow 1")
-    monkeypatch.setattr(decode, "simplejpeg", type("Double", (), {"__version__": "1.9.0"}))
+    monkeypatch.setattr(rgb, "simplejpeg", type("Double", (), {"__version__": "1.9.0"}))
     assert decoder_text().startswith("simplejpeg 1.9.0 and Pillow 1")
 
 
@@ -336,7 +335,7 @@ def test_a_plain_bmp_is_read_where_it_lies(size: tuple[int, int], monkeypatch: p
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
     data, transform = encode(noise, "BMP"), PretrainTransform((8, 8), flips="dihedral")
     expected = [whole_crop_of(transform, data, seed) for seed in range(12)]
-    monkeypatch.setattr(decode.Image, "open", None)  # Pillow is not asked
+    monkeypatch.setattr(rgb.Image, "open", None)  # Pillow is not asked
     decoded = open_image(data).decode(8.0)
     assert (decoded.size, decoded.factor) == (size, 1)
     assert np.array_equal(array(decoded), np.asarray(noise))
@@ -371,7 +370,7 @@ def pixels_or_broken(read: object) -> bytes:
 
 
 def test_a_plain_bmp_may_not_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_SIDE", 30)
+    monkeypatch.setattr(decode_limits, "MAX_SIDE", 30)
     data = encode(Image.new("RGB", (31, 2)), "BMP")
     reasons = []
     for read in (decode_image, lambda data: open_image(data).decode(8.0)):
@@ -417,7 +416,7 @@ def test_a_folder_gives_the_same_crops_however_it_is_read(folder: Path, monkeypa
     source = open_source(str(folder))
     here = samples(source, workers=0)
     others = {"workers": samples(source, workers=2), "a part": samples(Subset(source, range(len(source))), workers=0)}
-    monkeypatch.setattr(decode, "simplejpeg", None)
+    monkeypatch.setattr(rgb, "simplejpeg", None)
     others["no simplejpeg"] = samples(source, workers=0)
     for name, other in others.items():
         assert other.keys() == here.keys()

@@ -16,9 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from test_rgb import png as raw_png
 
-from swin_mim.data.decoding import decode_limits as limits
-from swin_mim.data.decoding import multichannel as raster_files
-from swin_mim.data.decoding import tiff_files
+from swin_mim.data.decoding import decode_limits, multichannel, tiff_files
 from swin_mim.data.decoding.channel_reader import channels_last
 from swin_mim.data.decoding.decode_limits import MAX_MEMORY, MAX_RASTER_BYTES, BrokenImage
 from swin_mim.data.decoding.multichannel import channel_names, choose, decode_raster
@@ -368,7 +366,7 @@ def test_stacks_that_do_not_fit(sizes: list[tuple[int, ...]], message: str) -> N
 
 
 def test_a_stack_that_is_too_large_is_met_at_its_first_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_RASTER_BYTES", 7999)
+    monkeypatch.setattr(decode_limits, "MAX_RASTER_BYTES", 7999)
     files = [("a", npy(np.ones((20, 20), "u2"))), *((str(number), b"not opened") for number in range(9))]
     with pytest.raises(BrokenImage, match=r"channel a: 20 x 20 pixels of 10 channels of 16 bit are 8000 bytes, more"):
         decode_raster(files, ChannelSpec(10))
@@ -461,7 +459,7 @@ def test_numbers_that_are_not_read() -> None:
     for array in (np.ones((4, 4), "c8"), np.ones((4, 4), np.longdouble)):
         with pytest.raises(BrokenImage, match="no integer or float of up to 64 bit"):
             read(npy(array), 1)
-    assert raster_files.listed([str(n) for n in range(30)]).endswith("19, ...")
+    assert multichannel.listed([str(n) for n in range(30)]).endswith("19, ...")
     assert tiff_files.EXTRA in "pip install 'swin-mim[raster]'"
 
 

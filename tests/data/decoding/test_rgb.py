@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swin_mim.data.decoding import rgb as decode
+from swin_mim.data.decoding import rgb
 from swin_mim.data.decoding.rgb import BrokenImage, decode_image, to_rgb
 
 WHITE, TEAL = (255, 255, 255), (0, 128, 128)
@@ -90,7 +90,7 @@ LOSSLESS = {
 
 @pytest.mark.parametrize("case", LOSSLESS)
 def test_every_mode_becomes_rgb(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "BACKGROUND", TEAL)
+    monkeypatch.setattr(rgb, "BACKGROUND", TEAL)
     image, kind, options, expected = LOSSLESS[case]
     assert pixels(decode_image(encode(image, kind, **options))) == expected
 

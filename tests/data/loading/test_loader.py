@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swin_mim.data import timing as loading_time
+from swin_mim.data import timing
 from swin_mim.data.decoding.rgb import BrokenImage
 from swin_mim.data.loading import loader
 from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
@@ -281,7 +281,7 @@ def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(folder, "read_file", later(0.25, read))
     monkeypatch.setattr(base, "open_image", later(0.5, opened))
-    monkeypatch.setattr(loading_time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(loader, "perf_counter", lambda: clock[0])
     source = open_source(str(tmp_path))
     transform = PretrainTransform((8, 8))
@@ -293,12 +293,12 @@ def test_a_batch_says_what_loading_it_took(workers: int, tmp_path: Path, monkeyp
 
 
 def test_what_others_read_is_not_in_a_sample(tmp_path: Path) -> None:
-    with loading_time.reading():
+    with timing.reading():
         pass
-    before = loading_time.seconds_spent("read")
-    watch = loading_time.Stopwatch()
+    before = timing.seconds_spent("read")
+    watch = timing.Stopwatch()
     assert watch.passed().read == 0.0
-    assert loading_time.seconds_spent("read") == before > 0
+    assert timing.seconds_spent("read") == before > 0
 
 
 def test_the_time_of_broken_images_counts() -> None:
@@ -307,4 +307,4 @@ def test_the_time_of_broken_images_counts() -> None:
     assert batch.seconds.read == 0.0
     assert min(batch.seconds.decode, batch.seconds.transform, batch.seconds.collate) > 0
     assert batch.seconds.total == pytest.approx(sum(batch.seconds))
-    assert loading_time.together([batch.seconds, batch.seconds]).decode == 2 * batch.seconds.decode
+    assert timing.together([batch.seconds, batch.seconds]).decode == 2 * batch.seconds.decode

@@ -22,7 +22,7 @@ from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.decoding.rgb import decode_image
 from swin_mim.data.labels import open_labelled
 from swin_mim.data.packing import pack as packing
-from swin_mim.data.packing import writer as shard_file
+from swin_mim.data.packing import writer
 from swin_mim.data.packing.pack import PackOptions, pack, shrunk
 from swin_mim.data.packing.rasters import smaller_raster
 from swin_mim.data.sources.folder import FolderSource
@@ -273,7 +273,7 @@ def test_an_interruption_changes_no_byte(
         interrupt_at(patched, index)
         with pytest.raises(KeyboardInterrupt):
             pack_many(many, tmp_path)
-    assert not (tmp_path / shard_file.STAGING).exists()
+    assert not (tmp_path / writer.STAGING).exists()
     interrupted = read_packed(tmp_path)
     assert (interrupted.read if interrupted else 0) <= index
     assert pack_many(many, tmp_path).complete
@@ -305,7 +305,7 @@ def test_a_kill_in_the_middle_of_a_commit(
     """What is on disk but not in the manifest is made anew."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train-00000.arrow").write_bytes(b"half")
-    (tmp_path / shard_file.STAGING).write_bytes(b"half")
+    (tmp_path / writer.STAGING).write_bytes(b"half")
     with monkeypatch.context() as patched:
         patched.setattr(packing, "_TASK", 1)
         interrupt_at(patched, 8)
@@ -404,7 +404,7 @@ def test_a_full_disk_leaves_the_whole_shards(
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*arguments)
 
-    where, name = (shard_file._HashingFile, "write") if place == "write" else (files, "flush")
+    where, name = (writer._HashingFile, "write") if place == "write" else (files, "flush")
     original = getattr(where, name)
     with monkeypatch.context() as patched:
         patched.setattr(where, name, full)
@@ -412,7 +412,7 @@ def test_a_full_disk_leaves_the_whole_shards(
             pack_many(many, tmp_path)
     assert error.value.code == CANNOT_WRITE
     assert read_packed(tmp_path).shards
-    assert not (tmp_path / shard_file.STAGING).exists()
+    assert not (tmp_path / writer.STAGING).exists()
     pack_many(many, tmp_path)
     assert contents(tmp_path) == contents(whole)
 

@@ -36,7 +36,7 @@ from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, h
 from swin_mim.data.sampling import sample_generator
 from swin_mim.data.sources.base import StreamStatus
 from swin_mim.data.sources.inventory import explain_change, save_inventory
-from swin_mim.data.streaming import storage as stores
+from swin_mim.data.streaming import storage
 from swin_mim.data.streaming.cache import ShardCache
 from swin_mim.data.streaming.source import StreamedSource, open_streamed
 from swin_mim.data.transforms.crops import EvaluationTransform, PretrainTransform
@@ -104,9 +104,9 @@ def write(folder: Path, shards: dict[str, bytes]) -> str:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(stores, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(stores, "PATIENCE", 20.0)
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(storage, "PATIENCE", 20.0)
     monkeypatch.setattr(loader, "AHEAD", 0)  # a step is more than a shard here
 
 
@@ -390,7 +390,7 @@ def test_many_shards_through_many_restarts(tmp_path: Path) -> None:
 def test_a_server_that_stays_away_is_one_line(
     tmp_path: Path, hub: LoopbackHub, served: str, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(stores, "PATIENCE", 0.3)
+    monkeypatch.setattr(storage, "PATIENCE", 0.3)
     source = opened(served, tmp_path, shards_at_once=1)
     hub.down = True
     with pytest.raises(
@@ -460,7 +460,7 @@ def test_what_does_not_pass_is_not_waited_for(tmp_path: Path, hub: LoopbackHub, 
 def test_a_failure_in_a_worker_is_one_line(
     tmp_path: Path, hub: LoopbackHub, served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "PATIENCE", 0.3)
+    monkeypatch.setattr(storage, "PATIENCE", 0.3)
     source = opened(served, tmp_path)
     training, _ = source.split(0, 0)
     take(training, 5)  # all is here
@@ -701,7 +701,7 @@ def test_patterns_and_other_file_systems(tmp_path: Path) -> None:
         memory.pipe_file(f"/bucket/{name}", content)
     source = opened("memory://bucket/*.parquet", tmp_path / "cache")
     assert_as_defined(source, take(source, 5))
-    assert list(stores.expand("a-{08..11}-{x,y}.tar"))[::3] == ["a-08-x.tar", "a-09-y.tar", "a-11-x.tar"]
+    assert list(storage.expand("a-{08..11}-{x,y}.tar"))[::3] == ["a-08-x.tar", "a-09-y.tar", "a-11-x.tar"]
     assert public_url("https://me:secret@host/a.tar?X-Signature=1") == "https://host/a.tar"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from swin_mim.data.sampling import sample_generator
-from swin_mim.data.transforms import crops as transforms
+from swin_mim.data.transforms import crops
 from swin_mim.data.transforms.crops import (
     EvaluationTransform,
     FinetuneTransform,
@@ -156,7 +156,7 @@ def test_crops_have_the_aspect_of_a_size_that_is_not_square() -> None:
         return torch.zeros(3, *size, dtype=torch.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transforms, "_cut", keep)
+        patch.setattr(crops, "_cut", keep)
         for position in range(200):
             PretrainTransform((32, 160))(image, sample_generator(0, position))
     shares = [(right - left) * (bottom - top) / 50_000 for left, top, right, bottom in boxes]
@@ -284,7 +284,7 @@ def test_changes_are_those_of_timm(options: dict[str, object], monkeypatch: pyte
             seed_all(position)
             yield
 
-        monkeypatch.setattr(transforms, "_global_generators", seeded)
+        monkeypatch.setattr(crops, "_global_generators", seeded)
         out, crop = (transform(image, sample_generator(0, position)) for transform in (ours, plain))
         seed_all(position)
         expected = finish(change(Image.fromarray(crop.permute(1, 2, 0).numpy())))

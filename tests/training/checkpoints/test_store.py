@@ -21,9 +21,8 @@ from torch import nn
 
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, UserError
 from swin_mim.files import replace_json
-from swin_mim.training.checkpoints import manager as run_state
+from swin_mim.training.checkpoints import manager, store
 from swin_mim.training.checkpoints import state as checkpoint_state
-from swin_mim.training.checkpoints import store as checkpoint
 from swin_mim.training.checkpoints.manager import Checkpoints
 from swin_mim.training.checkpoints.model_state import load_model, load_optimizer, optimizer_tensors
 from swin_mim.training.checkpoints.state import Best, RunState, newest_checkpoint, published_weights, read_state
@@ -36,12 +35,12 @@ FILES = ("MANIFEST.json", "deepspeed/state/shard.bin", "model.safetensors", "tra
 
 def committed(folder: Path, step: int) -> Path:
     """A checkpoint as small as one can be, with a file in a folder of its own."""
-    staging = checkpoint.stage(folder, step)
+    staging = store.stage(folder, step)
     (staging / "deepspeed" / "state").mkdir(parents=True)
     (staging / "deepspeed" / "state" / "shard.bin").write_bytes(bytes(range(64)))
     write_tensors({"weight": torch.full((2, 3), float(step))}, staging / "model.safetensors")
     replace_json(staging / "trainer.json", {"step": step})
-    return checkpoint.commit(staging, step)
+    return store.commit(staging, step)
 
 
 def names(folder: Path) -> set[str]:
@@ -59,13 +58,13 @@ def flip(file: Path) -> None:
 
 
 def test_the_newest_is_the_highest_step_and_not_the_latest_date(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path / "nothing") is None
-    assert checkpoint.newest(tmp_path) is None
+    assert store.newest(tmp_path / "nothing") is None
+    assert store.newest(tmp_path) is None
     for step, age in ((900, 0), (10_000, 500), (2_000, 1000)):
         path = committed(tmp_path, step)
         for file in (path, *path.rglob("*")):
             os.utime(file, (10**9 + age, 10**9 + age))
-    assert checkpoint.newest(tmp_path) == tmp_path / "step_0000010000"
+    assert store.newest(tmp_path) == tmp_path / "step_0000010000"
 
 
 def test_a_committed_checkpoint_holds_what_was_staged(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_a_committed_checkpoint_holds_what_was_staged(tmp_path: Path) -> None:
     assert path == tmp_path / "step_0000000007"
     assert sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()) == list(FILES)
     assert names(tmp_path) == {path.name}
-    assert checkpoint.verify(path) == ""
+    assert store.verify(path) == ""
     assert load_file(path / "model.safetensors")["weight"].tolist() == [[7.0] * 3] * 2
     manifest = json.loads((path / "MANIFEST.json").read_text())
     assert (manifest["step"], set(manifest["files"])) == (7, set(FILES[1:]))
@@ -93,9 +92,9 @@ def test_every_truncation_and_bit_flip_is_seen(tmp_path: Path, name: str) -> Non
         damaged.remove(whole + b"\n")  # says the same
     for data in damaged:
         (path / name).write_bytes(data)
-        assert checkpoint.verify(path) != "", data
+        assert store.verify(path) != "", data
     (path / name).write_bytes(whole)
-    assert checkpoint.verify(path) == ""
+    assert store.verify(path) == ""
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "flip", "missing"])
@@ -112,7 +111,7 @@ def test_the_one_before_a_broken_one_is_taken(
         committed(tmp_path, step)
     damage(tmp_path / "step_0000000003" / name)
     with caplog.at_level(logging.WARNING, "swin_mim.training.checkpoints.store"):
-        assert checkpoint.newest(tmp_path) == tmp_path / "step_0000000002"
+        assert store.newest(tmp_path) == tmp_path / "step_0000000002"
     assert names(tmp_path) == {"step_0000000001", "step_0000000002", "bad_step_0000000003"}
     assert "step_0000000003" in caplog.text
     assert name in caplog.text
@@ -121,20 +120,20 @@ def test_the_one_before_a_broken_one_is_taken(
 def test_a_broken_one_replaces_an_older_broken_one_of_its_step(tmp_path: Path) -> None:
     for _ in range(2):
         flip(committed(tmp_path, 5) / "trainer.json")
-        assert checkpoint.newest(tmp_path) is None
+        assert store.newest(tmp_path) is None
     assert names(tmp_path) == {"bad_step_0000000005"}
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_broken(tmp_path: Path) -> None:
     committed(tmp_path, 1).rename(tmp_path / "step_0000000009")
-    assert "step 1" in checkpoint.verify(tmp_path / "step_0000000009")
+    assert "step 1" in store.verify(tmp_path / "step_0000000009")
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"digest": null}', "[" * 50, "\x00"])
 def test_a_manifest_that_is_none_is_broken(tmp_path: Path, text: str) -> None:
     path = committed(tmp_path, 1)
     (path / "MANIFEST.json").write_text(text)
-    assert "MANIFEST.json" in checkpoint.verify(path)
+    assert "MANIFEST.json" in store.verify(path)
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
@@ -150,33 +149,33 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (path / "notes.txt").write_text("mine")
     before = names(tmp_path)
-    assert checkpoint.newest(tmp_path) == path
-    checkpoint.prune(tmp_path, keep=1)
+    assert store.newest(tmp_path) == path
+    store.prune(tmp_path, keep=1)
     assert names(tmp_path) == before
 
 
 def test_a_file_under_the_name_of_a_checkpoint_is_set_aside(tmp_path: Path) -> None:
     path = committed(tmp_path, 4)
     (tmp_path / "step_0000000005").write_text("no folder")
-    assert checkpoint.newest(tmp_path) == path
+    assert store.newest(tmp_path) == path
 
 
 def test_a_staged_folder_is_no_candidate_and_the_next_save_sweeps_it(tmp_path: Path) -> None:
     path = committed(tmp_path, 1)
-    whole = checkpoint.stage(tmp_path, 2)
+    whole = store.stage(tmp_path, 2)
     shutil.copytree(path, whole, dirs_exist_ok=True)
-    assert checkpoint.newest(tmp_path) == path
+    assert store.newest(tmp_path) == path
     trash = tmp_path / ".trash_step_0000000000"  # of a deletion that was interrupted
     shutil.copytree(path, trash)
-    assert checkpoint.newest(tmp_path) == path
-    staging = checkpoint.stage(tmp_path, 3)
+    assert store.newest(tmp_path) == path
+    staging = store.stage(tmp_path, 3)
     assert names(tmp_path) == {path.name, staging.name}
     assert list(staging.iterdir()) == []
 
 
 def test_a_step_that_is_saved_again_is_replaced(tmp_path: Path) -> None:
     flip(committed(tmp_path, 2) / "trainer.json")
-    assert checkpoint.verify(committed(tmp_path, 2)) == ""
+    assert store.verify(committed(tmp_path, 2)) == ""
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
@@ -184,7 +183,7 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
     steps = [9, 100, 30, 4]
     for step in steps:
         committed(tmp_path, step)
-    checkpoint.prune(tmp_path, keep)
+    store.prune(tmp_path, keep)
     assert names(tmp_path) == {f"step_{step:010d}" for step in sorted(steps)[-keep:]}
 
 
@@ -202,22 +201,22 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int) -> None:
 def test_prune_keeps_the_best_besides(tmp_path: Path, best: int | None, kept: set[int]) -> None:
     for step in (9, 100, 30, 4):
         committed(tmp_path, step)
-    checkpoint.prune(tmp_path, 2, besides=best)
+    store.prune(tmp_path, 2, besides=best)
     assert names(tmp_path) == {f"step_{step:010d}" for step in kept}
-    assert not any(checkpoint.verify(path) for path in checkpoint.steps_on_disk(tmp_path))
+    assert not any(store.verify(path) for path in store.steps_on_disk(tmp_path))
 
 
 def test_prune_keeps_one_of_so_many_steps(tmp_path: Path) -> None:
     for step in (10, 20, 25, 30, 40, 50):
         committed(tmp_path, step)
-        checkpoint.prune(tmp_path, 2, every=20)
+        store.prune(tmp_path, 2, every=20)
     assert names(tmp_path) == {f"step_{step:010d}" for step in (20, 40, 50)}
 
 
 @pytest.mark.parametrize("step", [0, 7, 9_999_999_999])
 def test_the_path_of_a_step_is_where_it_is_committed(tmp_path: Path, step: int) -> None:
-    assert checkpoint.path_of(tmp_path / "none", step) == tmp_path / "none" / f"step_{step:010d}"
-    assert committed(tmp_path, step) == checkpoint.path_of(tmp_path, step)
+    assert store.path_of(tmp_path / "none", step) == tmp_path / "none" / f"step_{step:010d}"
+    assert committed(tmp_path, step) == store.path_of(tmp_path, step)
 
 
 def test_all_is_flushed_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,20 +247,20 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from swin_mim.files import replace_json
-from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints import store
 
 root = Path(sys.argv[1])
 
 def save(folder, step):
-    staging = checkpoint.stage(folder, step)
+    staging = store.stage(folder, step)
     for name in ("model.safetensors", "optimizer.safetensors"):
         with (staging / name).open("wb", buffering=0) as file:
             file.write(b"a" * 50)
             tick()
             file.write(b"b" * 50)
     replace_json(staging / "trainer.json", {"step": step})
-    checkpoint.commit(staging, step)
-    checkpoint.prune(folder, keep=2)
+    store.commit(staging, step)
+    store.prune(folder, keep=2)
 
 def tick():
     global left
@@ -306,14 +305,14 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_a_whole_newest_checkpoi
     found = []
     for moment in range(1, moments + 1):
         folder = tmp_path / str(moment)
-        faults = [checkpoint.verify(path) for path in checkpoint.steps_on_disk(folder)]
+        faults = [store.verify(path) for path in store.steps_on_disk(folder)]
         assert not any(faults), "neither half-written nor half-deleted looks like a checkpoint"
-        newest = checkpoint.newest(folder)
+        newest = store.newest(folder)
         assert newest is not None
         found.append(newest.name)
         # The next save leaves no trace of the accident.
         committed(folder, 4)
-        checkpoint.prune(folder, keep=2)
+        store.prune(folder, keep=2)
         assert names(folder) == {newest.name, "step_0000000004"}
     old, new = "step_0000000002", "step_0000000003"
     assert found == [old] * found.count(old) + [new] * found.count(new), "one moment makes the checkpoint"
@@ -521,7 +520,7 @@ def test_the_best_checkpoint_stays_while_newer_ones_come_and_go(tmp_path: Path) 
         save(run, state)
         kept = {max(1, step - 1), step} | ({state.best.step} if state.best else set())
         assert names(tmp_path) == {f"step_{step:010d}" for step in kept}
-    assert read_state(checkpoint.path_of(tmp_path, 6)).best == Best(6, 0.6)
+    assert read_state(store.path_of(tmp_path, 6)).best == Best(6, 0.6)
 
 
 def test_the_average_comes_back_bit_for_bit_and_goes_on(tmp_path: Path) -> None:
@@ -557,7 +556,7 @@ def test_the_average_is_published_where_there_is_one(tmp_path: Path) -> None:
     save(plain, RunState(step=3))
     assert run.average is not None
     for folder, expected in ((run.folder, run.average.state()), (plain.folder, run.model.state_dict())):
-        published = published_weights(checkpoint.path_of(folder, 3))
+        published = published_weights(store.path_of(folder, 3))
         assert published.keys() == run.model.state_dict().keys()
         assert all(torch.equal(published[name], value) for name, value in expected.items())
 
@@ -581,7 +580,7 @@ def test_damaged_weights_are_not_published(tmp_path: Path, name: str, damage: Ca
 
 def test_weights_that_are_gone_are_not_published(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"step_0000000007, .* is broken \(MANIFEST.json cannot be read"):
-        published_weights(checkpoint.path_of(tmp_path, 7))
+        published_weights(store.path_of(tmp_path, 7))
 
 
 def test_the_newest_checkpoint_is_found(tmp_path: Path, one_process: None) -> None:
@@ -634,13 +633,13 @@ def train_on(run: Checkpoints, steps: range) -> None:
 def test_what_is_trained_meanwhile_does_not_reach_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer is held up until weights, moments and counters have moved on."""
     may_write = threading.Event()
-    written = run_state.write_tensors
+    written = manager.write_tensors
 
     def late(tensors: dict[str, torch.Tensor], path: Path) -> str:
         assert may_write.wait(30)
         return written(tensors, path)
 
-    monkeypatch.setattr(run_state, "write_tensors", late)
+    monkeypatch.setattr(manager, "write_tensors", late)
     run = averaged(tmp_path, 1)
     train_and_follow(run, range(2))
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
@@ -669,7 +668,7 @@ def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
         run.save(RunState(step=step))
     run.writer.wait()
     assert names(tmp_path) == {"step_0000000004", "step_0000000005"}
-    assert not any(checkpoint.verify(path) for path in checkpoint.steps_on_disk(tmp_path))
+    assert not any(store.verify(path) for path in store.steps_on_disk(tmp_path))
 
 
 def full_disk(limit: int) -> Callable[[dict[str, torch.Tensor], Path], str]:
@@ -688,7 +687,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     train_on(run, range(1))
     save(run, RunState(step=1))
     with monkeypatch.context() as broken:
-        broken.setattr(run_state, "write_tensors", full_disk(100))
+        broken.setattr(manager, "write_tensors", full_disk(100))
         for step in (2, 3):
             save(run, RunState(step=step))
             assert names(tmp_path) == {"step_0000000001"}, "what was written in part is removed: it takes up room"
@@ -700,7 +699,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     save(run, RunState(step=4))
     run.finish()
     assert names(tmp_path) == {"step_0000000001", "step_0000000004"}
-    monkeypatch.setattr(run_state, "write_tensors", full_disk(100))
+    monkeypatch.setattr(manager, "write_tensors", full_disk(100))
     for step in (5, 6, 7):
         assert run.failure_reason() == "", "the count begins again after a success"
         save(run, RunState(step=step))
@@ -714,7 +713,7 @@ def test_an_error_that_is_ours_is_not_taken_for_a_full_disk(tmp_path: Path, monk
 
     run = run_checkpoints(tmp_path, 1)
     train_on(run, range(1))
-    monkeypatch.setattr(run_state, "write_tensors", wrong)
+    monkeypatch.setattr(manager, "write_tensors", wrong)
     run.save(RunState(step=1))
     with pytest.raises(KeyError, match="oh"):
         run.writer.wait()
@@ -723,7 +722,7 @@ def test_an_error_that_is_ours_is_not_taken_for_a_full_disk(tmp_path: Path, monk
 
 def test_what_the_disk_has_wrong_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte that changes between the memory and the disk."""
-    written = run_state.write_tensors
+    written = manager.write_tensors
 
     def spoilt(tensors: dict[str, torch.Tensor], path: Path) -> str:
         digest = written(tensors, path)
@@ -733,7 +732,7 @@ def test_what_the_disk_has_wrong_is_no_checkpoint(tmp_path: Path, monkeypatch: p
     run = run_checkpoints(tmp_path, 1)
     train_on(run, range(1))
     save(run, RunState(step=1))
-    monkeypatch.setattr(run_state, "write_tensors", spoilt)
+    monkeypatch.setattr(manager, "write_tensors", spoilt)
     save(run, RunState(step=2))
     assert names(tmp_path) == {"step_0000000001"}
     assert run.writer.reason == "model.safetensors is not on the disk as it was written"
@@ -772,7 +771,7 @@ def test_the_way_back_does_not_need_the_last_save(
     run = run_checkpoints(tmp_path, 1)
     train_on(run, range(1))
     save(run, RunState(step=1, samples_seen=8))
-    monkeypatch.setattr(run_state, "write_tensors", full_disk(10))
+    monkeypatch.setattr(manager, "write_tensors", full_disk(10))
     save(run, RunState(step=2, samples_seen=16))
     state = RunState(step=5, samples_seen=40, skipped_in_a_row=3)
     run.roll_back(state)
@@ -796,7 +795,7 @@ def test_a_trash_that_cannot_be_removed_is_no_reason_not_to_save(
     train_on(run, range(1))
     for step in range(1, 6):
         save(run, RunState(step=step))
-        assert checkpoint.newest(tmp_path) == checkpoint.path_of(tmp_path, step)
+        assert store.newest(tmp_path) == store.path_of(tmp_path, step)
 
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path, one_process: None) -> None:

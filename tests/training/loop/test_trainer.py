@@ -18,7 +18,7 @@ from swin_mim.data.timing import LoadingTime
 from swin_mim.errors import CANNOT_WRITE, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.distributed.prepare import FullModel, PreparedModel
-from swin_mim.training.loop import trainer as engine
+from swin_mim.training.loop import trainer
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
 from swin_mim.training.run import tracking
@@ -331,7 +331,7 @@ def test_a_run_that_waits_for_images_says_why(tmp_path, caplog, monkeypatch):
             now[0] += 1.0
             yield batch._replace(seconds=loading)
 
-    for module in (engine, tracking):
+    for module in (trainer, tracking):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     Run(tmp_path, plan(save_every=6), slow())  # a save in between would start the clock anew
     rows = [row for row in tracking.read_metrics(tmp_path) if "loss" in row]

@@ -9,7 +9,7 @@ import yaml
 
 from swin_mim.errors import PEER_LOST, UserError
 from swin_mim.files import replace_json
-from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints import store
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.fields import leaves
 from swin_mim.training.config.finetune import FinetuneConfig
@@ -36,9 +36,9 @@ def on_disk(folder: Path, kind: type[Config] = PretrainConfig) -> Config:
 
 
 def with_checkpoint(folder: Path) -> None:
-    staging = checkpoint.stage(folder / "checkpoints", 1)
+    staging = store.stage(folder / "checkpoints", 1)
     replace_json(staging / "trainer.json", {})
-    checkpoint.commit(staging, 1)
+    store.commit(staging, 1)
 
 
 def test_a_new_folder_gets_the_settings_as_they_are(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.finetune import ClassifierConfig, FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import HubConfig, PretrainConfig, RunConfig
-from swin_mim.training.run import publishing as export
+from swin_mim.training.run import publishing
 from swin_mim.training.run.publishing import Origin, RunFacts, about_finetuning, about_run, check
 
 SWIN = SwinConfig(64, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
@@ -44,7 +44,7 @@ def _quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (8, 8)).save(path)
         return path
 
-    monkeypatch.setattr(export, "plot_curves", draw)
+    monkeypatch.setattr(publishing, "plot_curves", draw)
 
 
 def tuning(source: str = "blue_marble", pretrained: str | None = None, **data: Any) -> FinetuneConfig:
