@@ -17,6 +17,7 @@ from PIL import Image
 from swin_mim.errors import UserError
 from swin_mim.recipes import pretrain as recipe
 from swin_mim.training.config.commands import pretrain_settings
+from swin_mim.training.distributed.processes import world_size
 from swin_mim.training.run.export import EXPORT
 from swin_mim.training.run.folder import STATUS
 from swin_mim.training.run.tracking import read_metrics
@@ -60,6 +61,10 @@ def pretrain(
     """
     named = config if config is None or isinstance(config, Mapping) else os.fspath(config)
     made = pretrain_settings(named, {"data.source": os.fspath(source)} | settings)
+    if world_size() > 1:
+        raise UserError(
+            "swin_mim.pretrain trains in one process: for several use accelerate launch -m swin_mim.recipes.pretrain"
+        )
     if not _busy.acquire(blocking=False):
         raise UserError("swin_mim.pretrain runs in another thread of this process: wait for its end")
     try:

@@ -148,3 +148,9 @@ def test_a_second_run_in_the_same_folder_is_refused(photos: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         swin_mim.pretrain("nowhere/at/all", "demo", **SETTINGS | {"run.name": "none"})
     assert swin_mim.pretrain(photos, "demo", **first).finished
+
+
+def test_several_processes_are_the_commands_matter(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"accelerate launch -m swin_mim\.recipes\.pretrain"):
+        swin_mim.pretrain(photos, "demo", **SETTINGS)

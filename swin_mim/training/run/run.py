@@ -244,6 +244,8 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
             accelerator.end_training()
         finally:
             run.writer.join()  # after an error too: a checkpoint that was begun is finished under the lock
+            if "log" in vars(run):
+                run.log.close()
     finally:
         stop.leave()
         if held is not None:
