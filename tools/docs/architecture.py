@@ -71,6 +71,7 @@ FOLDERS = {
     "recipes/launch": "for accelerate: GPUs, machines, DeepSpeed",
     "tools": "for developers, not installed",
     "tools/bench": "speed and memory, beside others: python -m tools.bench",
+    "tools/bench/commands": "what it measures: one file a command",
     "tools/chaos": "breaks runs, and counts what was lost: python -m tools.chaos",
     "tools/docs": "this page, that of the settings, the figure of the pipeline",
 }
