@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name, *rest = given or ["--help"]
     if name in ("-h", "--help"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
         print(usage())
         return 0
     if name == "--version":
