@@ -62,7 +62,8 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
             run.skipped = lambda skipped: None
             if not fit(run, trained, task, loader, before, _Nowhere(state)):
                 raise KeyboardInterrupt
-        found = _look(run.accelerator, trained.model, schedule, loader.batches(state.samples_seen), task)
+        batches = run.watch(loader.batches(state.samples_seen))
+        found = _look(run.accelerator, trained.model, schedule, batches, task)
         raise Replayed([*_parameters_not_finite(trained.model), *found])
 
     return loop
