@@ -3,12 +3,13 @@
 from typing import Any, NamedTuple
 
 from swin_mim.data.blue_marble.tiles import open_blue_marble
+from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.decoding.rgb import decoder_text
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.open import open_source
 from swin_mim.training.channels import preprocessing_of
-from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain import ImagesConfig, PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters
 from swin_mim.weights.config_json import Preprocessing
 
@@ -35,7 +36,11 @@ def channels_of_settings(config: PretrainConfig) -> ChannelSpec | None:
     data, count = config.data, config.model.in_channels
     if not reads_rasters(data, config.model):
         return None
-    return ChannelSpec(count, data.channels, data.nodata, data.mask_channel)
+    return ChannelSpec(count, data.channels, data.nodata, data.mask_channel, data.max_pixels)
+
+
+def decode_options(data: ImagesConfig) -> DecodeOptions:
+    return DecodeOptions(data.max_pixels, data.color_profile)
 
 
 def open_pretraining_images(config: PretrainConfig) -> Images:
@@ -57,7 +62,7 @@ def _open(config: PretrainConfig) -> Source:
     where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
     where["bands"] = channels_of_settings(config)
     if not data.streaming:
-        return open_source(data.source, stack=data.stack, **where)
+        return open_source(data.source, stack=data.stack, decoding=decode_options(data), **where)
     from swin_mim.data.streaming.source import open_streamed  # what does not stream needs none of it
 
     cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}

@@ -21,12 +21,13 @@ from swin_mim.cli.doctor.rasters import Channels
 from swin_mim.data.decoding.array_files import is_npy, is_npz
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage, check_metadata
+from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES
 from swin_mim.data.decoding.rgb import FORMATS, decode_image
 from swin_mim.data.decoding.tiff_files import is_tiff
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.sampling import Place
 from swin_mim.data.sources.base import Source
-from swin_mim.data.sources.folder import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource
+from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.statistics import Statistics, spread_indices
 from swin_mim.files import sha256

@@ -89,11 +89,11 @@ def check_length(length: int) -> None:
         raise BrokenImage(f"{length} bytes are more than {MAX_BYTES}")
 
 
-def check_size(size: tuple[int, int]) -> None:
+def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     """Raises `BrokenImage` for too many pixels, or none."""
     width, height = size
-    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
-        raise BrokenImage(f"{width} x {height} pixels are more than {MAX_PIXELS} in all or {MAX_SIDE} a side")
+    if width * height > max_pixels or max(size) > MAX_SIDE:
+        raise BrokenImage(f"{width} x {height} pixels are more than {max_pixels} in all or {MAX_SIDE} a side")
     if min(size) < 1:
         raise BrokenImage(f"{width} x {height} pixels are none")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.data.decoding.decode_limits import MAX_PIXELS, BrokenImage
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -46,6 +46,8 @@ class ChannelSpec:
     largest numbers of float32 (`LARGEST`) always are such."""
     mask: str | None = None
     """Name or number of the channel that is 0 where a pixel is not there; not one of those that the model takes."""
+    max_pixels: int = MAX_PIXELS
+    """Max pixels of an image: width x height."""
 
 
 def pixel_bytes(channels: int) -> int:

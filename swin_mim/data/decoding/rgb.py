@@ -23,6 +23,7 @@ from swin_mim.data.decoding.decode_limits import (
     check_scans,
     check_size,
 )
+from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.timing import decoding
 
 try:  # the extra "fast"
@@ -108,7 +109,7 @@ class EncodedJpeg:
             return _upright(_part(*self._opened.pop(), self._turn, max_shrink), self._turn)
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, options: DecodeOptions = USUAL) -> Image.Image:
     """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file and turn it upright.
 
     Transparent pixels are white. 16-bit grey is divided by 257, never clipped; 32-bit integers
@@ -127,21 +128,21 @@ def decode_image(data: bytes) -> Image.Image:
             TIFF of which RGB would leave channels out (pages after the first are other images, and none of these).
     """
     with _refusals():
-        image = _upright(*_whole(*_opened(data))).image
+        image = _upright(*_whole(*_opened(data, options))).image
     assert isinstance(image, Image.Image)
     return image
 
 
-def open_image(data: bytes) -> Decoded | EncodedJpeg:
+def open_image(data: bytes, options: DecodeOptions = USUAL) -> Decoded | EncodedJpeg:
     """Open a file as `decode_image` does; what is no JPEG is decoded at once.
 
     BMPs as Pillow writes them are not decoded at all: see `_as_it_lies`. The same files are broken, a JPEG maybe not
     before it is decoded.
     """
     with _refusals():
-        if (pixels_there := _as_it_lies(data)) is not None:
+        if (pixels_there := _as_it_lies(data, options)) is not None:
             return pixels_there
-        opened = [_opened(data)]
+        opened = [_opened(data, options)]
         if opened[0][1].format in ("JPEG", "MPO"):
             return EncodedJpeg(data, *opened[0])
         return _upright(*_whole(*opened.pop()))
@@ -255,7 +256,7 @@ def _part(
         return Decoded(to_rgb(image), stored, factor)
 
 
-def _as_it_lies(data: bytes) -> Decoded | None:
+def _as_it_lies(data: bytes, options: DecodeOptions) -> Decoded | None:
     """The pixels of a BMP where they are in the file, with nothing copied; None: not one as Pillow writes in 24 bits.
 
     This is what images are packed as, raw. Its rows begin at the bottom and its pixels with blue.
@@ -267,17 +268,17 @@ def _as_it_lies(data: bytes) -> Decoded | None:
     row = (width * 3 + 3) // 4 * 4  # bytes
     if not plain or min(width, height) < 1 or not length == len(data) == start + row * height:
         return None
-    check_size((width, height))
+    check_size((width, height), options.max_pixels)
     rows = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(height, row)
     return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
 
 
-def _opened(data: bytes) -> tuple[MeteredFile, Image.Image]:
+def _opened(data: bytes, options: DecodeOptions = USUAL) -> tuple[MeteredFile, Image.Image]:
     """(file, image that is not loaded yet), after all that its header tells was checked."""
     check_metadata(data)
     file = MeteredFile(data)
     image = _identified(file, data)
-    check_size(image.size)
+    check_size(image.size, options.max_pixels)
     _check_samples(image)
     pixels = image.width * image.height
     check_scans(data, pixels, _strips_stored(image))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from swin_mim.data.decoding.options import USUAL
 from swin_mim.data.decoding.raster import NamedFile, Raster
 from swin_mim.data.decoding.rgb import Decoded, EncodedJpeg, decode_image, open_image
 from swin_mim.data.sampling import HELDOUT_EPOCH, Place, SampleOrder, epoch_order
@@ -127,6 +128,9 @@ class Source(ABC):
 class FileSource(Source):
     """A source of which an image is a file."""
 
+    decoding = USUAL
+    """How its files are decoded; whoever opens it sets it."""
+
     @abstractmethod
     def content(self, index: int) -> bytes:
         """The bytes of an image file. Raises `BrokenImage`, also for too many or none."""
@@ -135,10 +139,10 @@ class FileSource(Source):
         return [(None, self.content(index))]
 
     def image(self, index: int) -> Any:
-        return decode_image(self.content(index))
+        return decode_image(self.content(index), self.decoding)
 
     def open(self, index: int) -> Decoded | EncodedJpeg:
-        return open_image(self.content(index))
+        return open_image(self.content(index), self.decoding)
 
 
 class Subset(Source):

@@ -13,8 +13,6 @@ from swin_mim.data.sources.base import FileSource
 from swin_mim.data.timing import reading
 from swin_mim.files import sha256
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-RASTER_SUFFIXES = (*IMAGE_SUFFIXES, ".npy", ".npz")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 
 _log = logging.getLogger(__name__)

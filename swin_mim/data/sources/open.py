@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES
 from swin_mim.data.decoding.multichannel import listed
+from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
-from swin_mim.data.sources.base import Source
-from swin_mim.data.sources.folder import IMAGE_SUFFIXES, RASTER_SUFFIXES, TABLE_SUFFIXES, FolderSource, files_below
+from swin_mim.data.sources.base import FileSource, Source
+from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource, files_below
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
 from swin_mim.data.sources.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
 from swin_mim.data.sources.stacks import StackSource, check_pattern, group
@@ -26,6 +28,7 @@ def open_source(
     column: str | None = None,
     bands: ChannelSpec | None = None,
     stack: str | None = None,
+    decoding: DecodeOptions = USUAL,
 ) -> Source:
     """Open a folder of images, a folder of parquet or arrow files, or a data set on the Hugging Face Hub.
 
@@ -42,7 +45,10 @@ def open_source(
         UserError: nothing there, no images in it, no such split or column, other channels than `bands` says.
     """
     opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
-    return opened_images(opened, spec, column, bands)
+    images = opened_images(opened, spec, column, bands)
+    if isinstance(images, FileSource):
+        images.decoding = decoding
+    return images
 
 
 def open_files(

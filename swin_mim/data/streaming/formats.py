@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from swin_mim.data.sources.folder import IMAGE_SUFFIXES
+from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES
 from swin_mim.errors import UserError
 
 KINDS = (".parquet", ".tar")

@@ -42,6 +42,11 @@ class ImagesConfig:
     """Value of missing pixels, in images other than RGB; None takes what the files say. NaN always means missing."""
     mask_channel: str | None = None
     """Channel that is 0 where a pixel is missing, by name or number, in images other than RGB."""
+    max_pixels: int = 67_108_864
+    """Max pixels of an image, width x height; larger ones count as broken. Decoding takes up to 20 bytes of memory a
+    pixel, in every worker."""
+    color_profile: Literal["convert", "ignore"] = "convert"
+    """Treatment of RGB images with an ICC profile: converted to sRGB, or read as if they were sRGB."""
     workers: int = 4
     """Processes that decode images, per training process; 0 decodes in the training process."""
     max_broken: float = 0.01

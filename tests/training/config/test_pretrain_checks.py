@@ -362,7 +362,7 @@ def test_each_setting_is_immutable_or_mutable() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 79
+    assert len(keys) == len(set(keys)) == 81
     assert set(keys) >= MUTABLE
     for key, value in leaves(DEFAULTS):
         lines = immutable_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
