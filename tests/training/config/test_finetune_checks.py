@@ -548,6 +548,8 @@ def test_what_decides_the_result_is_immutable() -> None:
         "data.channels",
         "data.nodata",
         "data.mask_channel",
+        "data.max_pixels",
+        "data.color_profile",
         "data.balance",
         "data.mean",
         "data.std",
