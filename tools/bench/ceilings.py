@@ -32,17 +32,18 @@ def measure_ceilings(device: torch.device, precision: str) -> Ceilings:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rates = {
         f"{name}, {side} x {side}, {precision}": 2 * side**3 / fastest(product, side, dtype, device) / 1e12
-        for name, product in products(device).items()
+        for name, product in products(device, dtype).items()
         for side in SIDES[device.type]
     }
     best = max(rates, key=lambda name: rates[name])
     return Ceilings(rates[best], best, copy_rate(device))
 
 
-def products(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """On a CPU torch.mm is MKL's product, which is slow on some processors: oneDNN's is there too."""
+def products(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """On a CPU torch.mm is MKL's product, slow on some processors: oneDNN's is there too, if it has the type."""
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if device.type != "cpu" or onednn is None:
+    lacking = dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu" or onednn is None or lacking:
         return {"torch.mm": torch.mm}
     return {"torch.mm": torch.mm, "oneDNN": lambda x, w: onednn(x, w, None, "none", [], "")}
 
