@@ -85,7 +85,7 @@ def open_labelled(
         multi_label: the column holds lists.
 
     Raises:
-        UserError: no labels, an image without one, fewer than two classes.
+        UserError: no labels, or an image without one.
     """
     if spec == "blue_marble":
         if multi_label or config is not None or column is not None:
@@ -101,16 +101,18 @@ def open_labelled(
     opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
     images = opened_images(opened, spec, column, bands)
     if isinstance(opened, Table):
-        labelled = _of_table(opened, images, label_column, multi_label)
-    elif multi_label or label_column is not None:
+        return _of_table(opened, images, label_column, multi_label)
+    if multi_label or label_column is not None:
         setting = "data.multi_label" if multi_label else f"data.label_column {label_column!r}"
         raise UserError(f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: leave it out")
-    else:
-        labelled = _of_folder(images, opened.paths, spec)
+    return _of_folder(images, opened.paths, spec)
+
+
+def check_classes(labelled: Labelled, spec: str) -> None:
+    """Raise a UserError for images to train on that are all of one class; `spec` is what they were opened by."""
     present = [name for name, count in zip(labelled.names, labelled.counts(), strict=True) if count]
-    if len(present) < 2 - multi_label:
+    if len(present) < 2 - labelled.multi_label:
         raise UserError(f"data.source {spec!r} has images of one class only, {present[0]!r}: nothing to tell apart")
-    return labelled
 
 
 def labels_of_folder(source: FolderSource) -> Labelled | None:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.data.decoding.raster import ChannelSpec
-from swin_mim.data.labels import Labelled, labels_per_class, open_labelled, split_labelled, with_classes
+from swin_mim.data.labels import (
+    Labelled,
+    check_classes,
+    labels_per_class,
+    open_labelled,
+    split_labelled,
+    with_classes,
+)
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.data.transforms.crops import FinetuneTransform
 from swin_mim.errors import UserError
@@ -24,9 +31,11 @@ def to_train_and_evaluate(data: LabelledDataConfig) -> tuple[Labelled, Labelled]
     Without these two a part of each class of data.source is held out; blue_marble has tiles for it.
 
     Raises:
-        UserError: they cannot be opened, or the second ones have classes that the first ones lack.
+        UserError: they cannot be opened, the first ones are all of one class, or the second ones have classes
+            that the first ones lack.
     """
     training = open_labelled(data.source, split=data.split, **_columns(data))
+    check_classes(training, data.source)
     if data.validation is None and data.validation_split is None and data.source != "blue_marble":
         training, evaluated = split_labelled(training, data.heldout, HELDOUT_SEED)
         if not len(evaluated):

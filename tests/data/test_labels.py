@@ -15,6 +15,7 @@ from PIL import Image
 from swin_mim.data import labels
 from swin_mim.data.labels import (
     Labelled,
+    check_classes,
     class_weights,
     labels_per_class,
     open_labelled,
@@ -157,9 +158,9 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
 
 def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images of one class only, 'cat'"):
-        open_labelled(class_folders(tmp_path / "folder", "cat/a.png", "cat/b/c.png"))
+        check_classes(open_labelled(class_folders(tmp_path / "folder", "cat/a.png", "cat/b/c.png")), "folder")
     with pytest.raises(UserError, match="images of one class only, 'cat'"):
-        open_labelled(table(tmp_path / "table", ["cat", "cat"], Value("string")))
+        check_classes(open_labelled(table(tmp_path / "table", ["cat", "cat"], Value("string"))), "table")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,7 @@ def test_images_that_have_one_label_or_none_are_worth_learning(tmp_path: Path) -
     labelled = open_labelled(table(tmp_path, [["cat"], []], List(Value("string"))), multi_label=True)
     assert labelled.names == ("cat",)
     assert labelled.targets.tolist() == [[True], [False]]
+    check_classes(labelled, "lists")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_lists_that_are_all_empty_hold_no_label(tmp_path: Path) -> None:
 
 def test_classes_without_images_are_nothing_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images of one class only, 'ant'"):
-        open_labelled(table(tmp_path, [1, 1], ANIMALS))
+        check_classes(open_labelled(table(tmp_path, [1, 1], ANIMALS)), "table")
 
 
 def test_lists_and_single_labels_are_told_apart(tmp_path: Path) -> None:
