@@ -99,14 +99,14 @@ def quiet(config: Any, root: Path, precision: str | None) -> Any:
 
 def copy_run(run: Path, copy: Path, config: Any, step: int) -> None:
     """The settings, and the newest whole checkpoint before a step."""
-    from swin_mim.training.checkpoints import store as checkpoint
+    from swin_mim.training.checkpoints import store
     from swin_mim.training.config.yaml_file import to_yaml
 
     copy.mkdir(parents=True)
     (copy / "config.yaml").write_text(to_yaml(config))
-    before = [path for path in checkpoint.steps_on_disk(run / "checkpoints") if checkpoint.step_of(path) < step]
+    before = [path for path in store.steps_on_disk(run / "checkpoints") if store.step_of(path) < step]
     for path in sorted(before, reverse=True):
-        if not checkpoint.verify(path):
+        if not store.verify(path):
             shutil.copytree(path, copy / "checkpoints" / path.name)
             return
     print(f"no checkpoint before step {step} is left: from the start of the run", file=sys.stderr)

@@ -50,7 +50,7 @@ TRAINING = Training(
     images=38400,
     facts={"batch": "32", "learning rate": "3e-3, cosine", "hardware": "2 CPU cores", "empty": ""},
     config_yaml="run:\n  name: demo\n  root: /home/jane doherty/my runs\ndata:\n  source: blue_marble\n",
-    command="python recipes/pretrain.py --run.root '/home/jane doherty/my runs'",
+    command="swin-mim pretrain --run.root '/home/jane doherty/my runs'",
 )
 RESULTS = (
     Result("Blue Marble", "masked L1", "l1", 0.18012345, "held-out longitudes"),
@@ -255,7 +255,7 @@ def write_native(folder: Path, config: SwinConfig, num_classes: int) -> None:
 
 
 def snippets(text: str) -> list[str]:
-    """Of swin_mim, timm and transformers, in this order."""
+    """Snippets of swin_mim, timm and transformers, in this order."""
     found = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert ["swin_mim" in found[0], "import timm" in found[1], "transformers" in found[2]] == [True] * 3
     assert len(found) == 3

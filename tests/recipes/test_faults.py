@@ -102,13 +102,13 @@ def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, wh
     script = recipe.folder / "full_from_now_on.py"
     script.write_text(
         "import resource, runpy, signal, sys\n"
-        "from swin_mim.training.loop import trainer as engine\n"
-        "seed = engine.seed_forward\n"
+        "from swin_mim.training.loop import trainer\n"
+        "seed = trainer.seed_forward\n"
         "def full(*arguments):\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "    seed(*arguments)\n"
-        "engine.seed_forward = full\n"
+        "trainer.seed_forward = full\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

@@ -58,7 +58,7 @@ def test_continued_equals_uninterrupted(k, finetune, whole_finetune):
 
 @pytest.mark.slow
 def test_the_evaluation_is_the_same_on_one_two_and_three_processes(finetune, whole_finetune):
-    """Of the same weights, on 23 images: every number and every prediction, to the last bit of the report."""
+    """The same weights on 23 images give every number and every prediction alike, to the last bit of the report."""
     reports = []
     for processes in (1, 2, 3):
         file = finetune.folder / f"predictions_{processes}.csv"

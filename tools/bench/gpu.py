@@ -125,15 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         seen = environment(dry=options.dry)
         write(out / "environment.json", seen)
-        say(", ".join(f"{name} {value}" for name, value in seen.items()))
+        print_now(", ".join(f"{name} {value}" for name, value in seen.items()))
         deadline = time.monotonic() + 60 * options.minutes
         if not options.dry:
             test_kernels(out, deadline)
         unfinished = measure(parts_of(plan, microsoft, options.systems), out, options.only, deadline)
         (out / "table.md").write_text(markdown(out))
-        say(f"see {out / 'table.md'}")
+        print_now(f"see {out / 'table.md'}")
         if unfinished:
-            say(f"{len(unfinished)} parts are left: {', '.join(unfinished)}; the same command goes on with them")
+            print_now(f"{len(unfinished)} parts are left: {', '.join(unfinished)}; the same command goes on with them")
             sys.exit(UNFINISHED)
 
 
@@ -151,7 +151,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def say(text: str) -> None:
+def print_now(text: str) -> None:
     print(text, flush=True)
 
 
@@ -186,7 +186,7 @@ def test_kernels(out: Path, deadline: float) -> None:
     variables = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
     code, text = call([sys.executable, "-m", "pytest", "-q", str(KERNEL_TESTS)], deadline, variables)
     write(file, {"passed": code == 0, "exit_code": code, "output": text[-4000:]})
-    say(f"kernels: {'the tests pass' if code == 0 else f'THE TESTS DO NOT PASS, see {file}'}")
+    print_now(f"kernels: {'the tests pass' if code == 0 else f'THE TESTS DO NOT PASS, see {file}'}")
 
 
 def measure(parts: Sequence[Part], out: Path, only: str, deadline: float) -> list[str]:
@@ -199,13 +199,13 @@ def measure(parts: Sequence[Part], out: Path, only: str, deadline: float) -> lis
         if file.is_file() or time.monotonic() >= deadline:
             continue
         start = time.monotonic()
-        say(f"[{count}/{len(wanted)}] {part.name}")
+        print_now(f"[{count}/{len(wanted)}] {part.name}")
         unfinished = file.with_suffix(".unfinished")
         code, text = call([sys.executable, "-m", "tools.bench", *part.arguments, "--json", str(unfinished)], deadline)
         file.with_suffix(".log").write_text(text)
         if code == 0:
             unfinished.rename(file)
-        say(f"    {outcome(code, text)}, {time.monotonic() - start:.0f} s")
+        print_now(f"    {outcome(code, text)}, {time.monotonic() - start:.0f} s")
     return [part.name for part in wanted if not (out / f"{part.name}.json").is_file()]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_mim.architecture import SwinConfig
-from swin_mim.cli.convert import libraries as peers
+from swin_mim.cli.convert import libraries
 from swin_mim.cli.convert.libraries import NotBuilt
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained
@@ -152,7 +152,7 @@ def peer(format: Format, kind: Kind, config: SwinConfig, weights: Weights, setti
         theirs = pretrained.to_theirs(format, description, published)
     except UserError as reason:
         raise NotBuilt(str(reason)) from None
-    return peers.build(format, description, theirs, microsoft=settings.microsoft).model
+    return libraries.build(format, description, theirs, microsoft=settings.microsoft).model
 
 
 # Window attention alone: of a system's model that of block `block` in stage `stage`, with all that comes between

@@ -32,13 +32,13 @@ def main() -> None:
 
 
 def at_step(fault: dict[str, Any]) -> None:
-    from swin_mim.training.loop import trainer as engine
+    from swin_mim.training.loop import trainer
 
     number = {"signal": signal.SIGTERM, "kill": signal.SIGKILL}[fault["kind"]]
-    seed_forward = engine.seed_forward
+    seed_forward = trainer.seed_forward
     steps: list[int] = []
 
-    class Faulty(engine.Trainer):
+    class Faulty(trainer.Trainer):
         def step(self) -> None:
             steps[:] = [self.state.step]
             super().step()
@@ -49,8 +49,8 @@ def at_step(fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), number)
         seed_forward(seed, position)
 
-    engine.Trainer = Faulty  # type: ignore[misc]
-    engine.seed_forward = in_the_middle
+    trainer.Trainer = Faulty  # type: ignore[misc]
+    trainer.seed_forward = in_the_middle
 
 
 def at_position(spoil: Callable[[dict[str, Any], Any, list[bool]], None]) -> Callable[[dict[str, Any]], None]:
@@ -58,11 +58,10 @@ def at_position(spoil: Callable[[dict[str, Any], Any, list[bool]], None]) -> Cal
 
     def install(fault: dict[str, Any]) -> None:
         from swin_mim.models.simmim import SimMIM
-        from swin_mim.training.loop import replay
-        from swin_mim.training.loop import trainer as engine
+        from swin_mim.training.loop import replay, trainer
 
         now = [False]
-        seed_forward, forward = engine.seed_forward, SimMIM.forward
+        seed_forward, forward = trainer.seed_forward, SimMIM.forward
         known: list[int] = []
 
         def note(seed: int, position: int) -> None:
@@ -75,7 +74,7 @@ def at_position(spoil: Callable[[dict[str, Any], Any, list[bool]], None]) -> Cal
                 spoil(fault, self, now)
             return forward(self, *arguments)
 
-        engine.seed_forward = replay.seed_forward = note
+        trainer.seed_forward = replay.seed_forward = note
         SimMIM.forward = forward_once_spoilt  # type: ignore[assignment, method-assign]
 
     return install

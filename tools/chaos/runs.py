@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from swin_mim.errors import DATA_ERROR, STOPPED, UserError
-from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints import store
 from swin_mim.training.config.shipped import recipes_folder
 from swin_mim.training.run.jsonl import whole_lines
 from tools.clone import environment
@@ -115,7 +115,7 @@ class Runs:
 
     def final(self, name: str) -> dict[str, torch.Tensor]:
         """Weights and moments at the end; of DeepSpeed the weights."""
-        path = checkpoint.path_of(self.folder / name / "checkpoints", STEPS)
+        path = store.path_of(self.folder / name / "checkpoints", STEPS)
         return {key: value for file in sorted(path.glob("*.safetensors")) for key, value in load_file(file).items()}
 
     def same(self, one: str, other: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from swin_mim.training.checkpoints import store as checkpoint
+from swin_mim.training.checkpoints import store
 from swin_mim.training.checkpoints.manager import Checkpoints
 from swin_mim.training.checkpoints.model_state import optimizer_tensors
 from swin_mim.training.checkpoints.state import RunState, newest_checkpoint
@@ -96,14 +96,14 @@ class Bench:
         expected = self.states[state.step]
         found = run.state()
         same = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-        return f"step {state.step}" if same and checkpoint.step_of(newest) == state.step else "silently wrong"
+        return f"step {state.step}" if same and store.step_of(newest) == state.step else "silently wrong"
 
     def save_in_a_child(self, place: Path, prepare: Callable[[], None]) -> int:
         """Step 3 and its checkpoint, in a process with a fault -> how that ended: 0, or minus the signal."""
         child = os.fork()
         if not child:
             run = Run(place, self.accelerator)
-            run.checkpoints.restore(checkpoint.path_of(place, 2))
+            run.checkpoints.restore(store.path_of(place, 2))
             run.train(3)
             prepare()
             run.save(3)
@@ -171,11 +171,11 @@ def damage(folder: Path) -> dict[str, Any]:
     """Bit flips and truncations in the newest checkpoint."""
     bench = Bench(folder)
     draw = random.Random(0)
-    files = sorted(file.name for file in checkpoint.path_of(bench.start, 2).iterdir())
+    files = sorted(file.name for file in store.path_of(bench.start, 2).iterdir())
     found: Counter[str] = Counter()
     for number in range(FLIPS + CUTS):
         place = bench.copy()
-        file = checkpoint.path_of(place, 2) / files[number % len(files)]
+        file = store.path_of(place, 2) / files[number % len(files)]
         data = bytearray(file.read_bytes())
         if number < FLIPS:
             bit = draw.randrange(8 * len(data))

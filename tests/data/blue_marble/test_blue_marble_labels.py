@@ -270,7 +270,7 @@ def climate_of(corner: np.ndarray, letters: dict[int, str]) -> int | None:
 
 
 def terrain_of(corner: np.ndarray, relief: np.ndarray) -> int | None:
-    """Of squares of 4 pixels, which are 8 of the relief map, those that lie on land with their neighbours."""
+    """Squares of 4 pixels, which are 8 of the relief map, that lie on land with their neighbours."""
     land = climate_zones() != 32
     top, left = corner
     variances = []

@@ -64,7 +64,7 @@ class Sample(NamedTuple):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of several sizes and formats, some turned by EXIF, all larger than the crops; in two folders."""
+    """Pictures of several sizes and formats, some turned by EXIF, all larger than the crops; in two folders."""
     root = tmp_path_factory.mktemp("determinism") / "photos"
     rng, sideways = np.random.default_rng(0), Image.Exif()
     sideways[0x0112] = 6

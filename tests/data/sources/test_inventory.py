@@ -26,7 +26,7 @@ def change(images: Path, listing: Path, *, seed: int = 0) -> str:
 
 @pytest.fixture
 def listing(images: Path, tmp_path: Path) -> Path:
-    """Of the part to train on; it holds the whole data set, because one image more changes which ones that are."""
+    """Inventory of the training part: of the whole data set, as one image more changes which ones those are."""
     save_inventory(tmp_path / "images.txt.gz", open_source(str(images)).split(2, 0)[0])
     return tmp_path / "images.txt.gz"
 

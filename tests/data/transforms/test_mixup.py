@@ -27,7 +27,7 @@ def batch(images: int, classes: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def draws(mixing: Mixing, pairs: int = PAIRS) -> list[Mix]:
-    """Of the first pairs, of images of 40 x 60 pixels."""
+    """Mixes of the first pairs, of images of 40 x 60 pixels."""
     return [mixing.draw(2 * pair, 40, 60) for pair in range(pairs)]
 
 

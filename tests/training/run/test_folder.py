@@ -91,7 +91,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
         run_folder.claim(tmp_path, config)
 
 
-def test_free_settings_may_change_and_the_change_is_recorded(tmp_path: Path) -> None:
+def test_mutable_settings_may_change_and_the_change_is_recorded(tmp_path: Path) -> None:
     run_folder.claim(tmp_path, CONFIG)
     with_checkpoint(tmp_path)
     values = dict(leaves(CONFIG))
@@ -116,7 +116,7 @@ def test_what_changed_is_written_down_with_the_step(tmp_path: Path) -> None:
     assert (entry["step"], entry["changes"]) == (1, ["data.workers: 4 -> 3", "log.every: 5 steps -> 7 steps"])
 
 
-def test_free_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> None:
+def test_mutable_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> None:
     run_folder.claim(tmp_path, TUNING)
     with_checkpoint(tmp_path)
     values = dict(leaves(TUNING))

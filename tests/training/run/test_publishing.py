@@ -60,7 +60,7 @@ def with_(config: Any, section: str, **values: Any) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of a run that has measured its loss and its accuracy."""
+    """Publisher of a run that has measured its loss and its accuracy."""
     folder = tmp_path / "runs" / "trees"
     folder.mkdir(parents=True)
     rows = [
