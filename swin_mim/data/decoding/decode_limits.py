@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from itertools import islice
 
 MAX_PIXELS = 64 * 2**20
+"""Max pixels of an image where nobody chose another number; limits that say so grow with it."""
 MAX_SIDE = 30_000
 MAX_BYTES = 512 * 2**20
-"""Max bytes of a file."""
+"""Max bytes of a file; more where more than `MAX_PIXELS` are allowed, in proportion."""
 MAX_MEMORY = 1280 * 2**20
 """Bytes that decoding takes at most for a while, besides the file: what every data worker may need. A transparent WebP
 image of `MAX_PIXELS` was seen to take 1100 MiB, a progressive JPEG in four colours 770 MiB, others 560 MiB or less."""
@@ -25,7 +26,7 @@ MAX_SCANS = 24
 colours 18 times."""
 MAX_RASTER_BYTES = 512 * 2**20
 """Max bytes of the decoded pixels of an image of any channels: of all channels that are decoded together.
-Decoding takes up to twice as much."""
+Decoding takes up to twice as much. It follows the limit of pixels: 8 bytes for each."""
 MAX_CHANNELS = 1024
 """Also the pages of a TIFF file, and the arrays of an .npz file."""
 MAX_RUN_PIXELS = 16 * 2**20
@@ -35,6 +36,7 @@ MAX_HEADER = 16 * 2**20
 MAX_TAG_VALUES = 2**16
 """Numbers in a tag of a TIFF file: more than the strips are in two planes of `MAX_SIDE` rows each."""
 
+_CUT = "cut it into tiles: swin-mim prepare SOURCE TILES --tile 512"
 _HEADER_READS = 10_000  # a hundred is much
 _PIXEL_READS = 2**19  # a TIFF takes one for a strip or tile, a PNG three for a chunk, a BMP two for a run
 # the marker, its length and the number of components, as far as libjpeg takes them
@@ -81,36 +83,46 @@ class MeteredFile(io.BytesIO):
         return data
 
 
-def check_length(length: int) -> None:
+def check_length(length: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raises `BrokenImage` for a file that need not be looked into."""
     if not length:
         raise BrokenImage("the file is empty")
-    if length > MAX_BYTES:
-        raise BrokenImage(f"{length} bytes are more than {MAX_BYTES}")
+    if length > (most := max(MAX_BYTES, MAX_BYTES * max_pixels // MAX_PIXELS)):
+        raise BrokenImage(f"{length} bytes are more than {most}")
 
 
 def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     """Raises `BrokenImage` for too many pixels, or none."""
     width, height = size
-    if width * height > max_pixels or max(size) > MAX_SIDE:
-        raise BrokenImage(f"{width} x {height} pixels are more than {max_pixels} in all or {MAX_SIDE} a side")
     if min(size) < 1:
         raise BrokenImage(f"{width} x {height} pixels are none")
+    if max(size) > MAX_SIDE:
+        raise BrokenImage(f"{width} x {height} pixels are more than {MAX_SIDE} a side: {_CUT}")
+    if width * height > max_pixels:
+        raise BrokenImage(
+            f"{width} x {height} are {width * height} pixels, more than {max_pixels}: raise data.max_pixels, or {_CUT}"
+        )
 
 
-def check_raster(size: tuple[int, int], channels: int, itemsize: int) -> None:
-    """As `check_size`, and for too many channels or decoded bytes; `itemsize` is of a number."""
-    check_size(size)
+def check_raster(size: tuple[int, int], channels: int, itemsize: int, max_pixels: int = MAX_PIXELS) -> None:
+    """As `check_size`, and for too many channels or decoded bytes, 8 for each of `max_pixels`.
+
+    Args:
+        itemsize: bytes of a number.
+    """
+    check_size(size, max_pixels)
     if not 0 < channels <= MAX_CHANNELS:
         raise BrokenImage(f"it has {channels} channels: there may be 1 to {MAX_CHANNELS}")
-    if (total := size[0] * size[1] * channels * itemsize) > MAX_RASTER_BYTES:
+    most = MAX_RASTER_BYTES * max_pixels // MAX_PIXELS
+    if (total := size[0] * size[1] * channels * itemsize) > most:
         shape = f"{size[0]} x {size[1]} pixels of {channels} channels of {8 * itemsize} bit"
-        raise BrokenImage(f"{shape} are {total} bytes, more than {MAX_RASTER_BYTES}: cut it into smaller images")
+        raise BrokenImage(f"{shape} are {total} bytes, more than {most}: raise data.max_pixels, or {_CUT}")
 
 
-def check_scans(data: bytes, pixels: int, strips: int) -> None:
+def check_scans(data: bytes, pixels: int, strips: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raises `BrokenImage` for a JPEG, or JPEGs in the strips of a TIFF, that go over their pixels too often."""
-    most = min(MAX_SCANS * MAX_PIXELS // pixels, _SCANS) + 4 * strips  # four colours one by one are no sign of malice
+    passes = MAX_SCANS * max(MAX_PIXELS, max_pixels) // pixels
+    most = min(passes, _SCANS) + 4 * strips  # four colours one by one are no sign of malice
     if (_is_jpeg(data) or _is_tiff(data)) and _more_than(most, _SCAN.finditer(data)):
         raise BrokenImage(f"it has more than {most} scans, which are too many for {pixels} pixels")
 
