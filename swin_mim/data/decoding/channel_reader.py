@@ -1,11 +1,14 @@
 """What a file of any channels holds, before its pixels are decoded."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.errors import UserError
 
 KINDS = "biuf"
 """Kinds of numpy types that a picture may hold."""
@@ -70,3 +73,14 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 def shape_as_image(shape: Sequence[int]) -> tuple[int, int, int]:
     """(H, W, C) that `channels_last` makes of such a shape, without an array."""
     return channels_last(np.broadcast_to(np.int8(0), tuple(shape))).shape
+
+
+def import_extra(name: str) -> ModuleType:
+    """tifffile, imagecodecs, pydicom or a module in it. Raises `UserError` where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        extra = "dicom" if name.startswith("pydicom") else "raster"
+        raise UserError(
+            f"images of this kind are read by {name}, which is not installed: pip install 'swin-mim[{extra}]'"
+        ) from error

@@ -44,11 +44,27 @@ def _is_heic(head: bytes) -> bool:
     return bool(_brands(head) & _HEIC_BRANDS) and not _is_avif(head)
 
 
+def _is_tiff(head: bytes) -> bool:
+    return head.startswith(_TIFF) and not _is_dicom(head)  # whose preamble may be that of a TIFF
+
+
+def _is_dicom(head: bytes) -> bool:
+    if head[128:132] == b"DICM":
+        return True
+    # some are written without the preamble: two elements of the first groups follow one another then
+    if len(head) < 20 or head[:4] not in _FIRST_ELEMENTS:
+        return False
+    length = struct.unpack_from("<H", head, 6)[0] if head[4:6] in _FIRST_KINDS else struct.unpack_from("<I", head, 4)[0]
+    return head[8 + length : 10 + length] in (b"\2\0", b"\x08\0")
+
+
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_FIRST_ELEMENTS = (b"\2\0\0\0", *(bytes((8, 0, element, 0)) for element in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16, 0x18)))
+_FIRST_KINDS = (b"UL", b"CS", b"UI", b"DA")
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _JPEGXL = (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # Pillow reads the last two as well
 
 KINDS = (
     Kind("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"), _starts(b"\xff\xd8\xff")),
@@ -56,12 +72,12 @@ KINDS = (
     Kind("WebP", (".webp",), lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP"),
     Kind("GIF", (".gif",), _starts(b"GIF87a", b"GIF89a")),
     Kind("BMP", (".bmp", ".dib"), _is_bmp),
-    Kind("TIFF", (".tif", ".tiff", ".gtiff", ".btf"), _starts(*_TIFF)),
+    Kind("TIFF", (".tif", ".tiff", ".gtiff", ".btf"), _is_tiff),
     Kind("AVIF", (".avif", ".avifs"), _is_avif),
     Kind("HEIC", (".heic", ".heif", ".hif"), _is_heic),
     Kind("JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), _starts(*_JPEG2000)),
     Kind("JPEG XL", (".jxl",), _starts(*_JPEGXL)),
-    Kind("DICOM", (".dcm", ".dicom"), lambda head: head[128:132] == b"DICM"),
+    Kind("DICOM", (".dcm", ".dicom"), _is_dicom),
     Kind("NPY", (".npy",), _starts(b"\x93NUMPY"), rgb=False),
     # a zip file may be anything: only its name says that it holds arrays
     Kind("NPZ", (".npz",), lambda head: False, rgb=False),

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from swin_mim.data.decoding.array_files import is_npy, is_npz, open_npy, open_npz, open_packed
-from swin_mim.data.decoding.channel_reader import Channels, check_kind, whole_array
+from swin_mim.data.decoding.channel_reader import Channels, check_kind, import_extra, whole_array
 from swin_mim.data.decoding.decode_limits import BrokenImage, check_raster
+from swin_mim.data.decoding.dicom_files import open_dicom
+from swin_mim.data.decoding.kinds import HEAD, kind_of
 from swin_mim.data.decoding.raster import LARGEST, ChannelSpec, NamedFile, Raster
 from swin_mim.data.decoding.rgb import decode_channels
-from swin_mim.data.decoding.tiff_files import import_extra, is_tiff, open_tiff
+from swin_mim.data.decoding.tiff_files import is_tiff, open_tiff
 from swin_mim.errors import UserError
 
 _LISTED = 20  # channels
@@ -200,6 +202,8 @@ def _open(data: bytes, mask: str | None = None) -> Channels:
         return open_npy(data)
     if is_npz(data):
         return open_npz(data, mask)
+    if kind_of(data[:HEAD]) == "DICOM":  # before TIFF, as its preamble may be that of one
+        return open_dicom(data)
     if is_tiff(data):
         return open_tiff(data)
     return whole_array(decode_channels(data, _deep_png))

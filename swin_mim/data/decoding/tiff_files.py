@@ -6,12 +6,11 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from swin_mim.data.decoding.channel_reader import Channels, check_kind, numbers
+from swin_mim.data.decoding.channel_reader import Channels, check_kind, import_extra, numbers
 from swin_mim.data.decoding.decode_limits import (
     BrokenImage,
     MeteredFile,
@@ -20,9 +19,6 @@ from swin_mim.data.decoding.decode_limits import (
     check_raster,
     check_scans,
 )
-from swin_mim.errors import UserError
-
-EXTRA = "pip install 'swin-mim[raster]'"
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 34926, 50000)
@@ -41,16 +37,6 @@ _BLOCK = 32  # pixels that a JPEG may reach beyond the strip it is in
 
 def is_tiff(data: bytes) -> bool:
     return data.startswith(_SIGNATURES)
-
-
-def import_extra(name: str) -> ModuleType:
-    """tifffile or imagecodecs. Raises `UserError` where it is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"images of this kind are read by {name}, which is not installed: {EXTRA}") from error
 
 
 def open_tiff(data: bytes) -> Channels:
