@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.training.config import finetune_checks, pretrain_checks
+from swin_mim.training.config.defaults import Defaults
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.parsing import from_settings, load_config
 from swin_mim.training.config.pretrain import PretrainConfig
 
 _PRETRAIN: dict[str, Any] = {
-    "default_config": "demo",
+    "default_config": Defaults("demo", own="demo"),
     "complete": pretrain_checks.with_packed_channels,
     "check": pretrain_checks.check,
 }
-_FINETUNE: dict[str, Any] = {"default_config": "finetune_demo", "check": finetune_checks.check}
+_FINETUNE: dict[str, Any] = {
+    "default_config": Defaults("finetune_demo", own="finetune_images", prefix="finetune_"),
+    "check": finetune_checks.check,
+}
 
 
 def pretrain_config(arguments: Sequence[str] | None = None) -> PretrainConfig:

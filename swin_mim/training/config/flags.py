@@ -56,7 +56,7 @@ def _value(key: str, words: list[str], kind: Any) -> Any:
     return words[0] if len(words) == 1 else words
 
 
-def parser(prog: str, description: str, default_config: str | Path) -> argparse.ArgumentParser:
+def parser(prog: str, description: str, default_config: Any) -> argparse.ArgumentParser:
     """The options of a command that are no settings: --config, --print-config and --help."""
     made = argparse.ArgumentParser(
         prog=prog,
@@ -72,7 +72,6 @@ def parser(prog: str, description: str, default_config: str | Path) -> argparse.
     add(
         "--config",
         metavar="FILE",
-        default=str(default_config),
         help=f"YAML file of the settings, or the name of a shipped one (default: {default_config})",
     )
     add("--print-config", "--print_config", action="store_true", help="print the settings as YAML and leave")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from swin_mim.errors import UserError
+from swin_mim.training.config.defaults import Defaults
 from swin_mim.training.config.fields import RENAMED, kinds, leaf_kinds, nearest
 from swin_mim.training.config.flags import flag, flag_words, help_text, parser
 from swin_mim.training.config.shipped import config_path
@@ -27,7 +28,7 @@ def load_config(
     cls: type[Config],
     arguments: Sequence[str] | None = None,
     *,
-    default_config: str | Path,
+    default_config: str | Path | Defaults,
     prog: str,
     description: str,
     complete: Callable[[Config], Config] = lambda config: config,
@@ -37,7 +38,8 @@ def load_config(
 
     Args:
         arguments: the command line without the program; None takes that of the process.
-        default_config: the YAML file without `--config`, or the name of a shipped one.
+        default_config: the YAML file without `--config`, or the name of a shipped one; `Defaults` choose one by the
+            settings, and a name for a run that has none.
         complete: fills in what the images say themselves, before the check.
         check: raises where settings cannot go together.
 
@@ -49,16 +51,34 @@ def load_config(
         chosen, flags = options.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
-    file = config_path(chosen.config)
-    values = _from_mapping(cls, read_yaml(file), f" in {file}", warn=True)
+    given = {} if chosen.help else _converted(flag_words(flags, known).items(), known, flag, words=True)
+    mapping, over = _chosen(chosen.config, default_config, given)
+    file = config_path(mapping)
+    values = _from_mapping(cls, read_yaml(file), f" in {file}", warn=True) | over
     if chosen.help:
         _leave(help_text(options, cls, values, file))
-    values |= _converted(flag_words(flags, known).items(), known, flag, words=True)
-    config = complete(_build(cls, values, f" in {file}"))
+    config = complete(_build(cls, _named(values | given, default_config), f" in {file}"))
     check(config)
     if chosen.print_config:
         _leave(to_yaml(config))
+    if chosen.config is None and isinstance(default_config, Defaults) and os.environ.get("RANK", "0") == "0":
+        for line in default_config.remarks(mapping, given):
+            _LOG.warning("%s", line)
     return config
+
+
+def _chosen(config: Any, default: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(the config, settings over it): the given one, or else the default one."""
+    if config is not None:
+        return config, {}
+    return default.of(given) if isinstance(default, Defaults) else (default, {})
+
+
+def _named(values: dict[str, Any], defaults: Any) -> dict[str, Any]:
+    """The settings, with a name for the run where they have none and the defaults know one."""
+    if "run.name" in values or "data.source" not in values or not isinstance(defaults, Defaults):
+        return values
+    return values | {"run.name": defaults.name(values)}
 
 
 def _leave(text: str) -> NoReturn:
@@ -72,7 +92,7 @@ def from_settings(
     config: str | Path | Mapping[str, Any] | None,
     settings: Mapping[str, Any],
     *,
-    default_config: str | Path | Mapping[str, Any] | None = None,
+    default_config: str | Path | Mapping[str, Any] | Defaults | None = None,
     complete: Callable[[Config], Config] = lambda config: config,
     check: Callable[[Config], None] = lambda config: None,
 ) -> Config:
@@ -81,20 +101,19 @@ def from_settings(
     Args:
         config: a YAML file, the name of a shipped one, or what such a file would hold; None takes `default_config`.
         settings: by "section.key".
-        default_config: None stands for the defaults of `cls`.
+        default_config: None stands for the defaults of `cls`; `Defaults` as for `load_config`.
         complete, check: as for `load_config`.
 
     Raises:
         UserError: as `load_config`.
     """
-    mapping, where = default_config if config is None else config, ""
+    given = _converted(settings.items(), dict(leaf_kinds(cls)), str)
+    (mapping, over), where = _chosen(config, default_config, given), ""
     if isinstance(mapping, str | Path):
         file = config_path(mapping)
         mapping, where = read_yaml(file), f" in {file}"
-    known = dict(leaf_kinds(cls))
-    values = _from_mapping(cls, mapping, where, warn=True)
-    values |= _converted(settings.items(), known, str)
-    made = complete(_build(cls, values, where))
+    values = _from_mapping(cls, mapping, where, warn=True) | over | given
+    made = complete(_build(cls, _named(values, default_config), where))
     check(made)
     return made
 
