@@ -7,18 +7,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from swin_mim.data.blue_marble.labels import open_tiles_with_labels
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.multichannel import listed
-from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
 from swin_mim.data.sources.base import Source, Subset
 from swin_mim.data.sources.folder import FolderSource
-from swin_mim.data.sources.open import open_files, opened_images
+from swin_mim.data.sources.open import SourceOptions, open_files, opened_images
 from swin_mim.data.sources.tables import Table, columns_text
 from swin_mim.errors import UserError
 from swin_mim.files import sha256
@@ -29,6 +28,10 @@ SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}
 
 _LABEL_TYPES = ("string", "large_string", "int", "uint", "bool")  # beginnings of pyarrow's names
 _log = logging.getLogger(__name__)
+
+
+class NoLabels(UserError):
+    """There are images, and nothing that says their classes."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,9 @@ class Labelled:
 def open_labelled(
     spec: str,
     *,
-    config: str | None = None,
-    split: str = "train",
-    column: str | None = None,
     label_column: str | None = None,
     multi_label: bool = False,
-    bands: ChannelSpec | None = None,
-    stack: str | None = None,
+    **where: Unpack[SourceOptions],
 ) -> Labelled:
     """Open a folder of class folders, a table with a label column, or blue_marble.
 
@@ -85,26 +84,27 @@ def open_labelled(
         multi_label: the column holds lists.
 
     Raises:
-        UserError: no labels, or an image without one.
+        UserError: an image without a label; `NoLabels`: none has one.
     """
     if spec == "blue_marble":
-        if multi_label or config is not None or column is not None:
+        if multi_label or where.get("config") is not None or where.get("column") is not None:
             raise UserError(
                 "data.multi_label, data.config and data.column belong to tables: blue_marble has none of them"
             )
-        if bands is not None:
+        if (bands := where.get("bands")) is not None:
             wanted = listed(bands.channels or numbers(bands.count))
             raise UserError(
                 f"blue_marble is RGB, and images of other channels are wanted ({wanted}): name another source"
             )
-        return Labelled(*open_tiles_with_labels(split, label_column or "coast"))
-    opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
-    images = opened_images(opened, spec, column, bands)
+        return Labelled(*open_tiles_with_labels(where.get("split", "train"), label_column or "coast"))
+    opened = open_files(spec, **where)
+    images = opened_images(opened, spec, where)
     if isinstance(opened, Table):
         return _of_table(opened, images, label_column, multi_label)
     if multi_label or label_column is not None:
         setting = "data.multi_label" if multi_label else f"data.label_column {label_column!r}"
-        raise UserError(f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: leave it out")
+        text = f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: leave it out"
+        raise NoLabels(text) if label_column is None else UserError(text)
     return _of_folder(images, opened.paths, spec)
 
 
@@ -217,7 +217,7 @@ def _of_folder(images: Source, paths: Sequence[str], spec: str) -> Labelled:
     tops = [path.split("/", 1) for path in paths]
     loose = next((path for path, parts in zip(paths, tops, strict=True) if len(parts) == 1), None)
     if loose is not None:
-        raise UserError(
+        raise NoLabels(
             f"data.source {spec!r} has images outside of class folders, such as {loose}: "
             "it needs one folder for each class"
         )
@@ -284,7 +284,7 @@ def _label_column(table: Table, wanted: str | None) -> str:
     for choice in (typed, named):
         if len(choice) == 1:
             return choice[0]
-    raise UserError(
+    raise NoLabels(
         f"data.source {table.name!r} has no evident column of labels: set data.label_column, "
         f"its columns are {columns_text(features)}"
     )

@@ -116,7 +116,7 @@ def to_evaluate(data: LabelledDataConfig) -> Labelled:
     except UserError as error:
         if data.validation is None:
             raise
-        raise UserError(str(error).replace("data.source", "data.validation")) from None
+        raise type(error)(str(error).replace("data.source", "data.validation")) from None
 
 
 def _columns(data: LabelledDataConfig) -> dict[str, Any]:
