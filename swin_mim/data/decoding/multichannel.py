@@ -59,7 +59,7 @@ def decode_raster(files: Sequence[NamedFile], bands: ChannelSpec, names: Sequenc
 def channel_names(files: Sequence[NamedFile], mask: str | None = None) -> tuple[str, ...]:
     """Names of all channels of an image: what files say, or numbers from 1. Raises as `decode_raster`."""
     with _refusals():
-        return tuple(str(name) for name, _ in files) if _is_stack(files) else _open(files[0][1], mask).names
+        return tuple(str(name) for name, _ in files) if _is_stack(files) else open_channels(files[0][1], mask).names
 
 
 def choose(names: Sequence[str], bands: ChannelSpec) -> tuple[list[int], int | None]:
@@ -131,7 +131,7 @@ def _checked(image: Raster) -> Raster:
 
 
 def _single(data: bytes, bands: ChannelSpec, names: Sequence[str] | None) -> Raster:
-    file = _open(data, bands.mask) if names is None else open_packed(data)
+    file = open_channels(data, bands.mask) if names is None else open_packed(data)
     if names is not None and not 0 <= len(file.names) - len(names) <= 1:
         raise BrokenImage(f"it has {len(file.names)} channels, and {len(names)} were packed: {listed(names)}")
     chosen, mask = choose(names or file.names, bands)
@@ -145,7 +145,7 @@ def _single(data: bytes, bands: ChannelSpec, names: Sequence[str] | None) -> Ras
 
 def _read(file: Channels, chosen: Sequence[int], nodata: float | None) -> Raster:
     values = _writable(file.read(chosen), _native(file.dtype))
-    valid = _valid(values, file.nodata if nodata is None else nodata)
+    valid = valid_pixels(values, file.nodata if nodata is None else nodata)
     return Raster(values, valid if file.mask is None else _both(valid, _there(file.mask())))
 
 
@@ -172,7 +172,7 @@ def _stack(files: Sequence[NamedFile], bands: ChannelSpec) -> Raster:
 def _one_channel(name: str, data: bytes, together: int) -> Channels:
     """One of so many that are decoded together."""
     with _of_channel(name):
-        file = _open(data)
+        file = open_channels(data)
         if len(file.names) != 1:
             raise BrokenImage(f"its file has {len(file.names)} channels: those of a stack have one each")
         # now, as some are decoded when they are opened
@@ -197,7 +197,16 @@ def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return plane if factor == 1 else plane.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _open(data: bytes, mask: str | None = None) -> Channels:
+def open_channels(data: bytes, mask: str | None = None) -> Channels:
+    """All channels of a file of any kind, before their pixels are decoded where that can wait.
+
+    Args:
+        mask: an array of this name in an .npz file is no channel.
+
+    Raises:
+        BrokenImage: too large, or not read. Damaged files raise anything.
+        UserError: a package is missing.
+    """
     if is_npy(data):
         return open_npy(data)
     if is_npz(data):
@@ -236,7 +245,7 @@ def _writable(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values if values.flags.writeable else values.copy()
 
 
-def _valid(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
+def valid_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """bool (H, W): where all channels are finite and none marks a gap; None: everywhere."""
     marker, valid = _marker(values.dtype, nodata), None
     # channel by channel: numpy is slow over a short last axis

@@ -122,7 +122,7 @@ def _channels(full: Sequence[Any], masks: Sequence[Any]) -> Channels:
     if first.photometric == _PALETTE and len(full) == 1:
         return _coloured(first)
     height, width, count = first.imagelength, first.imagewidth, len(full) * samples
-    if _is_array_of_rows(full):  # each page is a row of the picture
+    if is_array_of_rows(full):  # each page is a row of the picture
         height, width, count = len(full), height, width
 
     def read(indices: Sequence[int]) -> np.ndarray:
@@ -130,9 +130,9 @@ def _channels(full: Sequence[Any], masks: Sequence[Any]) -> Channels:
         return _read(full, indices, (height, width, count))
 
     check_raster((width, height), count, 1)
-    names = _band_names(first, count)
+    names = band_names(first, count)
     mask = (lambda: _page(masks[0])[:, :, 0]) if masks else None
-    return Channels(names, (height, width), _kind(first.dtype), read, _nodata(first), mask)
+    return Channels(names, (height, width), _kind(first.dtype), read, nodata_of(first), mask)
 
 
 def _coloured(page: Any) -> Channels:
@@ -172,7 +172,7 @@ def _page(page: Any) -> np.ndarray:
     return np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _is_array_of_rows(full: Sequence[Any]) -> bool:
+def is_array_of_rows(full: Sequence[Any]) -> bool:
     """Whether tifffile was given an array (H, W, C) without a word on its axes, and made a page of each row."""
     if len(full) == 1 or full[0].samplesperpixel != 1 or not (said := full[0].shaped_description):
         return False
@@ -184,7 +184,7 @@ def _kind(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
 
 
-def _band_names(page: Any, count: int) -> tuple[str, ...]:
+def band_names(page: Any, count: int) -> tuple[str, ...]:
     """What GDAL's metadata call the bands, and the numbers of those that it does not name."""
     names, said = list(numbers(count)), page.tags.valueof(_GDAL_METADATA)
     for attributes, text in _ITEM.findall(said[:_TEXT] if isinstance(said, str) else ""):
@@ -194,7 +194,8 @@ def _band_names(page: Any, count: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _nodata(page: Any) -> float | None:
+def nodata_of(page: Any) -> float | None:
+    """The value of pixels that are not there, as GDAL's tag says."""
     said = page.tags.valueof(_GDAL_NODATA)
     if said is None or not (said := str(said).strip().strip("\0")):
         return None
