@@ -3,11 +3,12 @@
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.decode_limits import BrokenImage, check_length
 from swin_mim.data.sources.base import FileSource
 from swin_mim.data.timing import reading
@@ -21,9 +22,15 @@ _log = logging.getLogger(__name__)
 class FolderSource(FileSource):
     """The image files below a folder, sorted by relative path. Opened by `open_source`."""
 
+    left_out: Mapping[str, int]
+    """Files below the folder that are no images, by suffix in lower case or "without a suffix", most frequent first."""
+    without_images: Mapping[str, Mapping[str, int]]
+    """Folders at the top without any image: what is in each of them instead, by suffix."""
+
     def __init__(self, root: Path, files: Sequence[tuple[str, int]]) -> None:
         """`files` are (relative path, size in bytes)."""
         self._root = str(root)
+        self.left_out, self.without_images = {}, {}
         self.paths = [path for path, _ in files]
         self._sizes = np.array([size for _, size in files], dtype=np.int64)
         # contents are not read: a data set may be terabytes
@@ -34,9 +41,7 @@ class FolderSource(FileSource):
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        # a file name may hold any bytes, a line of a log only text
-        text = os.fsencode(self.paths[index]).decode(errors="backslashreplace")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(self.paths[index])
 
     def content(self, index: int) -> bytes:
         with reading():
@@ -49,6 +54,12 @@ class FolderSource(FileSource):
         return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
 
 
+def printable(path: str) -> str:
+    """A file name, which may hold any bytes, as text for a line of a log."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def files_below(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
     """(relative path, size) of the regular files below a folder with one of the suffixes, sorted by path.
 
@@ -56,25 +67,49 @@ def files_below(root: Path, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
     """
     found: list[tuple[str, int]] = []
     unreadable: list[str] = []
+    seen: set[str] = set()
+    for path, real, status in walk(root, unreadable):
+        if stat.S_ISDIR(status.st_mode) or real in seen or not path.lower().endswith(suffixes):
+            continue
+        seen.add(real)
+        if stat.S_ISREG(status.st_mode):
+            found.append((path, status.st_size))
+        else:
+            unreadable.append(no_regular_file(path))
+    warn_unreadable(root, unreadable)
+    return sorted(found)
+
+
+def walk(root: Path, unreadable: list[str]) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Yield (relative path, real path, status) of all below a folder but hidden names.
+
+    Links are followed; every real folder comes once, and a file as often as there are paths to it. What cannot be read
+    is noted in `unreadable`.
+    """
     folders = [("", os.path.realpath(root))]  # (relative path, real path)
     seen = {folders[0][1]}
     while folders:
         relative, folder = folders.pop()
         for name, real, status in _entries(folder, unreadable):
-            is_folder = stat.S_ISDIR(status.st_mode)
-            if real in seen or not (is_folder or name.lower().endswith(suffixes)):
-                continue
-            seen.add(real)
             path = os.path.join(relative, name)
-            if is_folder:
+            if stat.S_ISDIR(status.st_mode):
+                if real in seen:
+                    continue
+                seen.add(real)
                 folders.append((path, real))
-            elif stat.S_ISREG(status.st_mode):
-                found.append((path, status.st_size))
-            else:
-                unreadable.append(f"{path!r} is a pipe, a socket or a device")
+            yield path, real, status
+
+
+def no_regular_file(path: str) -> str:
+    """Why a path is left out that is neither a file nor a folder."""
+    return f"{path!r} is a pipe, a socket or a device"
+
+
+def warn_unreadable(root: Path, unreadable: list[str]) -> None:
+    """Warn of what `walk` could not read."""
     if unreadable:
-        _log.warning("%s: %d entries cannot be read, the first: %s", root, len(unreadable), unreadable[0])
-    return sorted(found)
+        count = counted(len(unreadable), "entry", "entries")
+        _log.warning("%s: %s cannot be read, the first: %s", root, count, unreadable[0])
 
 
 def _entries(folder: str, unreadable: list[str]) -> Iterator[tuple[str, str, os.stat_result]]:

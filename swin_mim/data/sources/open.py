@@ -4,15 +4,19 @@ import glob
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES
 from swin_mim.data.decoding.multichannel import listed
 from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
-from swin_mim.data.sources.base import FileSource, Source
-from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource, files_below
+from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.columns import holds_images
+from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource, printable
+from swin_mim.data.sources.listing import TABLE_FILES, Listing, counts_text, list_images, warn_left_out
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
 from swin_mim.data.sources.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
 from swin_mim.data.sources.stacks import StackSource, check_pattern, group
@@ -20,65 +24,66 @@ from swin_mim.data.sources.tables import Table
 from swin_mim.errors import UserError
 
 
-def open_source(
-    spec: str,
-    *,
-    config: str | None = None,
-    split: str = "train",
-    column: str | None = None,
-    bands: ChannelSpec | None = None,
-    stack: str | None = None,
-    decoding: DecodeOptions = USUAL,
-) -> Source:
+class SourceOptions(TypedDict, total=False):
+    """How a source is opened. What is left out has its default."""
+
+    config: str | None
+    """Configuration of a table."""
+    split: str
+    """Split of a table; "train" by default."""
+    column: str | None
+    """Column of a table that holds the images; None: the only one."""
+    bands: ChannelSpec | None
+    """Images are of any channels: `image` returns a `Raster`. Folders may hold .npy and .npz files too."""
+    stack: str | None
+    """In a folder, every channel is a file of its own: the pattern of their relative paths, with {image}, which may
+    hold slashes, and {channel}, as "{image}_{channel}.tif". A missing file is a `BrokenImage`."""
+    decoding: DecodeOptions
+    """How files are decoded."""
+
+
+def open_source(spec: str, **options: Unpack[SourceOptions]) -> Source:
     """Open a folder of images, a folder of parquet or arrow files, or a data set on the Hugging Face Hub.
 
     A folder that holds image files at any depth is just these images: class folders and metadata files mean
-    nothing. `config`, `split` and `column` belong to tables, and a folder of tables is read like a Hub repository;
-    without a column it is the only one of images. What swin-mim prepare packed is a table too, read where it lies.
-
-    Args:
-        bands: the images are of any channels: `image` returns a `Raster`. Folders may hold .npy and .npz files too.
-        stack: in a folder, every channel is a file of its own: the pattern of their relative paths, with {image}, which
-            may hold slashes, and {channel}, as "{image}_{channel}.tif". A missing file is a `BrokenImage`.
+    nothing. What is no image in it is told in the log, by suffix. `config`, `split` and `column` belong to tables, and
+    a folder of tables is read like a Hub repository. What swin-mim prepare packed is a table too, read where it lies.
 
     Raises:
-        UserError: nothing there, no images in it, no such split or column, other channels than `bands` says.
+        UserError: nothing there, no images in it, no such split or column, other channels than `bands` says, or images
+            of a kind whose package is not installed.
     """
-    opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
-    images = opened_images(opened, spec, column, bands)
-    if isinstance(images, FileSource):
-        images.decoding = decoding
-    return images
+    return opened_images(open_files(spec, **options), spec, options)
 
 
-def open_files(
-    spec: str,
-    *,
-    config: str | None = None,
-    split: str = "train",
-    column: str | None = None,
-    bands: ChannelSpec | None = None,
-    stack: str | None = None,
-) -> FolderSource | StackSource | Table:
+def open_files(spec: str, **options: Unpack[SourceOptions]) -> FolderSource | StackSource | Table:
     """As `open_source`, but a table comes with all its columns, and `as_rasters` makes rasters of what there is."""
+    opened = open_any(spec, options)
+    if not isinstance(opened, Table):
+        check_no_table(spec, options)
+    return opened
+
+
+def open_any(spec: str, options: SourceOptions) -> FolderSource | StackSource | Table:
+    """As `open_files`, but a folder of images may come with options of a table, for one that lies beside them."""
     folder = Path(os.path.expanduser(spec))
+    bands, stack = options.get("bands"), options.get("stack")
     _check_options(spec, folder, bands, stack)
     if spec and folder.is_dir():
         if stack is not None and bands is not None and not (folder / MANIFEST).exists():
-            return _open_stack(folder, config, split, column, bands, stack)
-        return _open_folder(folder, config, split, column, IMAGE_SUFFIXES if bands is None else RASTER_SUFFIXES)
+            return _open_stack(folder, bands, stack)
+        return _open_folder(folder, options)
     if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1:
         found = "is a file" if spec and folder.exists() else "does not exist"
         raise UserError(
             f"data.source {spec!r} {found}: give a folder of images or the name of a Hub data set (user/name)"
         )
-    return _open_hub(spec, config, split)
+    return _open_hub(spec, options)
 
 
-def opened_images(
-    opened: FolderSource | StackSource | Table, spec: str, column: str | None, bands: ChannelSpec | None
-) -> Source:
+def opened_images(opened: FolderSource | StackSource | Table, spec: str, options: SourceOptions) -> Source:
     """The images of what `open_files` opened. Raises `UserError` as `open_source`."""
+    column, bands = options.get("column"), options.get("bands")
     if bands is not None:
         return as_rasters(opened, spec, column, bands)
     assert not isinstance(opened, StackSource)
@@ -128,64 +133,98 @@ def _check_options(spec: str, folder: Path, bands: ChannelSpec | None, stack: st
             )
 
 
-def _open_stack(
-    folder: Path, config: str | None, split: str, column: str | None, bands: ChannelSpec, stack: str
-) -> StackSource:
+def _open_stack(folder: Path, bands: ChannelSpec, stack: str) -> StackSource:
     check_pattern(stack)
-    _check_no_table(folder, config, split, column)
-    files = files_below(folder, RASTER_SUFFIXES)
-    if not files:
-        raise UserError(f"data.source {str(folder)!r} holds no {' '.join(RASTER_SUFFIXES)} files at any depth")
-    found, names = group([path for path, _ in files], stack, bands, str(folder))
+    listing = list_images(folder, rgb=False)
+    files = listing.source(folder)
+    if not files.paths:
+        raise _no_images(folder, listing, RASTER_SUFFIXES)
+    warn_left_out(files, str(folder))
+    found, names = group(files.paths, stack, bands, str(folder))
     taken = sorted(index for channels in found.values() for index in channels.values())
     place = {index: number for number, index in enumerate(taken)}
     images = {
         image: {channel: place[index] for channel, index in channels.items()} for image, channels in found.items()
     }
-    return StackSource(FolderSource(folder, [files[index] for index in taken]), stack, images, names)
+    sizes = list(files.inventory())
+    parts = FolderSource(folder, [(files.paths[index], sizes[index][1]) for index in taken])
+    return StackSource(parts, stack, images, names)
 
 
-def _check_no_table(folder: Path, config: str | None, split: str, column: str | None) -> None:
+def check_no_table(spec: str, options: SourceOptions) -> None:
+    """Raise a UserError for options of tables, as `spec` is a folder of images."""
+    config, split, column = options.get("config"), options.get("split", "train"), options.get("column")
     if config is not None or split != "train" or column is not None:
         raise UserError(
-            f"data.source {str(folder)!r} is a folder of images, which has no data.config {config!r}, "
+            f"data.source {spec!r} is a folder of images, which has no data.config {config!r}, "
             f"data.split {split!r} or data.column {column!r}: leave them out, or name a folder inside it"
         )
 
 
-def _open_folder(
-    folder: Path, config: str | None, split: str, column: str | None, suffixes: tuple[str, ...]
-) -> FolderSource | Table:
+def _open_folder(folder: Path, options: SourceOptions) -> FolderSource | Table:
+    config, split = options.get("config"), options.get("split", "train")
+    decoding = options.get("decoding", USUAL)
     if (folder / MANIFEST).exists():
-        return _open_table(str(folder), [], lambda: _load_packed(folder, config, split))
-    if files := files_below(folder, suffixes):
-        _check_no_table(folder, config, split, column)
-        tables = [path for path, _ in files_below(folder, TABLE_SUFFIXES) if not path.endswith("metadata.parquet")]
-        if tables:
+        return _open_table(str(folder), [], lambda: _load_packed(folder, config, split), decoding)
+    rgb = options.get("bands") is None
+    listing = list_images(folder, rgb=rgb)
+    tables = [path for path in listing.others if path.lower().endswith(TABLE_SUFFIXES)]
+    with_images = [path for path in tables if holds_images(folder / path)]
+    if listing.named:
+        # the table of the images of a folder, as the datasets library writes it
+        if foreign := [path for path in with_images if not path.endswith("metadata.parquet")]:
+            images = counted(len(listing.named), "image")
+            others = "the table" if len(foreign) == 1 else f"{len(foreign)} tables of images such as"
             raise UserError(
-                f"data.source {str(folder)!r} holds {len(files)} images and {len(tables)} tables such as {tables[0]}: "
-                "name the folder inside it that holds only what you mean"
+                f"data.source {str(folder)!r} holds {images} and {others} {printable(foreign[0])}, which has images "
+                "too: name the folder inside it that holds only what you mean"
             )
-        return FolderSource(folder, files)
-    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        return _open_table(str(folder), [folder], lambda: _load_from_disk(folder, config, split))
-    if not files_below(folder, TABLE_SUFFIXES):
-        arrays = suffixes == IMAGE_SUFFIXES and files_below(folder, RASTER_SUFFIXES)
-        found = f", but {arrays[0][0]}: name the channels of such images in data.channels" if arrays else ""
-        raise UserError(
-            f"data.source {str(folder)!r} holds no {' '.join(suffixes + TABLE_SUFFIXES)} files at any depth"
-            f"{found or ': give a folder of images'}"
+    elif (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return _open_table(str(folder), [folder], lambda: _load_from_disk(folder, config, split), decoding)
+    elif with_images:
+        return _open_table(str(folder), [folder], lambda: _load_files(folder, config, split), decoding)
+    source = listing.source(folder)
+    if not source.paths:
+        raise _no_images(folder, listing, IMAGE_SUFFIXES if rgb else RASTER_SUFFIXES)
+    source.decoding = decoding
+    warn_left_out(source, str(folder))
+    return source
+
+
+def _no_images(folder: Path, listing: Listing, suffixes: tuple[str, ...]) -> UserError:
+    """Why a folder cannot be opened in which nothing is an image, with the way out."""
+    where, others = f"data.source {str(folder)!r} holds", listing.others
+    none = f"{where} no {' '.join(suffixes + TABLE_SUFFIXES)} files at any depth"
+    arrays = [path for path in others if suffixes == IMAGE_SUFFIXES and path.lower().endswith(RASTER_SUFFIXES)]
+    tars = [path for path in others if ".tar" in os.path.basename(path).lower() or path.lower().endswith(".tgz")]
+    tables = [path for path in others if path.lower().endswith(TABLE_FILES)]
+    if arrays:
+        return UserError(f"{none}, but {printable(arrays[0])}: name the channels of such images in data.channels")
+    if tars:
+        count = "a tar file" if len(tars) == 1 else f"{len(tars)} tar files"
+        return UserError(
+            f"{where} no images, but {count} such as {printable(tars[0])}: pretraining reads tar files with "
+            "--data.streaming, for everything else unpack them"
         )
-    return _open_table(str(folder), [folder], lambda: _load_files(folder, config, split))
+    if tables:
+        return UserError(
+            f"{where} no images, and {printable(tables[0])} has none in it. If it names files elsewhere, give their "
+            "folder as data.source, and the table as data.labels to fine-tune; or make a data set of it with the "
+            "datasets library and save_to_disk"
+        )
+    found = f": of its files, {counts_text(listing.left_out())}, none is one" if others else ""
+    return UserError(f"{none}{found}: give a folder of images")
 
 
-def _open_hub(spec: str, config: str | None, split: str) -> Table:
+def _open_hub(spec: str, options: SourceOptions) -> Table:
     import datasets
 
+    config, split = options.get("config"), options.get("split", "train")
     # rows of a Hub repository of image files name these files, where the client has put them
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(datasets.config.HF_CACHE_HOME) / "hub")
     roots = [hub / f"datasets--{spec.replace('/', '--')}", Path(datasets.config.HF_DATASETS_CACHE) / "downloads"]
-    return _open_table(spec, roots, lambda: datasets.load_dataset(spec, config, split=split))
+    load = partial(datasets.load_dataset, spec, config, split=split)
+    return _open_table(spec, roots, load, options.get("decoding", USUAL))
 
 
 def _load_from_disk(folder: Path, config: str | None, split: str) -> Any:
@@ -213,7 +252,7 @@ def _load_files(folder: Path, config: str | None, split: str) -> Any:
     return datasets.load_dataset(where, config, split=split)
 
 
-def _open_table(spec: str, roots: Sequence[Path], load: Callable[[], Any]) -> Table:
+def _open_table(spec: str, roots: Sequence[Path], load: Callable[[], Any], decoding: DecodeOptions) -> Table:
     try:
         dataset = load()
     except Exception as error:  # whatever a builder, a file system or the network raises
@@ -225,4 +264,4 @@ def _open_table(spec: str, roots: Sequence[Path], load: Callable[[], Any]) -> Ta
         ) from error
     if not len(dataset):
         raise UserError(f"data.source {spec!r} has no rows: choose another data.split")
-    return Table(spec, dataset, roots)
+    return Table(spec, dataset, roots, decoding)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from swin_mim.data.decoding.decode_limits import BrokenImage, check_length
+from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.sources.base import FileSource
 from swin_mim.data.sources.folder import read_below
 from swin_mim.data.timing import reading
@@ -21,9 +22,9 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
 class Table:
     """Rows of the `datasets` library. Opened by `open_files`."""
 
-    def __init__(self, name: str, dataset: Any, roots: Sequence[Path]) -> None:
+    def __init__(self, name: str, dataset: Any, roots: Sequence[Path], decoding: DecodeOptions = USUAL) -> None:
         """`name` is for messages; `roots` are the folders in which the rows may name files."""
-        self.name, self.dataset, self._roots = name, dataset, roots
+        self.name, self.dataset, self._roots, self._decoding = name, dataset, roots, decoding
 
     def images(self, column: str | None) -> "TableSource":
         """Its column of images: the given one, or the only one.
@@ -42,7 +43,9 @@ class Table:
                 f"data.column {column!r} of data.source {self.name!r} holds no bytes of images ({error}): its columns "
                 f"are {columns_text(self.dataset.features)}"
             ) from error
-        return TableSource(undecoded, column, self._roots)
+        images = TableSource(undecoded, column, self._roots)
+        images.decoding = self._decoding
+        return images
 
 
 class TableSource(FileSource):

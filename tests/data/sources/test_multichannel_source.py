@@ -154,7 +154,8 @@ def test_a_value_that_no_pixel_can_have_is_told(
     scenes: Path, caplog: pytest.LogCaptureFixture, nodata: float, told: bool
 ) -> None:
     open_source(str(scenes), bands=ChannelSpec(4, nodata=nodata))
-    assert [record.getMessage() for record in caplog.records] == [
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "left out" not in text] == [
         f"data.nodata {nodata} is no int16, which the pixels of part0/00.npy are: it marks no gap there"
     ] * told
 

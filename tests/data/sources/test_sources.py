@@ -75,7 +75,7 @@ def table() -> datasets.Dataset:
 def test_images_at_any_depth_in_the_order_of_their_paths(tmp_path: Path) -> None:
     for red, name in enumerate(["z.png", "b/c/d.PNG", "b/a.Jpeg", "a/x.tiff", "a.webp"]):
         write(tmp_path / name, red)
-    for name in ("a/notes.txt", "metadata.jsonl", "b/.hidden.png", ".hidden/x.png", "no_suffix"):
+    for name in ("a/notes.txt", "metadata.jsonl", "b/.hidden.png", ".hidden/x.png"):
         write(tmp_path / name, 99)
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -170,7 +170,7 @@ def test_what_one_has_no_right_to_read(public_folder: Path, caplog: pytest.LogCa
     finally:
         os.seteuid(user)
         (public_folder / "closed").chmod(0o700)
-    assert "1 entries cannot be read" in caplog.text
+    assert "1 entry cannot be read" in caplog.text
     assert "closed" in caplog.text
 
 
@@ -184,7 +184,7 @@ def test_folders_deeper_than_a_path_can_be(tmp_path: Path, caplog: pytest.LogCap
         folder = inner
     os.close(folder)
     assert names(open_source(str(tmp_path))) == ["a.png"]
-    assert "1 entries cannot be read" in caplog.text
+    assert "1 entry cannot be read" in caplog.text
     assert "File name too long" in caplog.text
 
 
@@ -525,7 +525,7 @@ def test_subset_keeps_its_order() -> None:
 def test_images_beside_tables_are_not_guessed_about(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "logo.png")
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"holds 1 images and 1 tables such as train\.parquet"):
+    with pytest.raises(UserError, match=r"holds 1 image and the table train\.parquet, which has images too"):
         open_source(str(tmp_path))
     (tmp_path / "train.parquet").rename(tmp_path / "metadata.parquet")
     assert len(open_source(str(tmp_path))) == 1
