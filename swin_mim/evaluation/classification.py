@@ -171,17 +171,22 @@ def report(outcome: Outcome, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def write_predictions(path: Path, outcome: Outcome, names: Sequence[str], image_names: Sequence[str]) -> None:
+def write_predictions(
+    path: Path, outcome: Outcome, names: Sequence[str], image_names: Sequence[str], *, labelled: bool = True
+) -> None:
     """One row for each image: its name, its label, what is predicted; `path` ends in .csv or .parquet.
 
     Args:
         names: of the classes.
         image_names: of all images of the source.
+        labelled: whether the targets are known; else there are only columns of what is predicted.
 
     Raises:
         UserError: the file cannot be written.
     """
     table = _several_table(outcome, names) if outcome.multi_label else _table(outcome, names)
+    if not labelled:
+        table = {key: values for key, values in table.items() if key not in ("label", "labels", "correct")}
     columns = {"image": [image_names[index] for index in outcome.images], **table}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

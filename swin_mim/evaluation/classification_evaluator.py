@@ -1,8 +1,10 @@
 """What a classifier makes of labelled images, and what is written about it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -39,22 +41,25 @@ class ClassificationEvaluator:
             reduce=self.reader.reduce,
         )
 
-    def write(self, folder: Path, outcome: Outcome, *, step: int | None) -> None:
+    def write(
+        self, folder: Path, outcome: Outcome, *, step: int | None, about: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Write metrics.json, and with one label each confusion.png.
 
         Args:
             step: after which the weights were these; None: nobody knows.
+            about: what else to write, such as which model it was.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not outcome.multi_label:
             save_confusion(folder / PICTURE, confusions(outcome), self.images.names)
-        replace_json(folder / REPORT, {"step": step, **report(outcome, self.images.names)})
+        replace_json(folder / REPORT, {"step": step, **about, **report(outcome, self.images.names)})
 
-    def write_predictions(self, path: Path, outcome: Outcome) -> None:
+    def write_predictions(self, path: Path, outcome: Outcome, *, labelled: bool = True) -> None:
         """Write a row for each image; see `classification.write_predictions`."""
         source = self.images.images
         names = [source.name(index) for index in range(len(source))]
-        write_predictions(path.expanduser(), outcome, self.images.names, names)
+        write_predictions(path.expanduser(), outcome, self.images.names, names, labelled=labelled)
 
 
 def last_report(folder: Path) -> dict[str, Any]:
