@@ -101,5 +101,5 @@ def test_other_images_do_not_continue_a_run(recipe, images, tmp_path):
         output = recipe.run("moved", expect=2)
     finally:
         (tmp_path / "gone.png").rename(images / "00.png")
-    assert "was written with images" in output
-    assert "of 44 images then and 43 now, 1 are gone (00.png)" in output
+    assert "the images are not those that this run began with: of 44" in output
+    assert "of 44 images then and 43 now, 1 is gone (00.png)" in output

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 
+from swin_mim.counts import counted
 from swin_mim.data.sources.base import Source
 from swin_mim.files import replacing
 
@@ -29,7 +30,7 @@ def explain_change(path: Path, source: Source) -> str:
     Raises:
         OSError: there is no such file, or it is damaged.
     """
-    before, what = _load(path), source.unit
+    before, what = _load(path), source.unit.removesuffix("s")
     now = dict(source.inventory())
     parts = [
         _some("new", [name for name in now if name not in before]),
@@ -37,8 +38,9 @@ def explain_change(path: Path, source: Source) -> str:
         _some("of another size", [name for name, size in now.items() if before.get(name, size) != size]),
     ]
     if not any(parts):
-        return f"its {len(now)} {what} have the names and sizes they had: others of them are held out, or others chosen"
-    return f"of {len(before)} {what} then and {len(now)} now, {', '.join(filter(None, parts))}"
+        counts = counted(len(now), what)
+        return f"its {counts} have the names and sizes they had: others of them are held out, or others chosen"
+    return f"of {counted(len(before), what)} then and {len(now)} now, {', '.join(filter(None, parts))}"
 
 
 def _load(path: Path) -> dict[str, int]:
@@ -55,4 +57,4 @@ def _load(path: Path) -> dict[str, int]:
 
 def _some(what: str, names: Collection[str]) -> str:
     shown = [*islice(names, _SHOWN), *(["..."] if len(names) > _SHOWN else [])]
-    return f"{len(names)} are {what} ({', '.join(shown)})" if names else ""
+    return f"{len(names)} {'is' if len(names) == 1 else 'are'} {what} ({', '.join(shown)})" if names else ""

@@ -259,20 +259,26 @@ class Checkpoints:
         return {TRAINER: trainer, **self.documents}
 
     def _how(self, key: str) -> str:
-        """ " (of 20 images then and 19 now, 1 are gone (03.png))", as far as that is known."""
+        """ ": of 20 images then and 19 now, 1 is gone (03.png)", as far as that is known."""
         try:
-            return f" ({self.changes[key]()})" if key in self.changes else ""
+            return f": {self.changes[key]()}" if key in self.changes else ""
         except OSError as error:
-            return f" (how it changed is not known: {error})"
+            return f" (how they changed is not known: {error})"
 
     def _check(self, path: Path, trainer: dict[str, Any]) -> None:
         for key, value in self.facts.items():
             saved = trainer["facts"].get(key)
-            if saved != value:
+            if saved == value:
+                continue
+            if not key.endswith("images"):
                 raise UserError(
-                    f"{path} was written with {key} {saved}, now it is {value}{self._how(key)}: "
-                    "restore it, or start another run with another run.name"
+                    f"{path} was written with {key} {saved}, now it is {value}: "
+                    "restore it, or start another run with another --run.name"
                 )
+            raise UserError(
+                f"the {key} are not those that this run began with{self._how(key)}. Restore them, or start another "
+                f"run with another --run.name ({path}: {key} {str(saved)[:12]}, now it is {str(value)[:12]})"
+            )
         strategy = "deepspeed" if self._deepspeed else "replicated"
         if trainer["strategy"] != strategy:
             raise UserError(

@@ -43,13 +43,13 @@ def test_a_data_set_that_is_as_it_was(images: Path, listing: Path, tmp_path: Pat
 
 def test_what_is_new_gone_or_changed_is_named(images: Path, listing: Path) -> None:
     (images / "03.png").unlink()
-    assert change(images, listing) == "of 20 images then and 19 now, 1 are gone (03.png)"
+    assert change(images, listing) == "of 20 images then and 19 now, 1 is gone (03.png)"
     for number in range(20, 25):
         write(images / f"{number}.png")
     (images / "04.png").write_bytes(b"something else")
     assert change(images, listing) == (
-        "of 20 images then and 24 now, 5 are new (20.png, 21.png, 22.png, ...), 1 are gone (03.png), "
-        "1 are of another size (04.png)"
+        "of 20 images then and 24 now, 5 are new (20.png, 21.png, 22.png, ...), 1 is gone (03.png), "
+        "1 is of another size (04.png)"
     )
 
 
@@ -58,7 +58,7 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     save_inventory(tmp_path / "listing", open_source(str(tmp_path / "images")))
     (tmp_path / "images" / "a b\n\udce9.png").rename(tmp_path / "images" / "c.png")
     assert explain_change(tmp_path / "listing", open_source(str(tmp_path / "images"))) == (
-        "of 1 images then and 1 now, 1 are new (c.png), 1 are gone (a b\\n\\xe9.png)"
+        "of 1 image then and 1 now, 1 is new (c.png), 1 is gone (a b\\n\\xe9.png)"
     )
 
 
@@ -70,7 +70,7 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
     save_inventory(tmp_path / "listing", table(png(0), png(1), None))
     assert explain_change(tmp_path / "listing", table(png(0), b"", None, png(3))) == (
-        "of 3 images then and 4 now, 1 are new (row 3), 1 are of another size (row 1)"
+        "of 3 images then and 4 now, 1 is new (row 3), 1 is of another size (row 1)"
     )
 
 
@@ -78,8 +78,8 @@ def test_tiles_of_blue_marble(tmp_path: Path) -> None:
     corners = np.array([[300, 0], [600, 900]])
     save_inventory(tmp_path / "listing", TileSource("training", corners))
     assert explain_change(tmp_path / "listing", TileSource("training", corners[:1], side=TILE // 2)) == (
-        "of 2 images then and 1 now, 1 are gone (Blue Marble tile with corner at 50.0 N, -120.0 E), "
-        "1 are of another size (Blue Marble tile with corner at 70.0 N, -180.0 E)"
+        "of 2 images then and 1 now, 1 is gone (Blue Marble tile with corner at 50.0 N, -120.0 E), "
+        "1 is of another size (Blue Marble tile with corner at 70.0 N, -180.0 E)"
     )
 
 
