@@ -74,6 +74,7 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | Finetune
     if not path.is_file():
         raise UserError(f"{run} is not a folder of a run: it has no config.yaml")
     values = read_yaml(path)
+    (values.get("data") or {}).setdefault("color_profile", "ignore")  # what a run did before there was the setting
     name = "pretrain" if "mask" in values else "finetune"
     recipe = import_module(f"swin_mim.recipes.{name}").main
     if name == "pretrain":

@@ -14,6 +14,8 @@ from swin_mim.redaction import public_url, without_home, without_tokens
 EMBEDDED = "blue_marble"
 """The source of the demos; every other one is the user's own."""
 
+PROFILE = "data.color_profile"
+
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -50,6 +52,19 @@ class Defaults:
         elif "run.name" not in given and self._began_before(given):
             run = _root(given) / self.config
             yield f"{run} holds a run of these images and goes on; --run.name starts another one"
+
+    def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """All settings that were given, with a name for the run if they have none, and colours as the run began.
+
+        Pixels stay what they are in a run: one without the setting began when profiles were ignored.
+        """
+        if "run.name" not in settings and "data.source" in settings:
+            settings = settings | {"run.name": self.name(settings)}
+        folder = _root(settings) / str(settings.get("run.name", ""))
+        if PROFILE in settings or not any(folder.glob("checkpoints/step_*")):
+            return settings
+        began = _settings_of(folder)
+        return settings if began is None else settings | {PROFILE: _setting(began, *PROFILE.split(".")) or "ignore"}
 
     def name(self, given: Mapping[str, Any]) -> str:
         """Name of a run that has none: its source's; of an evaluation of a model that is no such run, with a prefix."""

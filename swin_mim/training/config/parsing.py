@@ -57,7 +57,7 @@ def load_config(
     values = _from_mapping(cls, read_yaml(file), f" in {file}", warn=True) | over
     if chosen.help:
         _leave(help_text(options, cls, values, file))
-    config = complete(_build(cls, _named(values | given, default_config), f" in {file}"))
+    config = complete(_build(cls, _completed(values | given, default_config), f" in {file}"))
     check(config)
     if chosen.print_config:
         _leave(to_yaml(config))
@@ -74,11 +74,8 @@ def _chosen(config: Any, default: Any, given: Mapping[str, Any]) -> tuple[Any, d
     return default.of(given) if isinstance(default, Defaults) else (default, {})
 
 
-def _named(values: dict[str, Any], defaults: Any) -> dict[str, Any]:
-    """The settings, with a name for the run where they have none and the defaults know one."""
-    if "run.name" in values or "data.source" not in values or not isinstance(defaults, Defaults):
-        return values
-    return values | {"run.name": defaults.name(values)}
+def _completed(values: dict[str, Any], default: Any) -> dict[str, Any]:
+    return default.completed(values) if isinstance(default, Defaults) else values
 
 
 def _leave(text: str) -> NoReturn:
@@ -113,7 +110,7 @@ def from_settings(
         file = config_path(mapping)
         mapping, where = read_yaml(file), f" in {file}"
     values = _from_mapping(cls, mapping, where, warn=True) | over | given
-    made = complete(_build(cls, _named(values, default_config), where))
+    made = complete(_build(cls, _completed(values, default_config), where))
     check(made)
     return made
 

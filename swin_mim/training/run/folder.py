@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -40,6 +41,10 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
     path, text = folder / CONFIG, without_home(without_tokens(to_yaml(config)))
     if path.exists() and store.steps_on_disk(folder / "checkpoints"):
         saved, current = _saved(path, config), _parsed(text, config, path)
+        if "color_profile" not in (yaml.safe_load(path.read_text()).get("data") or {}):
+            if write:
+                _LOG.info(_colours_text(current))
+            saved = replace(saved, data=replace(saved.data, color_profile=current.data.color_profile))
         differences = immutable_differences(saved, current)
         if differences:
             raise UserError(
@@ -53,6 +58,13 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
             append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
     if write:
         replace_text(path, text)
+
+
+def _colours_text(config: Config) -> str:
+    """What is said of a run that began before there was data.color_profile, when profiles were ignored."""
+    if config.data.color_profile == "convert":
+        return "colour profiles are converted from here on: until now this run ignored them"
+    return "this run began when colour profiles were ignored and goes on so; --data.color-profile convert changes that"
 
 
 def _saved(path: Path, config: Config) -> Config:
