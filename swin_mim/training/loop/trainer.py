@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from swin_mim.counts import counted
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training.checkpoints.state import RunState
@@ -104,7 +105,7 @@ def fit(
         UserError: it diverged for good, images are broken or run out, replicas differ, checkpoints cannot be written.
     """
     trainer, state = Trainer(run, trained, task, loader, schedule, checkpoints), checkpoints.state
-    done = state.step  # evaluated and saved when it was reached
+    done = begin = state.step  # evaluated and saved when it was reached
     while True:
         new = state.step > done
         if new:
@@ -122,6 +123,8 @@ def fit(
         run.log.advance()
         if due(state.step, schedule.log_every, schedule.total_steps):
             trainer.log_interval()
+        elif state.step == begin + 1 and not run.log.shows_progress:
+            trainer.log_first_step()
 
 
 class Trainer:
@@ -147,6 +150,7 @@ class Trainer:
         self._spikes = LossSpikes()
         self.data_wait = DataWait(schedule.workers, self.accelerator.device)
         self._reports: deque[_Report] = deque()
+        self._last: _Report | None = None
         # Reading a report waits until the device has computed it; one step later it has.
         self._lag = 0 if self.accelerator.device.type == "cpu" else 1
 
@@ -173,7 +177,8 @@ class Trainer:
         if self.trained.average is not None:
             self.trained.average.update(self.state.step)
         self.interval.add(shared[0], norm)
-        self._reports.append(_Report(torch.cat([shared, torch.stack([finite, norm, *losses])]), parts))
+        self._last = _Report(torch.cat([shared, torch.stack([finite, norm, *losses])]), parts)
+        self._reports.append(self._last)
         self.state.step += 1
         self.state.samples_seen += self.schedule.global_batch
         self.read_reports(self._lag)
@@ -265,6 +270,16 @@ class Trainer:
             publisher.saved(self.state.step)
         self.interval.restart_clock()
 
+    def log_first_step(self) -> None:
+        """Say that the training goes on, where no progress bar shows it: the first line of metrics may be far."""
+        assert self._last is not None
+        # the report is only looked at: all processes act on it together, some steps later
+        loss, step = self._last.read()[0], self.state.step
+        every, total = self.schedule.log_every, self.schedule.total_steps
+        following = min(total, (step // every + 1) * every) if every else 0
+        then = f"next line after step {following}" if every else "log.every is 0: no lines of metrics follow"
+        _LOG.info(f"step {step:>6}/{total}  loss {loss:.4f}  first step took {self.interval.seconds:.1f} s; {then}")
+
     def log_interval(self) -> None:
         """Write the metrics since the last line of the log."""
         schedule, state = self.schedule, self.state
@@ -353,7 +368,7 @@ def seed_forward(seed: int, position: int) -> None:
 def _check_broken(state: RunState, schedule: TrainingSchedule) -> None:
     if state.samples_seen >= BROKEN_GRACE and state.broken > schedule.max_broken * state.samples_seen:
         raise UserError(
-            f"{state.broken} of {state.samples_seen} images could not be read, more than data.max_broken "
+            f"{state.broken} of {counted(state.samples_seen, 'image')} could not be read, more than data.max_broken "
             f"{schedule.max_broken:.2%}: they are listed in broken_images.jsonl in the run's folder; "
             "repair or remove them, or raise data.max_broken",
             code=DATA_ERROR,

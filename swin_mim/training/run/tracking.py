@@ -41,6 +41,11 @@ class RunLog:
         if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether every step is seen on the terminal."""
+        return self._bar is not None
+
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to the trackers; nothing measured is no line."""
         if not values:
