@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.architecture import as_pair
+from swin_mim.counts import counted
 from swin_mim.data.labels import class_weights
 from swin_mim.data.loading.loader import Batch, TrainingLoader
 from swin_mim.data.sampling import BalancedOrder
@@ -122,8 +123,8 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
         )
 
         # Loop.
-        counts = f"{size[0]}x{size[1]} px, {len(images)} images and {len(evaluated)} to evaluate on"
-        run.announce((f"{len(names)} classes", counts), model.encoder, trained, schedule, state.step)
+        counts = f"{size[0]}x{size[1]} px, {counted(len(images), 'image')} and {len(evaluated)} to evaluate on"
+        run.announce((counted(len(names), "class", "classes"), counts), model.encoder, trained, schedule, state.step)
         with reported(run.folder, state, schedule.total_steps, main=run.is_main):
             if fit(run, trained, loss_of, loader, schedule, checkpoints, evaluations, exporter):
                 run.stop.leave()

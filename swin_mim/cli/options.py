@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from swin_mim.counts import counted
 from swin_mim.errors import Parser, UserError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def channels_of(options: argparse.Namespace, parser: Parser) -> "ChannelSpec | N
     if count < 1:
         parser.error(f"--in_channels {count} must be at least 1")
     if named is not None and len(named) != count:
-        parser.error(f"--channels names {len(named)} channels and --in_channels is {count}: set both alike")
+        parser.error(f"--channels names {counted(len(named), 'channel')} and --in_channels is {count}: set both alike")
     if named is None and count == RGB:
         given = [name for name in ("nodata", "mask_channel", "stack") if getattr(options, name) is not None]
         if given:

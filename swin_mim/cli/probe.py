@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swin_mim.cli.options import add_json_option, add_raster_options_beside_a_model, text_stream, write_json
+from swin_mim.counts import counted
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         source=options.source,
         split=options.split,
         column=options.column,
-        label_column=options.label_column,
+        label_column=options.label_column and (options.label_column,),
         validation=options.validation,
         validation_split=options.validation_split,
     )
@@ -123,7 +124,7 @@ def check_unreadable(broken: dict[str, str], count: int, names: Sequence[str], l
     if not broken:
         return
     image, reason = next(iter(broken.items()))
-    text = f"{len(broken)} of {count} images cannot be read, the first: {image}: {reason}"
+    text = f"{len(broken)} of {counted(count, 'image')} cannot be read, the first: {image}: {reason}"
     if missing := sorted(set(range(len(names))) - set(labels.tolist())):
         raise UserError(f"{text}: there are none of {names[missing[0]]!r} to learn from")
     print(text, file=sys.stderr)
@@ -149,7 +150,8 @@ def channels_to_read(preprocessing: "Preprocessing", options: argparse.Namespace
 
 def text(report: dict[str, Any]) -> str:
     """The report as a table; accuracies in percent."""
-    head = f"{report['model']}: learnt from {report['learnt_from']} images of {len(report['classes'])} classes, "
+    images, classes = counted(report["learnt_from"], "image"), counted(len(report["classes"]), "class", "classes")
+    head = f"{report['model']}: learnt from {images} of {classes}, "
     lines = [
         f"{head}tested on {report['tested_on']} others; accuracy in %, in brackets the mean over the classes",
         f"{'':<18}{'linear probe':^34}{'k-NN':^34}",

@@ -1,37 +1,37 @@
-"""Images with labels: from class folders, from a column of a table, or from the embedded maps.
+"""Images with labels: from class folders, a table of file names, a column of a table, or the embedded maps.
 
 A class is its number in training and its name everywhere else.
 """
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
+from swin_mim.counts import counted
 from swin_mim.data.blue_marble.labels import open_tiles_with_labels
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.multichannel import listed
+from swin_mim.data.label_columns import LABEL_COLUMNS, classes_of, classes_of_files
+from swin_mim.data.label_columns import NoLabels as NoLabels  # part of what this module offers
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
 from swin_mim.data.sources.base import Source, Subset
 from swin_mim.data.sources.folder import FolderSource
-from swin_mim.data.sources.open import SourceOptions, open_files, opened_images
+from swin_mim.data.sources.listed import is_table_file, list_files, tables_beside
+from swin_mim.data.sources.listing import counts_text, warn_once
+from swin_mim.data.sources.open import SourceOptions, check_no_table, open_any, opened_images
 from swin_mim.data.sources.tables import Table, columns_text
 from swin_mim.errors import UserError
 from swin_mim.files import sha256
 
-LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
-"""Names that mark the label column of a table where its type does not."""
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}
 
 _LABEL_TYPES = ("string", "large_string", "int", "uint", "bool")  # beginnings of pyarrow's names
 _log = logging.getLogger(__name__)
-
-
-class NoLabels(UserError):
-    """There are images, and nothing that says their classes."""
 
 
 @dataclass(frozen=True)
@@ -67,45 +67,128 @@ class Labelled:
         return Labelled(Subset(self.images, indices), self.names, self.targets[indices])
 
 
-def open_labelled(
-    spec: str,
-    *,
-    label_column: str | None = None,
-    multi_label: bool = False,
-    **where: Unpack[SourceOptions],
-) -> Labelled:
-    """Open a folder of class folders, a table with a label column, or blue_marble.
+class LabelOptions(SourceOptions, total=False):
+    """How images with labels are opened. What is left out has its default."""
 
-    The first folder on the path of an image, below the source, is its class. In a table the labels are classes of the
-    `datasets` library, texts, or whole numbers; without `label_column` they are the only column of classes, or the
-    only one with a usual name. Other arguments as in `open_source`.
+    labels: str | None
+    """A table of the names of files below the source, and of their labels; None: what lies beside the images says."""
+    label_column: str | Sequence[str] | None
+    """The column of labels of a table; None: the only one of classes, or with a usual name. Of a table of file names
+    also several columns of 0 and 1, each a class."""
+    multi_label: bool
+    """Images have any number of labels: the column holds lists, or texts with | ; or , between the labels."""
+    other_split: str | None
+    """Where a table of file names has no split "train": rows that are left out, because they are for evaluation."""
 
-    Args:
-        multi_label: the column holds lists.
+
+def open_labelled(spec: str, **options: Unpack[LabelOptions]) -> Labelled:
+    """Open a folder of class folders or with a table of labels, such a table, a table of images, or blue_marble.
+
+    The first folder on the path of an image, below the source, is its class, unless a table of file names and labels
+    lies at the top and there are no class folders, or options ask for it. In a table the labels are classes of the
+    `datasets` library, texts, or whole numbers. Other options as in `open_source`.
 
     Raises:
-        UserError: an image without a label; `NoLabels`: none has one.
+        UserError: an image without a label, a class folder without an image, or a table that does not fit the files;
+            `NoLabels`: nothing says the labels.
     """
+    given = options.get("label_column")
+    columns = (given,) if isinstance(given, str) else tuple(given or ())
     if spec == "blue_marble":
-        if multi_label or where.get("config") is not None or where.get("column") is not None:
+        return _of_tiles(columns, options)
+    labels = options.get("labels")
+    if is_table_file(spec):
+        if labels is not None:
             raise UserError(
-                "data.multi_label, data.config and data.column belong to tables: blue_marble has none of them"
+                f"data.source {spec!r} is a table of files, and data.labels {labels!r} another: data.source is the "
+                "folder of the images then"
             )
-        if (bands := where.get("bands")) is not None:
-            wanted = listed(bands.channels or numbers(bands.count))
-            raise UserError(
-                f"blue_marble is RGB, and images of other channels are wanted ({wanted}): name another source"
-            )
-        return Labelled(*open_tiles_with_labels(where.get("split", "train"), label_column or "coast"))
-    opened = open_files(spec, **where)
-    images = opened_images(opened, spec, where)
+        spec, labels = os.path.dirname(spec) or ".", spec
+    opened = open_any(spec, options)
+    images = opened_images(opened, spec, options)
     if isinstance(opened, Table):
-        return _of_table(opened, images, label_column, multi_label)
-    if multi_label or label_column is not None:
-        setting = "data.multi_label" if multi_label else f"data.label_column {label_column!r}"
-        text = f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: leave it out"
-        raise NoLabels(text) if label_column is None else UserError(text)
+        if labels is not None or len(columns) > 1:
+            setting = f"data.labels {labels!r}" if labels is not None else "a data.label_column of several"
+            raise UserError(f"{setting} goes with image files, and data.source {spec!r} is a table of images")
+        return _of_table(opened, images, *columns[:1] or (None,), multi_label=options.get("multi_label", False))
+    if labels is None:
+        labels = _table_beside(opened.paths, spec, options)
+    if labels is not None:
+        return _of_files(Path(os.path.expanduser(labels)), images, opened.paths, spec, columns, options)
+    check_no_table(spec, options)
+    multi_label = options.get("multi_label", False)
+    if multi_label or columns:
+        setting = "data.multi_label" if multi_label else f"data.label_column {' '.join(columns)!r}"
+        text = f"{setting} belongs to tables, and data.source {spec!r} is a folder of images: "
+        text += "leave it out, or name a table of its files with data.labels"
+        raise UserError(text) if columns else NoLabels(text)
+    if isinstance(opened, FolderSource):
+        _check_class_folders(opened, spec)
     return _of_folder(images, opened.paths, spec)
+
+
+def _of_tiles(columns: Sequence[str], options: LabelOptions) -> Labelled:
+    """The tiles of blue_marble."""
+    if any(options.get(name) for name in ("multi_label", "config", "column", "labels")):
+        raise UserError("data.multi_label, data.config and data.column belong to tables: blue_marble has none of them")
+    if (bands := options.get("bands")) is not None:
+        wanted = listed(bands.channels or numbers(bands.count))
+        raise UserError(f"blue_marble is RGB, and images of other channels are wanted ({wanted}): name another source")
+    return Labelled(*open_tiles_with_labels(options.get("split", "train"), " ".join(columns) or "coast"))
+
+
+def _table_beside(paths: Sequence[str], spec: str, options: LabelOptions) -> str | None:
+    """The table of labels at the top of a folder of images; None: there is none, or class folders say the labels."""
+    split = options.get("split", "train")
+    found = tables_beside(Path(os.path.expanduser(spec)), split)
+    asked = any(options.get(name) for name in ("label_column", "multi_label", "column")) or split != "train"
+    tops = {path.split("/", 1)[0] for path in paths if "/" in path}
+    loose = any("/" not in path for path in paths)
+    if found and not asked and not loose and len(tops) > 1 and not _are_splits(tops):
+        _log.warning(
+            "data.source %r: the folders at its top are the classes; for the labels of %s name it as data.labels",
+            spec,
+            found[0].name,
+        )
+        return None
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"data.source {spec!r} has several tables, {names}: name that of the labels with data.labels")
+    return str(found[0]) if found else None
+
+
+def _of_files(
+    table: Path, images: Source, paths: Sequence[str], spec: str, columns: Sequence[str], options: LabelOptions
+) -> Labelled:
+    """Images that a table of file names gives labels to."""
+    if options.get("config") is not None:
+        raise UserError(f"data.config {options.get('config')!r} belongs to data sets, and {str(table)!r} is a file")
+    named = list_files(
+        table,
+        Path(os.path.expanduser(spec)),
+        paths,
+        column=options.get("column"),
+        split=options.get("split", "train"),
+        other_split=options.get("other_split"),
+    )
+    files, classes = classes_of_files(named, columns or None, multi_label=options.get("multi_label", False))
+    return Labelled(images if len(files) == len(images) else Subset(images, files), *classes)
+
+
+def _check_class_folders(source: FolderSource, spec: str) -> None:
+    """Raise a UserError for a class of which nothing can be read; an empty folder is told in the log."""
+    for name, counts in source.without_images.items():
+        if counts:
+            raise UserError(
+                f"data.source {spec!r}: class {name!r} has {counted(sum(counts.values()), 'file')}, and none is an "
+                f"image that can be read: {counts_text(counts)}. Convert them, or move the folder elsewhere"
+            )
+    if empty := [name for name, counts in source.without_images.items() if not counts]:
+        warn_once(f"data.source {spec!r}: empty folders are no classes: {_some(empty)}")
+
+
+def _are_splits(names: Iterable[str]) -> bool:
+    return {name.lower() for name in names} <= SPLIT_FOLDERS
 
 
 def check_classes(labelled: Labelled, spec: str) -> None:
@@ -153,7 +236,7 @@ def labels_per_class(labelled: Labelled, count: int, seed: int) -> Labelled:
         if len(members) < count:
             short.append(f"{labelled.names[number]} {len(members)}")
     if short:
-        _log.warning("%d labels per class: some classes have fewer images: %s", count, _some(short))
+        _log.warning("%s per class: some classes have fewer images: %s", counted(count, "label"), _some(short))
     return labelled.take(np.sort(np.concatenate(chosen)))
 
 
@@ -219,10 +302,10 @@ def _of_folder(images: Source, paths: Sequence[str], spec: str) -> Labelled:
     if loose is not None:
         raise NoLabels(
             f"data.source {spec!r} has images outside of class folders, such as {loose}: "
-            "it needs one folder for each class"
+            "it needs one folder for each class, or a table of file names and labels (data.labels)"
         )
     names = tuple(sorted({parts[0] for parts in tops}))
-    if {name.lower() for name in names} <= SPLIT_FOLDERS:
+    if _are_splits(names):
         raise UserError(
             f"data.source {spec!r} holds {', '.join(names)}: these are splits, not classes: "
             f"use --data.source {spec.rstrip('/')}/{names[0]} and --data.validation for another one"
@@ -231,7 +314,7 @@ def _of_folder(images: Source, paths: Sequence[str], spec: str) -> Labelled:
     return Labelled(images, names, np.array([number[parts[0]] for parts in tops], dtype=np.int64))
 
 
-def _of_table(table: Table, images: Source, label_column: str | None, multi_label: bool) -> Labelled:
+def _of_table(table: Table, images: Source, label_column: str | None, *, multi_label: bool) -> Labelled:
     import datasets
 
     label_column = _label_column(table, label_column)
@@ -252,19 +335,11 @@ def _of_table(table: Table, images: Source, label_column: str | None, multi_labe
     unknown = (None, -1) if isinstance(inner, datasets.ClassLabel) else (None,)
     missing = sum(any(value in unknown for value in row) for row in rows)
     if missing:
-        raise UserError(f"{where} has {missing} rows without a label: choose another data.split, or filter them out")
+        raise UserError(
+            f"{where} has {counted(missing, 'row')} without a label: choose another data.split, or filter them out"
+        )
     known = getattr(inner, "names", None)
-    present = sorted({value for row in rows for value in row})
-    if not present:
-        raise UserError(f"{where} has no label in any row")
-    names = tuple(known) if known else tuple(map(str, present))
-    number = {value: index for index, value in enumerate(range(len(names)) if known else present)}
-    if not multi_label:
-        return Labelled(images, names, np.array([number[row[0]] for row in rows], dtype=np.int64))
-    targets = np.zeros((len(rows), len(names)), dtype=bool)
-    for index, row in enumerate(rows):
-        targets[index, [number[value] for value in row]] = True
-    return Labelled(images, names, targets)
+    return Labelled(images, *classes_of(rows, known, where, multi_label=multi_label))
 
 
 def _label_column(table: Table, wanted: str | None) -> str:

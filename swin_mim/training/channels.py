@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.models.saving import Preprocessing
 from swin_mim.training.config.pretrain import DataConfig
@@ -38,7 +39,7 @@ def check_channels(preprocessing: Preprocessing, channels: tuple[str, ...] | Non
         UserError: names both.
     """
     count = len(preprocessing.mean)
-    read = "RGB" if channels is None else f"{len(channels)} channels ({', '.join(channels)})"
+    read = "RGB" if channels is None else f"{counted(len(channels), 'channel')} ({', '.join(channels)})"
     if preprocessing.scale == 255:
         if count == 3 and channels is None:
             return
@@ -77,4 +78,4 @@ def warn_of_other_gaps(preprocessing: Preprocessing, nodata: float | None, mask_
 def _text(preprocessing: Preprocessing) -> str:
     names = "" if preprocessing.channels is None else f" ({', '.join(preprocessing.channels)})"
     units = "of values from 0 to 1" if preprocessing.scale == 255 else "as they stand in the files"
-    return f"{len(preprocessing.mean)} channels{names} {units}"
+    return f"{counted(len(preprocessing.mean), 'channel')}{names} {units}"

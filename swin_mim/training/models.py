@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.saving import Preprocessing
@@ -124,7 +125,10 @@ def class_names(model: SwinClassifier, names: Sequence[str]) -> Sequence[str]:
         return model.labels
     count = model.get_parameter("head.fc.bias").numel()
     if count != len(names):
-        raise UserError(f"the model has {count} classes without names, and the images {len(names)}: they do not match")
+        raise UserError(
+            f"the model has {counted(count, 'class', 'classes')} without names, and the images {len(names)}: "
+            "they do not match"
+        )
     _LOG.warning("the model does not name its classes: taken to be those of the images, in their order")
     return names
 

@@ -22,7 +22,7 @@ file of `evaluation/`, an unstreamed folder through none of `streaming/`.
 
 ```
 recipes > cli > evaluation > training > models > hub > weights > data > kernels
-    > architecture, masking, errors, files, redaction
+    > architecture, masking, errors, files, redaction, counts
 ```
 
 `datasets` is imported in `data/` only, `huggingface_hub` in `hub/` and `weights/` only, DeepSpeed nowhere.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 
 _IN_STAGE = re.compile(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.")
@@ -162,8 +163,8 @@ def _described(side: Side) -> str:
     windows = side.windows[:1] if len(set(side.windows)) == 1 else side.windows
     what = [side.kind, f"{_by(side.image_size)} px", "windows " + ", ".join(map(_by, windows))]
     if side.num_classes:
-        what.append(f"{side.num_classes} classes")
-    channels = f"{side.channels} channels" if isinstance(side.channels, int) else " ".join(side.channels)
+        what.append(counted(side.num_classes, "class", "classes"))
+    channels = counted(side.channels, "channel") if isinstance(side.channels, int) else " ".join(side.channels)
     target = f", target {side.target}" if side.target else ""
     return f"{', '.join(what)}, {channels}{target}, {side.parameters:,} parameters"
 

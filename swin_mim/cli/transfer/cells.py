@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.files import replace_json
 from swin_mim.training.run.jsonl import whole_lines
@@ -147,7 +148,7 @@ class Runner:
             for process in alive:
                 os.killpg(process.pid, signal.SIGINT)
             if alive:
-                print(f"stopping {len(alive)} runs, with checkpoints", file=sys.stderr)
+                print(f"stopping {counted(len(alive), 'run')}, with checkpoints", file=sys.stderr)
             for process in alive:
                 process.wait()
             self._running.clear()

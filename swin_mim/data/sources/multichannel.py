@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Generator, Iterator, Sequence
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.multichannel import can_hold, channel_names, choose, decode_raster
@@ -52,7 +53,7 @@ class RasterSource(Source):
 
     def names_of(self, files: Sequence[NamedFile]) -> tuple[str, ...]:
         """Names of all channels of what `files` gave. Raises `BrokenImage`."""
-        return tuple(self._names or channel_names(files, self.bands.mask))
+        return tuple(self._names or channel_names(files, self.bands.mask, self.bands.max_pixels))
 
     def inventory(self) -> Iterator[tuple[str, int]]:
         return self.source.inventory()
@@ -89,8 +90,8 @@ def check_bands(source: RasterSource, spec: str) -> None:
     bands = source.bands
     if bands.channels is not None and len(bands.channels) != bands.count:
         raise UserError(
-            f"data.channels names {len(bands.channels)} channels and model.in_channels is {bands.count}: they are the "
-            "same channels, set both alike"
+            f"data.channels names {counted(len(bands.channels), 'channel')} and model.in_channels is {bands.count}: "
+            "they are the same channels, set both alike"
         )
     if bands.channels is not None and bands.mask in bands.channels:
         raise UserError(

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swin_mim.counts import counted
 from swin_mim.data.statistics import Statistics, rounded
 from swin_mim.errors import UserError
 from swin_mim.files import sha256_of_file
@@ -211,13 +212,14 @@ def verify(folder: Path) -> Packed:
     if damaged:
         shown = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
         raise UserError(
-            f"{len(damaged)} of {len(packed.shards)} shards of {folder} are missing or damaged ({shown}): "
+            f"{len(damaged)} of {counted(len(packed.shards), 'shard')} of {folder} missing or damaged ({shown}): "
             "pack the images again into a new folder"
         )
     if not packed.complete:
+        shards = counted(len(packed.shards), "shard is", "shards are")
         raise UserError(
-            f"{folder}: its {len(packed.shards)} shards are whole, but the packing was interrupted after "
-            f"{packed.read} of {packed.source['images']} images: the same swin-mim prepare command again finishes it"
+            f"{folder}: its {shards} whole, but the packing was interrupted after {packed.read} of "
+            f"{packed.source['images']} images: the same swin-mim prepare command again finishes it"
         )
     return packed
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.multichannel import listed
 from swin_mim.data.decoding.raster import ChannelSpec, NamedFile
@@ -84,8 +85,8 @@ def group(
     if not every:
         shown = ", ".join(paths[:_SHOWN])
         raise UserError(
-            f"data.stack {pattern!r} matches none of the {len(paths)} image files in data.source {spec!r}, such as "
-            f"{shown}: write the pattern of these"
+            f"data.stack {pattern!r} matches none of the {counted(len(paths), 'image file')} in data.source {spec!r}, "
+            f"such as {shown}: write the pattern of these"
         )
     present = sorted({channel for channels in every.values() for channel in channels})
     names = bands.channels or tuple(name for name in present if name != bands.mask)

@@ -5,6 +5,7 @@ import re
 from fractions import Fraction
 from typing import Literal
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 
 LearningRateSchedule = Literal["cosine", "multistep", "constant"]
@@ -45,7 +46,7 @@ def checked_warmup(duration: str, steps: int, total_steps: int) -> int:
     """
     if steps >= total_steps:
         raise UserError(
-            f"optim.warmup {duration!r} does not end before the run, which has {total_steps} steps: "
-            f"the warm-up must be shorter, such as '{total_steps // 10} steps'"
+            f"optim.warmup {duration!r} does not end before the run, which has {counted(total_steps, 'step')}: "
+            f"the warm-up must be shorter, such as '{counted(total_steps // 10, 'step')}'"
         )
     return steps

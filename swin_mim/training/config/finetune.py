@@ -15,11 +15,17 @@ class LabelledDataConfig(ImagesConfig):
     """Images with labels, and their preprocessing."""
 
     source: str = "blue_marble"
-    """Folder with one folder per class, data set on the Hugging Face Hub, or blue_marble."""
-    label_column: str | None = None
-    """Column of the labels; None takes the only column of classes. blue_marble has coast, climate and terrain."""
+    """Folder with one folder per class or with a table of file names and labels, such a table (.csv, .tsv, .jsonl,
+    .parquet, .arrow), data set on the Hugging Face Hub, or blue_marble."""
+    labels: str | None = None
+    """Table of file names and labels that belongs to the folder data.source: names are relative to it. None takes the
+    one that lies at its top, unless there are class folders."""
+    label_column: tuple[str, ...] | None = None
+    """Column of the labels; None takes the only column of classes. Of a table of file names also several columns of 0
+    and 1, one for each class. blue_marble has coast, climate and terrain."""
     multi_label: bool = False
-    """Any number of labels per image, in a column of lists: sigmoid and binary cross-entropy."""
+    """Any number of labels per image, in a column of lists or of texts such as "a|b": sigmoid and binary
+    cross-entropy."""
     validation: str | None = None
     """Source of labelled images of the same classes to evaluate on; None takes data.heldout of data.source."""
     validation_split: str | None = None

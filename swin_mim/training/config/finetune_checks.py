@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from swin_mim.architecture import NAMED, SwinConfig
+from swin_mim.counts import counted
 from swin_mim.data.transforms.rand_augment import check_policy
 from swin_mim.errors import UserError
 from swin_mim.training.config import common_checks
@@ -113,7 +114,7 @@ def _architecture(model: ClassifierConfig) -> dict[str, Any]:
 def _data_constraints(data: LabelledDataConfig) -> common_checks.Constraints:
     count, what = (3, "red, green and blue") if data.channels is None else (len(data.channels), "data.channels")
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        yield key, values is None or len(values) == count, f"must have {count} entries, for {what}"
+        yield key, values is None or len(values) == count, f"must have {counted(count, 'entry', 'entries')}, for {what}"
     yield "data.std", data.std is None or min(data.std) > 0, "must be positive"
     separate = data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 for a tenth"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.architecture import SwinConfig, as_pair, nearest_multiple
+from swin_mim.counts import counted
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.errors import UserError
 from swin_mim.training.config import common_checks
@@ -148,11 +149,13 @@ def _model_constraints(model: ModelConfig, mask: MaskConfig, data: DataConfig) -
     yield "model.in_channels", model.in_channels > 0, "must be positive: 3 for RGB"
     measure = ", as swin-mim stats measures them" if reads_rasters(data, model) else ""
     for key, channels in (("data.mean", data.mean), ("data.std", data.std)):
-        rule = f"has {len(channels)} entries and model.in_channels is {model.in_channels}: give one for each{measure}"
+        entries = counted(len(channels), "entry", "entries")
+        rule = f"has {entries} and model.in_channels is {model.in_channels}: give one for each{measure}"
         yield key, len(channels) == model.in_channels, rule
     yield "data.std", min(data.std) > 0, "must be positive"
     for key, sides in (("model.image_size", model.image_size), ("model.window_size", model.window_size)):
-        yield key, len(sides) in (1, 2), f"has {len(sides)} entries: give one number, or height and width"
+        entries = counted(len(sides), "entry", "entries")
+        yield key, len(sides) in (1, 2), f"has {entries}: give one number, or height and width"
     square = len(set(model.image_size)) == 1
     yield (
         "data.flips",
@@ -171,7 +174,8 @@ def reads_rasters(data: DataConfig, model: ModelConfig) -> bool:
 
 def _channel_constraints(data: DataConfig, model: ModelConfig, log: LogConfig) -> common_checks.Constraints:
     rasters, way_out = reads_rasters(data, model), "set model.in_channels, or data.channels"
-    count = f"has {len(data.channels or ())} entries and model.in_channels is {model.in_channels}: name as many"
+    entries = counted(len(data.channels or ()), "entry", "entries")
+    count = f"has {entries} and model.in_channels is {model.in_channels}: name as many"
     yield "data.channels", data.channels is None or len(data.channels) == model.in_channels, count
     yield from common_checks.channel_constraints(data, rasters, way_out)
     rule = f"is for images that are not read as RGB: {way_out}"
@@ -196,7 +200,7 @@ def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:
     units = math.prod(side // mask.unit for side in sides)
     if math.ceil(units * mask.ratio) == units:
         raise UserError(
-            f"mask.ratio {mask.ratio} masks all {units} units of {mask.unit} pixels of an image: "
+            f"mask.ratio {mask.ratio} masks all {counted(units, 'unit')} of {mask.unit} pixels of an image: "
             "use a smaller mask.ratio or mask.unit"
         )
 

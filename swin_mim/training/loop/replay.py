@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from swin_mim.counts import counted
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.training.checkpoints.state import RunState
@@ -54,7 +55,7 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
     ) -> bool:
         state = checkpoints.state
         if step > schedule.total_steps:
-            raise UserError(f"STEP {step} is beyond the run, which has {schedule.total_steps} steps")
+            raise UserError(f"STEP {step} is beyond the run, which has {counted(schedule.total_steps, 'step')}")
         if position is not None:
             state.samples_seen = position - (step - 1 - state.step) * schedule.global_batch
         if state.step < step - 1:

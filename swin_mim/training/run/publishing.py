@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from swin_mim import __version__
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.files import replace_json
 from swin_mim.hub import repository
@@ -187,7 +188,7 @@ def devices_text(device: torch.device, processes: int) -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{processes * torch.get_num_threads()} threads of {name}"
+    return f"{counted(processes * torch.get_num_threads(), 'thread')} of {name}"
 
 
 class Publisher:
@@ -272,7 +273,7 @@ def _labelled_data(
         where = f"images of the data set {source}"
     each = f", {few} of each class" if few else ""
     others = f"; evaluated on {measured['evaluated']} others" if measured else ""
-    return f"{images} labelled {where}{each}, in {classes} classes{others}."
+    return f"{images} labelled {where}{each}, in {counted(classes, 'class', 'classes')}{others}."
 
 
 def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
@@ -287,7 +288,7 @@ def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Re
     }
     values, images = measured["metrics"], measured["evaluated"]
     return tuple(
-        Result(source, f"{name} on {images} images", key, round(values[key], 6), split)
+        Result(source, f"{name} on {counted(images, 'image')}", key, round(values[key], 6), split)
         for key, name in kinds.items()
         if values.get(key) is not None
     )

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from swin_mim.counts import counted
 from swin_mim.data.labels import Labelled
 from swin_mim.data.loading.loader import Batch, LoaderOptions
 from swin_mim.data.loading.workers import warn_if_more_than_cores
@@ -189,7 +190,8 @@ class Run:
         start = f"resumed at step {step}" if self.newest else f"from {config.model.pretrained or 'new weights'}"
         self.log_info(
             f"{config.run.name}: {subject[0]}, {parameters:.3g} M parameters, {subject[1]}; "
-            f"{schedule.total_steps} steps of {batch}; {self.device.type}, {strategy}, {self.threads} threads, "
+            f"{counted(schedule.total_steps, 'step')} of {batch}; {self.device.type}, {strategy}, "
+            f"{counted(self.threads, 'thread')}, "
             f"precision {self.precision}, attention {attention_text(encoder, self.device)}; {start} in {self.folder}"
         )
 

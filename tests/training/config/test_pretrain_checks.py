@@ -222,7 +222,7 @@ def test_configuration_loads_no_torch() -> None:
             "--data.channels a b c --data.source blue_marble",
             "data.source 'blue_marble' is RGB: name a folder or a data set of yours",
         ),
-        ("--data.mean 0.5", "data.mean (0.5,) has 1 entries and model.in_channels is 3: give one for each"),
+        ("--data.mean 0.5", "data.mean (0.5,) has 1 entry and model.in_channels is 3: give one for each"),
         ("--data.std 1 1", "data.std (1.0, 1.0) has 2 entries and model.in_channels is 3: give one for each"),
         ("--data.std 1 0 1", "data.std (1.0, 0.0, 1.0) must be positive"),
         ("--mask.ratio 0", "mask.ratio 0.0 must be more than 0 and less than 1: SimMIM's is 0.6"),
