@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from swin_mim.data.decoding.channel_reader import Channels, channels_last, check_kind, shape_as_image, whole_array
-from swin_mim.data.decoding.decode_limits import MAX_CHANNELS, MAX_RASTER_BYTES, BrokenImage, MeteredFile, check_raster
+from swin_mim.data.decoding.decode_limits import MAX_CHANNELS, MAX_PIXELS, BrokenImage, MeteredFile, check_raster
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
 _HEADER = 2**16  # of an array: numpy reads no more than 10,000 characters
@@ -24,26 +24,26 @@ def is_npz(data: bytes) -> bool:
     return data.startswith(_ZIP)
 
 
-def open_npy(data: bytes) -> Channels:
+def open_npy(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
     """An array (H, W), (C, H, W) or (H, W, C) of numbers. Raises anything for a file that is damaged."""
-    return whole_array(channels_last(_array(data)))
+    return whole_array(channels_last(_array(data, max_pixels)))
 
 
-def open_packed(data: bytes) -> Channels:
+def open_packed(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
     """As packing leaves it: always (H, W, C)."""
-    array = _array(data)
+    array = _array(data, max_pixels)
     if array.ndim != 3:
         raise BrokenImage(f"its array has the shape {array.shape}: packed ones have three axes")
     return whole_array(array)
 
 
-def open_npz(data: bytes, mask: str | None) -> Channels:
+def open_npz(data: bytes, mask: str | None, max_pixels: int = MAX_PIXELS) -> Channels:
     """One array as of `open_npy`, or arrays (H, W) that are channels by their names; `mask` may name one more.
 
     Raises:
         BrokenImage: it holds something else. Damaged files raise anything.
     """
-    arrays = _members(data)
+    arrays = _members(data, max_pixels)
     shapes = {name: array.shape for name, array in arrays.items()}
     several = len({name for name in arrays if name != mask}) > 1
     if not arrays or (several and any(len(shape) != 2 for shape in shapes.values())) or len(set(_planes(shapes))) > 1:
@@ -54,7 +54,7 @@ def open_npz(data: bytes, mask: str | None) -> Channels:
     if len(picture) == 1 and only.ndim == 3:
         whole = whole_array(channels_last(only))
         return whole if mask not in arrays or len(arrays) == 1 else _with_mask(whole, str(mask), arrays[str(mask)])
-    return _by_name(arrays)
+    return _by_name(arrays, max_pixels)
 
 
 def _planes(shapes: dict[str, tuple[int, ...]]) -> Sequence[tuple[int, int]]:
@@ -62,14 +62,14 @@ def _planes(shapes: dict[str, tuple[int, ...]]) -> Sequence[tuple[int, int]]:
     return [shape_as_image(shape)[:2] for shape in shapes.values()]
 
 
-def _by_name(arrays: dict[str, np.ndarray]) -> Channels:
+def _by_name(arrays: dict[str, np.ndarray], max_pixels: int) -> Channels:
     first, names = next(iter(arrays.values())), tuple(arrays)
 
     def read(indices: Sequence[int]) -> np.ndarray:
         return np.stack([arrays[names[index]] for index in indices], axis=-1)
 
     kind = np.result_type(*arrays.values())
-    check_raster((first.shape[1], first.shape[0]), len(arrays), kind.itemsize)
+    check_raster((first.shape[1], first.shape[0]), len(arrays), kind.itemsize, max_pixels)
     return Channels(names, (first.shape[0], first.shape[1]), kind, read)
 
 
@@ -84,10 +84,10 @@ def _with_mask(whole: Channels, name: str, mask: np.ndarray) -> Channels:
     return Channels((*whole.names, name), whole.size, whole.dtype, read)
 
 
-def _array(data: bytes) -> np.ndarray:
+def _array(data: bytes, max_pixels: int) -> np.ndarray:
     """The array of a file, over its bytes; nothing that they do not hold is made room for."""
     file = io.BytesIO(data)
-    shape, backwards, kind = _header(file)
+    shape, backwards, kind = _header(file, max_pixels)
     start, count = file.tell(), math.prod(shape)
     if len(data) - start != count * kind.itemsize:
         wants = f"its header says {shape} of {kind}, which are {count * kind.itemsize} bytes"
@@ -95,7 +95,7 @@ def _array(data: bytes) -> np.ndarray:
     return np.frombuffer(data, kind, count, start).reshape(shape, order="F" if backwards else "C")
 
 
-def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: io.BytesIO, max_pixels: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether columns come first, type), checked; the file is at the first number after it."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -113,13 +113,13 @@ def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     if len(shape) not in (2, 3) or not math.prod(shape):
         raise BrokenImage(f"its array has the shape {shape}: an image has two axes, or three with its channels")
     # axes before pixels: numpy takes none that are longer than its largest integer
-    check_raster((max(shape), 1), 1, 1)
+    check_raster((max(shape), 1), 1, 1, max_pixels)
     height, width, channels = shape_as_image(shape)
-    check_raster((width, height), channels, kind.itemsize)
+    check_raster((width, height), channels, kind.itemsize, max_pixels)
     return shape, backwards, kind
 
 
-def _members(data: bytes) -> dict[str, np.ndarray]:
+def _members(data: bytes, max_pixels: int) -> dict[str, np.ndarray]:
     """The arrays of an archive by their names, in its order."""
     file = MeteredFile(data, _DIRECTORY)
     with zipfile.ZipFile(file) as archive:
@@ -128,19 +128,19 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
         if len(entries) > MAX_CHANNELS:
             raise BrokenImage(f"it has {len(entries)} arrays, more than {MAX_CHANNELS}")
         # no member gives more than it declares: what is read of it ends there
-        if (total := sum(entry.file_size for entry in entries)) > MAX_RASTER_BYTES + len(entries) * _HEADER:
-            raise BrokenImage(f"its arrays are {total} bytes, more than {MAX_RASTER_BYTES}")
-        return {entry.filename.removesuffix(".npy"): _member(archive, entry) for entry in entries}
+        if (total := sum(entry.file_size for entry in entries)) > 8 * max_pixels + len(entries) * _HEADER:
+            raise BrokenImage(f"its arrays are {total} bytes, more than {8 * max_pixels}: raise data.max_pixels")
+        return {entry.filename.removesuffix(".npy"): _member(archive, entry, max_pixels) for entry in entries}
 
 
-def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, max_pixels: int) -> np.ndarray:
     if entry.compress_type not in _ARCHIVED or not entry.filename.endswith(".npy"):
         raise BrokenImage(f"{entry.filename!r} in it is no array as numpy archives it")
     with archive.open(entry) as member:
         head = member.read(_HEADER)
         file = io.BytesIO(head)
-        shape, _, kind = _header(file)
+        shape, _, kind = _header(file, max_pixels)
         if entry.file_size != file.tell() + math.prod(shape) * kind.itemsize:  # before more of it is unpacked
             raise BrokenImage(f"{entry.filename!r} in it has {entry.file_size} bytes, which are not those of {shape}")
         # a number of bytes, or it would unpack all that there are
-        return _array(head + member.read(max(0, entry.file_size - len(head))))
+        return _array(head + member.read(max(0, entry.file_size - len(head))), max_pixels)

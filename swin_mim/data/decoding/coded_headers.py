@@ -20,7 +20,9 @@ _TILE_BYTES, _COMPONENT_BYTES = 6000, 1200  # that OpenJPEG keeps for each tile,
 _TILES_MEMORY = 128 * 2**20
 _BLOCKS = 2**20  # of which OpenJPEG keeps some hundred bytes each
 _PACKETS = 2**22
-_PLAIN_KINDS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
+_LERC_KINDS = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
+_JPEGXL_HEADER = 4096  # bytes of a JPEG XL that are looked at
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 class CodedPicture(NamedTuple):
@@ -62,19 +64,23 @@ def jpeg_header(data: bytes) -> CodedPicture:
     raise BrokenImage("its JPEG has no frame header")
 
 
-def jpeg2000_codestream(data: bytes) -> bytes:
-    """The first codestream of a JP2 file; of a codestream, itself."""
+def jpeg2000_codestream(data: bytes, palette: bool = False) -> bytes:
+    """The first codestream of a JP2 file; of a codestream, itself.
+
+    Args:
+        palette: of colours may be there, which is refused otherwise.
+    """
     if data.startswith(b"\xff\x4f\xff\x51"):
         return data
-    for kind, start, end in _boxes(data, 0, len(data)):
-        if kind == b"jp2h" and any(inner == b"pclr" for inner, _, _ in _boxes(data, start, end)):
+    for kind, start, end in boxes(data, 0, len(data)):
+        if kind == b"jp2h" and not palette and any(inner == b"pclr" for inner, _, _ in boxes(data, start, end)):
             raise BrokenImage("its JPEG 2000 has a palette, which is not read as channels")
         if kind == b"jp2c":
             return data[start:end]
     raise BrokenImage("its JPEG 2000 file holds no picture")
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start and end of what it holds) of boxes one behind the other."""
     for _ in range(_SEGMENTS):
         if start + 8 > end:
@@ -85,7 +91,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
             length, head = struct.unpack_from(">Q", data, start + 8)[0], 16
         stop = end if length == 0 else start + length
         if length and length < head:
-            raise BrokenImage("a box of its JPEG 2000 or JPEG XL file is shorter than its header")
+            raise BrokenImage("a box of it is shorter than its header")
         yield kind, start + head, min(stop, end)
         start = stop
     raise BrokenImage("it has more boxes than a picture needs")
@@ -174,5 +180,272 @@ def _check_coding(style: _CodingStyle, width: int, height: int, components: int,
         # each tile has at least one
         packets += math.ceil(wide / 2 ** precinct[0]) * math.ceil(high / 2 ** precinct[1]) + tiles
         blocks += math.ceil(wide / sides[0]) * math.ceil(high / sides[1]) + tiles
-    if blocks * components > _BLOCKS * max(1, components // 4) or packets * components * style.layers > _PACKETS:
+    if blocks * components > _BLOCKS or packets * components * style.layers > _PACKETS:
         raise BrokenImage("its JPEG 2000 consists of more blocks or layers than its pixels need")
+
+
+def webp_header(data: bytes) -> CodedPicture:
+    """The size of a WebP that is no animation; its components are four if it says that it has alpha."""
+    chunk, said = data[12:16], data[20:30]
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(said) < 10:
+        raise BrokenImage("it holds no WebP where it says so")
+    if chunk == b"VP8X" and not said[0] & 2:
+        alpha, sides = said[0] & 16, [1 + int.from_bytes(said[at : at + 3], "little") for at in (4, 7)]
+    elif chunk == b"VP8L" and said[0] == 0x2F:
+        packed = int.from_bytes(said[1:5], "little")
+        alpha, sides = packed >> 28 & 1, [1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)]
+    elif chunk == b"VP8 " and said[3:6] == b"\x9d\x01\x2a":
+        alpha, sides = 0, [int.from_bytes(said[at : at + 2], "little") & 0x3FFF for at in (6, 8)]
+    else:
+        raise BrokenImage("its WebP is an animation, or damaged")
+    return CodedPicture(sides[0], sides[1], 4 if alpha else 3, np.dtype("u1"), 8)
+
+
+class LercBlob(NamedTuple):
+    """The header of a LERC blob."""
+
+    picture: CodedPicture
+    valid: int
+    """How many pixels are there."""
+    length: int
+    """Bytes of the blob: what follows would be decoded as one more."""
+
+
+def lerc_header(data: bytes) -> LercBlob:
+    """The first band of a blob of the second kind of LERC."""
+    version = int.from_bytes(data[6:10], "little")
+    if not data.startswith(b"Lerc2 ") or not 1 <= version <= 6 or len(data) < 46:
+        raise BrokenImage("it holds no LERC of version 2 where it says so")
+    at = 10 if version < 3 else 14
+    height, width = struct.unpack_from("<ii", data, at)
+    depth = struct.unpack_from("<i", data, at + 8)[0] if version > 3 else 1
+    valid, _, length, kind = struct.unpack_from("<iiii", data, at + (12 if version > 3 else 8))
+    if min(height, width, depth) < 1 or not 0 <= kind < len(_LERC_KINDS) or not 0 <= valid <= height * width:
+        raise BrokenImage("the header of its LERC is damaged")
+    if not 46 <= length <= len(data):
+        raise BrokenImage(f"its LERC says that it takes {length} bytes, and {len(data)} are there")
+    dtype = np.dtype(_LERC_KINDS[kind])
+    return LercBlob(CodedPicture(width, height, depth, dtype, 8 * dtype.itemsize), valid, length)
+
+
+def jpegxl_header(data: bytes) -> CodedPicture:
+    """The size and the numbers of a JPEG XL of one frame, as it is shown.
+
+    Raises:
+        BrokenImage: of several frames, or with a profile in it, behind which these cannot be counted: each may be as
+            large as the picture, and take a few bytes.
+    """
+    bits = _Bits(_jpegxl_codestream(data))
+    width, height = _jpegxl_size(bits)
+    if bits.flag():
+        components, depth, floats, turned, extra, xyb = 3, 8, False, False, 0, True
+    else:
+        more = bits.flag()
+        turned = more and bits.take(3) > 3
+        if more and bits.flag():
+            _jpegxl_size(bits)  # at which it is meant to be shown
+        if more and (bits.flag() or bits.flag()):
+            raise BrokenImage("its JPEG XL is an animation, or has a preview: single pictures are read")
+        floats, depth = _jpegxl_depth(bits)
+        bits.take(1)
+        extra = bits.choice((0, 0), (0, 1), (4, 2), (12, 1))
+        for _ in range(extra):
+            _skip_extra_channel(bits)
+        xyb = bits.flag()
+        components = (1 if _is_grey(bits) else 3) + extra
+        if more:
+            _skip_tone_mapping(bits)
+        _skip_extensions(bits)
+    if not bits.flag():
+        _skip_transforms(bits, xyb)
+    bits.align()
+    if not _is_only_frame(bits, xyb, extra):
+        raise BrokenImage("its JPEG XL has several frames or layers: single pictures are read")
+    dtype = np.dtype("f2" if depth <= 16 else "f4") if floats else integers(depth)
+    return CodedPicture(*((height, width) if turned else (width, height)), components, dtype, depth)
+
+
+def _jpegxl_codestream(data: bytes) -> bytes:
+    """The start of the codestream of a file, or of a codestream."""
+    if data.startswith(b"\xff\x0a"):
+        return data[2:_JPEGXL_HEADER]
+    parts = b""
+    for kind, start, end in boxes(data, 0, len(data)):
+        if kind in (b"jxlc", b"jxlp"):
+            parts += data[start + (4 if kind == b"jxlp" else 0) : min(end, start + _JPEGXL_HEADER)]
+        if kind == b"jxlc" or len(parts) >= _JPEGXL_HEADER:
+            break
+    if not parts.startswith(b"\xff\x0a"):
+        raise BrokenImage("it holds no JPEG XL where it says so")
+    return parts[2:_JPEGXL_HEADER]
+
+
+class _Bits:
+    """The bits of a JPEG XL header, the lowest of each byte first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._bits, self._left = int.from_bytes(data, "little"), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise BrokenImage("the header of its JPEG XL is damaged")
+        value = self._bits & ((1 << count) - 1)
+        self._bits >>= count
+        return value
+
+    def flag(self) -> bool:
+        return bool(self.take(1))
+
+    def choice(self, *options: tuple[int, int]) -> int:
+        """A number that is coded in one of four ways: (bits, what is added to them)."""
+        count, base = options[self.take(2)]
+        return base + self.take(count)
+
+    def enum(self) -> int:
+        return self.choice((0, 0), (0, 1), (4, 2), (6, 18))
+
+    def long(self) -> int:
+        """An integer of up to 64 bits."""
+        way = self.take(2)
+        if way < 3:
+            return (0, 1, 17)[way] + self.take((0, 4, 8)[way])
+        value, shift = self.take(12), 12
+        while self.flag():
+            if shift == 60:
+                return value | self.take(4) << shift
+            value, shift = value | self.take(8) << shift, shift + 8
+        return value
+
+    def align(self) -> None:
+        if self.take(self._left % 8):
+            raise BrokenImage("the header of its JPEG XL is damaged")
+
+
+def _jpegxl_size(bits: _Bits) -> tuple[int, int]:
+    """(width, height)"""
+    small = bits.flag()
+
+    def side() -> int:
+        return 8 * (1 + bits.take(5)) if small else bits.choice((9, 1), (13, 1), (18, 1), (30, 1))
+
+    height = side()
+    if ratio := bits.take(3):
+        over, under = _RATIOS[ratio - 1]
+        return height * over // under, height
+    return side(), height
+
+
+def _jpegxl_depth(bits: _Bits) -> tuple[bool, int]:
+    """(whether its numbers are floats, their bits)"""
+    if bits.flag():
+        depth = bits.choice((0, 32), (0, 16), (0, 24), (6, 1))
+        bits.take(4)
+        return True, depth
+    return False, bits.choice((0, 8), (0, 10), (0, 12), (6, 1))
+
+
+def _skip_extra_channel(bits: _Bits) -> None:
+    if bits.flag():
+        return
+    kind = bits.enum()
+    _jpegxl_depth(bits)
+    if bits.choice((0, 0), (0, 3), (0, 4), (3, 1)):
+        raise BrokenImage("a channel of its JPEG XL is smaller than others")
+    bits.take(8 * bits.choice((0, 0), (4, 0), (5, 16), (10, 48)))
+    if kind == 0:
+        bits.take(1)
+    elif kind == 2:
+        bits.take(64)
+    elif kind == 5:
+        bits.choice((0, 1), (2, 0), (4, 3), (8, 19))
+
+
+def _is_grey(bits: _Bits) -> bool:
+    """Whether it has one colour, as the description of its colours says."""
+    if bits.flag():
+        return False
+    profile, space = bits.flag(), bits.enum()
+    if profile:
+        raise BrokenImage("its JPEG XL has an ICC profile, behind which its frames cannot be counted: save it without")
+
+    def point() -> None:
+        for _ in range(2):
+            bits.choice((19, 0), (19, 0), (20, 0), (21, 0))
+
+    if space != 2 and bits.enum() == 2:
+        point()
+    if space not in (1, 2) and bits.enum() == 2:
+        for _ in range(3):
+            point()
+    if space != 2:
+        if bits.flag():
+            bits.take(24)
+        else:
+            bits.enum()
+    bits.enum()
+    return space == 1
+
+
+def _skip_tone_mapping(bits: _Bits) -> None:
+    if not bits.flag():
+        bits.take(16 + 16 + 1 + 16)
+
+
+def _skip_extensions(bits: _Bits) -> None:
+    which = bits.long()
+    bits.take(sum(min(bits.long(), 8 * _JPEGXL_HEADER) for _ in range(which.bit_count())))
+
+
+def _skip_transforms(bits: _Bits, xyb: bool) -> None:
+    if xyb and not bits.flag():
+        bits.take(16 * 16)
+    weights = bits.take(3)
+    bits.take(16 * sum(count for place, count in enumerate((15, 55, 210)) if weights >> place & 1))
+
+
+def _is_only_frame(bits: _Bits, xyb: bool, extra: int) -> bool:
+    """Whether the first frame is a picture, and the last one."""
+    if bits.flag():
+        return True
+    kind, modular, flags = bits.take(2), bits.flag(), bits.long()
+    luma = not xyb and bits.flag()
+    based = bool(flags & 32)  # on a frame before
+    if kind != 0 or based:
+        return False
+    if luma:
+        bits.take(6)
+    for _ in range(1 + extra):
+        bits.take(2)
+    if modular:
+        bits.take(2)
+    elif xyb:
+        bits.take(6)
+    _skip_passes(bits)
+    part = bits.flag()
+    if part:
+        for _ in range(4):
+            bits.choice((8, 0), (11, 256), (14, 2304), (30, 18688))
+    for _ in range(1 + extra):
+        _skip_blending(bits, part, extra)
+    return bits.flag()
+
+
+def _skip_passes(bits: _Bits) -> None:
+    passes = bits.choice((0, 1), (0, 2), (0, 3), (3, 4))
+    if passes > 1:
+        smaller = bits.choice((0, 0), (0, 1), (0, 2), (1, 3))
+        bits.take(2 * (passes - 1) + 2 * smaller)
+        for _ in range(smaller):
+            bits.choice((0, 0), (0, 1), (0, 2), (3, 0))
+
+
+def _skip_blending(bits: _Bits, part: bool, extra: int) -> None:
+    mode = bits.choice((0, 0), (0, 1), (0, 2), (2, 3))
+    over = extra > 0 and mode in (2, 3)
+    if over:
+        bits.choice((0, 0), (0, 1), (0, 2), (3, 3))
+    if over or mode == 4:
+        bits.take(1)
+    if mode or part:
+        bits.take(2)

@@ -4,6 +4,7 @@ The files come from anywhere, as in `decode`. Every refusal is a `BrokenImage`, 
 for a `UserError` where a package is missing.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ import numpy as np
 
 from swin_mim.data.decoding.array_files import is_npy, is_npz, open_npy, open_npz, open_packed
 from swin_mim.data.decoding.channel_reader import Channels, check_kind, import_extra, whole_array
-from swin_mim.data.decoding.decode_limits import BrokenImage, check_raster
+from swin_mim.data.decoding.coded_headers import CodedPicture, jpeg2000_codestream, jpeg2000_header, jpegxl_header
+from swin_mim.data.decoding.decode_limits import MAX_PIXELS, BrokenImage, check_raster
 from swin_mim.data.decoding.dicom_files import open_dicom
 from swin_mim.data.decoding.kinds import HEAD, kind_of
+from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import LARGEST, ChannelSpec, NamedFile, Raster
 from swin_mim.data.decoding.rgb import decode_channels
 from swin_mim.data.decoding.tiff_files import is_tiff, open_tiff
@@ -32,6 +35,8 @@ def decode_raster(files: Sequence[NamedFile], bands: ChannelSpec, names: Sequenc
       names of bands, its value for gaps and its internal masks count. It is not turned, whatever its orientation tag.
     - .npy, and .npz of one array or of one for each channel. Of three axes, the shorter one of the first and the last
       is the channels, and the first if they are equal.
+    - JPEG 2000, its components as they are stored, and JPEG XL, by imagecodecs.
+    - DICOM, by pydicom and imagecodecs: the first frame, rescaled, grey with more for what is brighter.
     - PNG of 16 bit, and all that `decode_image` reads; turned upright, transparency as one more channel.
 
     Channels are chosen by the names that the file gives them, or by their numbers from 1. The files of a stack may have
@@ -50,16 +55,18 @@ def decode_raster(files: Sequence[NamedFile], bands: ChannelSpec, names: Sequenc
     Raises:
         BrokenImage: no such file, damaged, not these channels, no valid pixel, or larger than `limits` allow, which the
             header tells before any pixel is decoded.
-        UserError: tifffile or imagecodecs is needed and not installed.
+        UserError: tifffile, imagecodecs or pydicom is needed and not installed.
     """
     with _refusals():
         return _checked(_stack(files, bands) if _is_stack(files) else _single(files[0][1], bands, names))
 
 
-def channel_names(files: Sequence[NamedFile], mask: str | None = None) -> tuple[str, ...]:
+def channel_names(files: Sequence[NamedFile], mask: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
     """Names of all channels of an image: what files say, or numbers from 1. Raises as `decode_raster`."""
     with _refusals():
-        return tuple(str(name) for name, _ in files) if _is_stack(files) else open_channels(files[0][1], mask).names
+        if _is_stack(files):
+            return tuple(str(name) for name, _ in files)
+        return open_channels(files[0][1], mask, max_pixels).names
 
 
 def choose(names: Sequence[str], bands: ChannelSpec) -> tuple[list[int], int | None]:
@@ -68,9 +75,9 @@ def choose(names: Sequence[str], bands: ChannelSpec) -> tuple[list[int], int | N
     Raises:
         BrokenImage: a channel is missing, or there are not as many as the model takes.
     """
-    mask = None if bands.mask is None else _find(names, bands.mask)
+    mask = None if bands.mask is None else find_channel(names, bands.mask)
     if bands.channels is not None:
-        chosen = [_find(names, name) for name in bands.channels]
+        chosen = [find_channel(names, name) for name in bands.channels]
     else:
         chosen = [index for index in range(len(names)) if index != mask]
     if len({*chosen, mask}) < len(chosen) + 1:
@@ -131,7 +138,7 @@ def _checked(image: Raster) -> Raster:
 
 
 def _single(data: bytes, bands: ChannelSpec, names: Sequence[str] | None) -> Raster:
-    file = open_channels(data, bands.mask) if names is None else open_packed(data)
+    file = open_channels(data, bands.mask, bands.max_pixels) if names is None else open_packed(data, bands.max_pixels)
     if names is not None and not 0 <= len(file.names) - len(names) <= 1:
         raise BrokenImage(f"it has {len(file.names)} channels, and {len(names)} were packed: {listed(names)}")
     chosen, mask = choose(names or file.names, bands)
@@ -153,10 +160,12 @@ def _stack(files: Sequence[NamedFile], bands: ChannelSpec) -> Raster:
     names = tuple(str(name) for name, _ in files)
     chosen, mask = choose(names, bands)
     needed = {*chosen} if mask is None else {*chosen, mask}
-    opened = {index: _one_channel(names[index], files[index][1], len(chosen)) for index in sorted(needed)}
+    opened = {
+        index: _one_channel(names[index], files[index][1], len(chosen), bands.max_pixels) for index in sorted(needed)
+    }
     size = _common_size({names[index]: file for index, file in opened.items()})
     kind = np.result_type(*(_native(opened[index].dtype) for index in chosen))
-    check_raster(size[::-1], len(chosen), kind.itemsize)
+    check_raster(size[::-1], len(chosen), kind.itemsize, bands.max_pixels)
     values, valid = np.empty((*size, len(chosen)), kind), None
     for place, index in enumerate(chosen):
         with _of_channel(names[index]):
@@ -169,14 +178,14 @@ def _stack(files: Sequence[NamedFile], bands: ChannelSpec) -> Raster:
     return Raster(values, valid)
 
 
-def _one_channel(name: str, data: bytes, together: int) -> Channels:
+def _one_channel(name: str, data: bytes, together: int, max_pixels: int) -> Channels:
     """One of so many that are decoded together."""
     with _of_channel(name):
-        file = open_channels(data)
+        file = open_channels(data, max_pixels=max_pixels)
         if len(file.names) != 1:
             raise BrokenImage(f"its file has {len(file.names)} channels: those of a stack have one each")
         # now, as some are decoded when they are opened
-        check_raster(file.size[::-1], together, file.dtype.itemsize)
+        check_raster(file.size[::-1], together, file.dtype.itemsize, max_pixels)
         return file
 
 
@@ -197,25 +206,51 @@ def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return plane if factor == 1 else plane.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def open_channels(data: bytes, mask: str | None = None) -> Channels:
+def open_channels(data: bytes, mask: str | None = None, max_pixels: int = MAX_PIXELS) -> Channels:
     """All channels of a file of any kind, before their pixels are decoded where that can wait.
 
     Args:
         mask: an array of this name in an .npz file is no channel.
+        max_pixels: of an image.
 
     Raises:
         BrokenImage: too large, or not read. Damaged files raise anything.
         UserError: a package is missing.
     """
     if is_npy(data):
-        return open_npy(data)
+        return open_npy(data, max_pixels)
     if is_npz(data):
-        return open_npz(data, mask)
+        return open_npz(data, mask, max_pixels)
     if kind_of(data[:HEAD]) == "DICOM":  # before TIFF, as its preamble may be that of one
-        return open_dicom(data)
+        return open_dicom(data, max_pixels)
     if is_tiff(data):
-        return open_tiff(data)
-    return whole_array(decode_channels(data, _deep_png))
+        return open_tiff(data, max_pixels)
+    if kind_of(data[:HEAD]) == "JPEG 2000":
+        return _open_jpeg2000(data, max_pixels)
+    if kind_of(data[:HEAD]) == "JPEG XL":
+        return _open_jpegxl(data, max_pixels)
+    return whole_array(decode_channels(data, _deep_png, DecodeOptions(max_pixels)))
+
+
+def _open_jpeg2000(data: bytes, max_pixels: int) -> Channels:
+    """The components of a JPEG 2000 as they are stored."""
+    codestream = jpeg2000_codestream(data)
+    return _decoded(jpeg2000_header(codestream), "jpeg2k_decode", codestream, max_pixels)
+
+
+def _open_jpegxl(data: bytes, max_pixels: int) -> Channels:
+    """The colours of a JPEG XL, then its other channels; turned upright."""
+    return _decoded(jpegxl_header(data), "jpegxl_decode", data, max_pixels)
+
+
+def _decoded(header: CodedPicture, decoder: str, data: bytes, max_pixels: int) -> Channels:
+    """Decode what has such a header, by a function of imagecodecs."""
+    shape = header.height, header.width, header.components
+    check_raster(shape[1::-1], header.components, 4, max_pixels)  # the decoders keep numbers of 4 bytes
+    pixels = getattr(import_extra("imagecodecs"), decoder)(data, numthreads=1)
+    if pixels.size != math.prod(shape) or pixels.shape[:2] != shape[:2]:
+        raise BrokenImage(f"its header says {shape}, and its pixels are {pixels.shape}")
+    return whole_array(pixels.reshape(shape))
 
 
 def _deep_png(data: bytes) -> np.ndarray:
@@ -224,7 +259,7 @@ def _deep_png(data: bytes) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _find(names: Sequence[str], name: str) -> int:
+def find_channel(names: Sequence[str], name: str) -> int:
     """The index of a channel: by its name, or else by its number from 1."""
     if names.count(name) > 1:
         raise BrokenImage(f"it has {names.count(name)} channels that are called {name!r}: choose by number")

@@ -5,13 +5,23 @@ import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from swin_mim.data.decoding.channel_reader import Channels, check_kind, import_extra, numbers
+from swin_mim.data.decoding.coded_headers import (
+    CodedPicture,
+    jpeg2000_codestream,
+    jpeg2000_header,
+    jpegxl_header,
+    lerc_header,
+    webp_header,
+)
 from swin_mim.data.decoding.decode_limits import (
+    MAX_PIXELS,
     BrokenImage,
     MeteredFile,
     check_metadata,
@@ -20,11 +30,27 @@ from swin_mim.data.decoding.decode_limits import (
     check_scans,
 )
 
+
+def _jpeg2000_header(data: bytes) -> CodedPicture:
+    return jpeg2000_header(jpeg2000_codestream(data))
+
+
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 34926, 50000)
-"""Compressions of which it is known how much they unpack to, before it is done."""
-_NAMES = "none, LZW, JPEG, deflate, PackBits or zstd"
-_JPEG, _PALETTE = 7, 3
+_PACKED = (1, 5, 7, 8, 32773, 32946, 34887, 34925, 34926, 50000)
+_CODED = {
+    33003: _jpeg2000_header,
+    33004: _jpeg2000_header,
+    33005: _jpeg2000_header,
+    34712: _jpeg2000_header,
+    50001: webp_header,
+    50002: jpegxl_header,
+    52546: jpegxl_header,
+}
+"""Compressions whose strips and tiles are pictures, with what reads the headers of these. Of them and of the others it
+is known how much they unpack to, before it is done."""
+_NAMES = "none, LZW, JPEG, deflate, PackBits, zstd, LZMA, LERC, JPEG 2000, JPEG XL and WebP"
+_JPEG, _LERC, _WEBP, _PALETTE = 7, 34887, 50001, 3
+_LERC_PARAMETERS = 50674  # a tag: the version, and what blobs are compressed with besides
 _REDUCED, _MASK = 1, 4  # bits of the kind of a page
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113  # tags
 _TEXT = 2**20  # characters of metadata that are searched
@@ -39,7 +65,7 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(_SIGNATURES)
 
 
-def open_tiff(data: bytes) -> Channels:
+def open_tiff(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
     """Its full-size pages: samples and pages are channels, in their order. The picture is not turned.
 
     Names are the descriptions of GDAL's bands; an internal mask and GDAL_NODATA mark what is not there.
@@ -63,12 +89,12 @@ def open_tiff(data: bytes) -> Channels:
         raise BrokenImage("it has no page with an image of full size")
     masks = [page for page in pages if page.subfiletype & _MASK and page.shape == full[0].shape[:2]]
     for page in (*full, *masks[:1]):
-        _check_page(page, full[0], data)
+        _check_page(page, full[0], data, max_pixels)
     file.begin_pixels()
-    return _channels(full, masks)
+    return _channels(full, masks, max_pixels)
 
 
-def _check_page(page: Any, first: Any, data: bytes) -> None:
+def _check_page(page: Any, first: Any, data: bytes, max_pixels: int) -> None:
     """All that can be known to be wrong, or too much, before a pixel is decoded."""
     if page.dtype is None:
         raise BrokenImage(f"it has samples of {page.bitspersample} bit in the format {int(page.sampleformat)}")
@@ -83,18 +109,26 @@ def _check_page(page: Any, first: Any, data: bytes) -> None:
     if page.bitspersample == 1 and page.samplesperpixel > 1 and page.planarconfig == 1:
         # some writers begin a byte with each pixel, and their files do not tell
         raise BrokenImage(f"it has {page.samplesperpixel} samples of 1 bit in each pixel: write 8 bit")
-    if page.compression not in _COMPRESSIONS:
-        raise BrokenImage(f"it is compressed by method {int(page.compression)}: {_NAMES} are read")
+    if page.compression not in (*_PACKED, *_CODED):
+        raise BrokenImage(f"it is compressed by {_method(page)}: {_NAMES} are read")
+    if page.compression == _LERC and page.predictor != 1:
+        raise BrokenImage(f"it is compressed by {_method(page)} with a predictor, which is not read")
     size = (page.imagewidth, page.imagelength)
-    check_raster(size, page.samplesperpixel, page.dtype.itemsize)
-    _check_strips(page, data)
+    check_raster(size, page.samplesperpixel, page.dtype.itemsize, max_pixels)
+    _check_strips(page, data, max_pixels)
 
 
-def _check_strips(page: Any, data: bytes) -> None:
+def _method(page: Any) -> str:
+    """ "CCITT_T6 (method 4)": by the name that tifffile has for it, if any."""
+    name = getattr(page.compression, "name", None)
+    return f"{name} (method {int(page.compression)})" if name else f"method {int(page.compression)}"
+
+
+def _check_strips(page: Any, data: bytes, max_pixels: int) -> None:
     """Strips or tiles, which may be larger than the picture, and may all be the same bytes."""
     strips, chunk = math.prod(page.chunked), page.chunks
     rows, columns = chunk[:2]
-    check_raster((columns, rows), page.samplesperpixel, page.dtype.itemsize)
+    check_raster((columns, rows), page.samplesperpixel, page.dtype.itemsize, max_pixels)
     padded = math.prod(chunk) * strips * page.dtype.itemsize
     used = math.prod(page.shape) * page.dtype.itemsize
     if padded > 4 * used + 2**24:
@@ -106,6 +140,23 @@ def _check_strips(page: Any, data: bytes) -> None:
     if page.compression == _JPEG:
         check_scans(data, page.imagewidth * page.imagelength, strips)
         _check_frames(page, data, rows, columns)
+    if page.compression in _CODED:
+        for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if count:
+                _check_coded(page, _CODED[int(page.compression)](data[start : start + count]), rows, columns)
+
+
+def _check_coded(page: Any, header: CodedPicture, rows: int, columns: int) -> None:
+    """Raises `BrokenImage` for a picture in a strip or tile that is larger than that, or of other numbers."""
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    # WebP leaves out an alpha that is opaque everywhere
+    alike = header.components == samples or (page.compression == _WEBP and (header.components, samples) == (3, 4))
+    if header.height > rows or header.width > columns or not alike or header.dtype != page.dtype.newbyteorder("="):
+        found = f"{header.width} x {header.height} x {header.components} of {header.dtype}"
+        raise BrokenImage(
+            f"it holds a picture of {found}, compressed by {_method(page)}, in a tile of "
+            f"{columns} x {rows} x {samples} of {page.dtype.newbyteorder('=')}"
+        )
 
 
 def _check_frames(page: Any, data: bytes, rows: int, columns: int) -> None:
@@ -117,25 +168,27 @@ def _check_frames(page: Any, data: bytes, rows: int, columns: int) -> None:
                 raise BrokenImage(f"it holds a JPEG of {width} x {height} pixels in a strip of {columns} x {rows}")
 
 
-def _channels(full: Sequence[Any], masks: Sequence[Any]) -> Channels:
+def _channels(full: Sequence[Any], masks: Sequence[Any], max_pixels: int) -> Channels:
     first, samples = full[0], full[0].samplesperpixel
     if first.photometric == _PALETTE and len(full) == 1:
-        return _coloured(first)
+        return _coloured(first, max_pixels)
     height, width, count = first.imagelength, first.imagewidth, len(full) * samples
     if is_array_of_rows(full):  # each page is a row of the picture
         height, width, count = len(full), height, width
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        check_raster((width, height), len(indices), first.dtype.itemsize)
-        return _read(full, indices, (height, width, count))
+        check_raster((width, height), len(indices), first.dtype.itemsize, max_pixels)
+        return _read(full, indices, (height, width, count), max_pixels)
 
-    check_raster((width, height), count, 1)
+    check_raster((width, height), count, 1, max_pixels)
     names = band_names(first, count)
     mask = (lambda: _page(masks[0])[:, :, 0]) if masks else None
+    if not masks and first.compression == _LERC and first.dtype.kind != "f" and (height, width) == first.shape[:2]:
+        mask = lambda: _lerc_mask(full)  # noqa: E731
     return Channels(names, (height, width), _kind(first.dtype), read, nodata_of(first), mask)
 
 
-def _coloured(page: Any) -> Channels:
+def _coloured(page: Any, max_pixels: int) -> Channels:
     """RGB, 8 bit, of a page with a palette."""
     height, width = page.shape
 
@@ -143,14 +196,14 @@ def _coloured(page: Any) -> Channels:
         palette = (page.colormap >> 8).astype(np.uint8)  # (3, 256)
         return palette[list(indices)].T[page.asarray(maxworkers=1)]
 
-    check_raster((width, height), 3, 1)
+    check_raster((width, height), 3, 1, max_pixels)
     return Channels(numbers(3), (height, width), np.dtype(np.uint8), read)
 
 
-def _read(full: Sequence[Any], indices: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
+def _read(full: Sequence[Any], indices: Sequence[int], shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
     """(H, W, number of indices), no more pages decoded than that needs."""
     if shape[:2] != (full[0].imagelength, full[0].imagewidth):
-        check_raster(shape[1::-1], shape[2], full[0].dtype.itemsize)
+        check_raster(shape[1::-1], shape[2], full[0].dtype.itemsize, max_pixels)
         return np.stack([_page(page)[:, :, 0] for page in full])[:, :, list(indices)]
     samples = full[0].samplesperpixel
     if len(full) == 1:
@@ -168,8 +221,89 @@ def _read(full: Sequence[Any], indices: Sequence[int], shape: tuple[int, int, in
 
 def _page(page: Any) -> np.ndarray:
     """(H, W, samples). One thread: the worker that calls has one core."""
+    if page.compression == _LERC:
+        return _lerc_page(page)
     pixels = page.asarray(maxworkers=1)
     return np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _lerc_page(page: Any) -> np.ndarray:
+    """(H, W, samples) of a page of LERC, whose blobs tell which pixels are there: floats are NaN where none is."""
+    values = np.full((page.imagelength, page.imagewidth, page.samplesperpixel), page.nodata, _kind(page.dtype))
+    for rows, columns, chosen, blob in _lerc_tiles(page):
+        pixels, there = _lerc_decoded(page, blob)
+        part = values[rows, columns, chosen]
+        height, width, samples = part.shape
+        part[:, :, : pixels.shape[2]] = pixels[:height, :width]
+        if pixels.shape[2] < samples:  # as GDAL writes alpha that is 0 or 255
+            part[:, :, -1] = 255 if there is None else there[:height, :width] * np.uint8(255)
+        elif there is not None and values.dtype.kind == "f":
+            part[~there[:height, :width]] = np.nan
+    return values
+
+
+def _lerc_mask(full: Sequence[Any]) -> np.ndarray:
+    """bool (H, W): where the blobs of all pages and samples have a pixel."""
+    valid = np.ones((full[0].imagelength, full[0].imagewidth), bool)
+    for page in full:
+        for rows, columns, _, blob in _lerc_tiles(page):
+            header = lerc_header(blob)
+            picture = header.picture
+            is_alpha = page.planarconfig == 1 and picture.components < page.samplesperpixel
+            if header.valid < picture.width * picture.height and not is_alpha:
+                part, there = valid[rows, columns], _lerc_decoded(page, blob)[1]
+                if there is not None:
+                    part &= there[: part.shape[0], : part.shape[1]]
+    return valid
+
+
+def _lerc_tiles(page: Any) -> Iterator[tuple[slice, slice, slice, bytes]]:
+    """(rows, columns and samples of the page, the blob that they are in) of strips and tiles."""
+    file, (rows, columns) = page.parent.filehandle, _tile_size(page)
+    across, down = math.ceil(page.imagewidth / columns), math.ceil(page.imagelength / rows)
+    for number, (start, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        if not count:
+            continue
+        sample, top, left = number // (across * down), number // across % down * rows, number % across * columns
+        file.seek(start)
+        blob = _lerc_unpacked(page, file.read(count), rows * columns)
+        chosen = slice(None) if page.planarconfig == 1 else slice(sample, sample + 1)
+        yield slice(top, top + rows), slice(left, left + columns), chosen, blob
+
+
+def _tile_size(page: Any) -> tuple[int, int]:
+    """(rows, columns) of a strip or tile."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def _lerc_unpacked(page: Any, blob: bytes, pixels: int) -> bytes:
+    """A blob, which may be compressed as a whole once more."""
+    said = page.tags.valueof(_LERC_PARAMETERS)
+    way = said[1] if isinstance(said, tuple) and len(said) > 1 else 0
+    most = 2 * pixels * page.samplesperpixel * page.dtype.itemsize + 2**16
+    if way == 1:
+        return zlib.decompressobj().decompress(blob, most)
+    return import_extra("imagecodecs").zstd_decode(blob, out=most) if way == 2 else blob
+
+
+def _lerc_decoded(page: Any, blob: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """((h, w, samples), bool (h, w): whether a pixel is there, None if all are)"""
+    header, samples = lerc_header(blob), page.samplesperpixel if page.planarconfig == 1 else 1
+    found = header.picture
+    if samples > 1 and found.components == samples - 1 and page.dtype == np.uint8 and page.extrasamples:
+        samples -= 1
+    rows, columns = _tile_size(page)
+    last = page.imagelength % rows or rows  # of rows in the last strip
+    kind = page.dtype.newbyteorder("=")
+    if found.width != columns or not min(rows, last) <= found.height <= rows:
+        raise BrokenImage(f"it holds a LERC of {found.width} x {found.height} pixels in a tile of {columns} x {rows}")
+    if found.components != samples or found.dtype != kind:
+        raise BrokenImage(f"it holds a LERC of {found.components} x {found.dtype}, and says {samples} x {kind}")
+    pixels, there = import_extra("imagecodecs").lerc_decode(blob[: header.length], masks=True)
+    shape = found.height, found.width
+    return pixels.reshape(*shape, samples), None if there is None else there.reshape(shape).astype(bool)
 
 
 def is_array_of_rows(full: Sequence[Any]) -> bool:
