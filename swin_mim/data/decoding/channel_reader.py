@@ -76,11 +76,11 @@ def shape_as_image(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def import_extra(name: str) -> ModuleType:
-    """tifffile, imagecodecs, pydicom or a module in it. Raises `UserError` where it is not installed."""
+    """tifffile, imagecodecs, pydicom, pillow_heif or a module in them. Raises `UserError` where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        extra = "dicom" if name.startswith("pydicom") else "raster"
+        extra = {"pydicom": "dicom", "pillow_heif": "heif"}.get(name.split(".")[0], "raster")
         raise UserError(
             f"images of this kind are read by {name}, which is not installed: pip install 'swin-mim[{extra}]'"
         ) from error

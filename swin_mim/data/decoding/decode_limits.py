@@ -36,7 +36,7 @@ MAX_HEADER = 16 * 2**20
 MAX_TAG_VALUES = 2**16
 """Numbers in a tag of a TIFF file: more than the strips are in two planes of `MAX_SIDE` rows each."""
 
-_CUT = "cut it into tiles: swin-mim prepare SOURCE TILES --tile 512"
+CUT = "cut it into tiles: swin-mim prepare SOURCE TILES --tile 512"
 _HEADER_READS = 10_000  # a hundred is much
 _PIXEL_READS = 2**19  # a TIFF takes one for a strip or tile, a PNG three for a chunk, a BMP two for a run
 # the marker, its length and the number of components, as far as libjpeg takes them
@@ -56,6 +56,13 @@ class BrokenImage(ValueError):
     """An image that cannot be used; the message is the reason, in one line."""
 
 
+class TooLargeImage(BrokenImage):
+    """An image of more pixels, or a longer side, than is decoded."""
+
+    max_pixels = 0
+    """The setting of that name with which it would be decoded; 0: none."""
+
+
 class MeteredFile(io.BytesIO):
     """A file in memory that lets its metadata be read only so often, and its pixels after `begin_pixels`.
 
@@ -66,8 +73,8 @@ class MeteredFile(io.BytesIO):
         """`header`: bytes of metadata that may be read."""
         super().__init__(data)
         self._reads = _HEADER_READS
-        # Pillow takes a WebP in one piece, and the tags of a TIFF, which may be most of it, are checked by themselves
-        whole = data[8:12] == b"WEBP" or _is_tiff(data)
+        # WebP, AVIF and HEIC are taken in one piece; tags of a TIFF, which may be most of it, are checked by themselves
+        whole = data[8:12] == b"WEBP" or data[4:8] == b"ftyp" or _is_tiff(data)
         self._bytes = header + (2 * len(data) if whole else 0)
 
     def begin_pixels(self) -> None:
@@ -97,10 +104,11 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     if min(size) < 1:
         raise BrokenImage(f"{width} x {height} pixels are none")
     if max(size) > MAX_SIDE:
-        raise BrokenImage(f"{width} x {height} pixels are more than {MAX_SIDE} a side: {_CUT}")
+        raise TooLargeImage(f"{width} x {height} pixels are more than {MAX_SIDE} a side: {CUT}")
     if width * height > max_pixels:
-        raise BrokenImage(
-            f"{width} x {height} are {width * height} pixels, more than {max_pixels}: raise data.max_pixels, or {_CUT}"
+        raise _too_large(
+            width * height,
+            f"{width} x {height} are {width * height} pixels, more than {max_pixels}: raise data.max_pixels, or {CUT}",
         )
 
 
@@ -116,7 +124,15 @@ def check_raster(size: tuple[int, int], channels: int, itemsize: int, max_pixels
     most = MAX_RASTER_BYTES * max_pixels // MAX_PIXELS
     if (total := size[0] * size[1] * channels * itemsize) > most:
         shape = f"{size[0]} x {size[1]} pixels of {channels} channels of {8 * itemsize} bit"
-        raise BrokenImage(f"{shape} are {total} bytes, more than {most}: raise data.max_pixels, or {_CUT}")
+        raise _too_large(
+            -(-total // 8), f"{shape} are {total} bytes, more than {most}: raise data.max_pixels, or {CUT}"
+        )
+
+
+def _too_large(pixels: int, reason: str) -> TooLargeImage:
+    error = TooLargeImage(reason)
+    error.max_pixels = pixels
+    return error
 
 
 def check_scans(data: bytes, pixels: int, strips: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -140,8 +156,12 @@ def check_metadata(data: bytes) -> None:
     _check_tags(data)
 
 
-def check_pages(data: bytes) -> None:
-    """Raises `BrokenImage` for a TIFF file of too many pages, or ones that lead back, or as `check_metadata` in any."""
+def check_pages(data: bytes, max_values: int = MAX_TAG_VALUES) -> None:
+    """Raises `BrokenImage` for a TIFF file of too many pages, or ones that lead back, or as `check_metadata` in any.
+
+    Args:
+        max_values: numbers in a tag.
+    """
     order = "<" if data.startswith(b"II") else ">"
     big = 43 in data[2:4]
     at = struct.unpack_from(order + ("Q" if big else "L"), data.ljust(16, b"\0"), 8 if big else 4)[0]
@@ -152,7 +172,7 @@ def check_pages(data: bytes) -> None:
         if len(seen) == MAX_CHANNELS:
             raise BrokenImage(f"it has more than {MAX_CHANNELS} pages")
         seen.add(at)
-        _check_directories(data, order, big, at)
+        _check_directories(data, order, big, at, max_values)
         at = _next_directory(data, order, big, at)
 
 
@@ -192,7 +212,7 @@ def _check_tags(data: bytes) -> None:
         _check_directories(data, order, big, first)
 
 
-def _check_directories(data: bytes, order: str, big: bool, first: int) -> None:
+def _check_directories(data: bytes, order: str, big: bool, first: int, max_values: int = MAX_TAG_VALUES) -> None:
     waiting, seen, total = [first], set(), 0
     while waiting:
         start = waiting.pop()
@@ -204,7 +224,7 @@ def _check_directories(data: bytes, order: str, big: bool, first: int) -> None:
             if kind not in _KINDS or at + size > len(data):
                 continue  # as Pillow does
             total += size
-            if total > len(data) or (count > MAX_TAG_VALUES and kind not in _BYTE_KINDS):
+            if total > len(data) or (count > max_values and kind not in _BYTE_KINDS):
                 raise BrokenImage(f"its tag {tag} has {count} values, which is more than a picture needs")
             if tag in _DIRECTORIES and kind in _WHOLE and at <= len(data) - 8:
                 waiting.append(struct.unpack_from(order + _WHOLE[kind], data, at)[0])

@@ -1,7 +1,8 @@
 """Bytes of an image file -> an 8-bit RGB image, safely.
 
 The files come from anywhere: they may be damaged, hostile, or hold more bits, channels or frames than a model
-takes. Every refusal is a `BrokenImage`; nothing else leaves this module.
+takes. Every refusal is a `BrokenImage`, and nothing else leaves this module, but for a `UserError` where a package is
+missing.
 """
 
 import math
@@ -13,25 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from swin_mim.data.decoding.decode_limits import (
-    BrokenImage,
-    MeteredFile,
-    check_metadata,
-    check_runs,
-    check_scans,
-    check_size,
-)
+from swin_mim.data.decoding.color_profiles import Profile, profile_of, to_srgb
+from swin_mim.data.decoding.decode_limits import CUT, BrokenImage, MeteredFile, check_size
+from swin_mim.data.decoding.openers import open_file
 from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.timing import decoding
+from swin_mim.errors import UserError
 
 try:  # the extra "fast"
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no "MPO": Pillow's JPEG opener already covers it
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 
@@ -41,7 +37,6 @@ Box = tuple[float, float, float, float]
 _FACTORS = (8, 4, 2)  # by which libjpeg divides the sides of an image while it decodes it
 _STRIP = 2**20  # pixels that are converted at a time
 _EXIF_BYTES = 2**16  # of which each of thousands of tags may count all
-_STRIP_OFFSETS, _TILE_OFFSETS, _SAMPLES = 273, 324, 277  # TIFF tags
 # of a BMP: its mark and length, where the pixels begin, the length of the second header, width, height, planes, bits a
 # pixel, compression, length of the pixels, two resolutions, how many colours a palette has
 _BITMAP = struct.Struct("<2sI4xIIiiHHII8xI4x")
@@ -90,8 +85,8 @@ class Decoded:
 class EncodedJpeg:
     """A JPEG of which the header was read and checked, and no pixel is decoded yet. Opened by `open_image`."""
 
-    def __init__(self, data: bytes, file: MeteredFile, image: Image.Image) -> None:
-        self._opened, self._turn = [(data, file, image)], _turn(image)
+    def __init__(self, data: bytes, file: MeteredFile, image: Image.Image, profile: Profile | None) -> None:
+        self._opened, self._turn = [(data, file, image, profile)], _turn(image)
         self.size = image.size[::-1] if _swaps_sides(self._turn) else image.size
         """(W, H), upright."""
 
@@ -110,9 +105,10 @@ class EncodedJpeg:
 
 
 def decode_image(data: bytes, options: DecodeOptions = USUAL) -> Image.Image:
-    """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file and turn it upright.
+    """Decode the first frame of an image file of any of `KINDS` that can be RGB, and turn it upright.
 
-    Transparent pixels are white. 16-bit grey is divided by 257, never clipped; 32-bit integers
+    Its kind is what it begins with. Colours of an ICC profile become sRGB, unless `options` say to ignore it; then
+    transparent pixels become white. 16-bit grey is divided by 257, never clipped; 32-bit integers
     too unless they leave 0..65535: those, and floats, are scaled so that their own (finite) range becomes 0..255.
     NaN and -inf are black, inf is white. (16 bits per channel in colour arrive from Pillow cut to their high byte.)
 
@@ -123,9 +119,10 @@ def decode_image(data: bytes, options: DecodeOptions = USUAL) -> Image.Image:
         A loaded image of mode "RGB".
 
     Raises:
-        BrokenImage: not such a file, damaged, truncated, or larger than 64 Mpx or 30000 px a side, which the
-            header tells before any pixel is decoded; or built to take more time or memory than its pixels do; or a
+        BrokenImage: not such a file, damaged, truncated, or larger than `options.max_pixels` or 30000 px a side, which
+            the header tells before any pixel is decoded; or built to take more time or memory than its pixels do; or a
             TIFF of which RGB would leave channels out (pages after the first are other images, and none of these).
+        UserError: a package that this kind needs is not installed.
     """
     with _refusals():
         image = _upright(*_whole(*_opened(data, options))).image
@@ -161,15 +158,17 @@ def _refusals() -> Iterator[None]:
         # Pillow warns of bombs (checked below), odd EXIF and odd palettes: nothing that a reader of a log can mend
         with warnings.catch_warnings(action="ignore"):
             yield
-    except BrokenImage:
+    except (BrokenImage, UserError):
         raise
-    except UnidentifiedImageError:  # its own message holds a memory address
-        raise BrokenImage(f"not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
+    except Image.DecompressionBombError:  # inside of its openers of WebP and GIF
+        raise BrokenImage(
+            f"it has more pixels than are read of a file of its kind: save it as PNG or TIFF, or {CUT}"
+        ) from None
     except Exception as error:  # damaged files raise ValueError, struct.error, SyntaxError, MemoryError and more
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.ndarray:
+def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray], options: DecodeOptions = USUAL) -> np.ndarray:
     """As `decode_image`, but with the channels and the values of the file, upright: (H, W, C).
 
     Grey has one channel, colours three, CMYK four, a palette becomes RGB, and transparency is one channel more. Values
@@ -179,7 +178,7 @@ def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray]) -> np.
         deep_png: bytes of a PNG of 16 bit in colour, or with transparency -> uint16 (H, W, C), as it is stored.
     """
     with _refusals():
-        file, image = _opened(data)
+        file, image = open_file(data, options)
         file.begin_pixels()
         # Pillow reads 16 bit in grey alone, and leaves a transparent grey in it as it is
         whole = image.mode == "I;16" and "transparency" not in image.info
@@ -218,21 +217,38 @@ def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
     return pixels[::-1] if turn in _LAST_ROW_COMES_FIRST else pixels
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode -> mode "RGB", by the rules of `decode_image`."""
+def to_rgb(image: Image.Image, profile: Profile | None = None) -> Image.Image:
+    """A loaded image of any mode -> mode "RGB", by the rules of `decode_image`.
+
+    Args:
+        profile: what converts its colours to sRGB; it may change the image.
+    """
+    rgb: Image.Image
     if image.mode.startswith(("I", "F")):
         convert = _to_eight_bits(image)
+        rgb = _by_strips(
+            image, convert if profile is None else lambda strip: profile.apply(convert(strip).convert("L"))
+        )
+    elif profile is not None and (image.mode != "RGB" or image.has_transparency_data):
+        rgb = _by_strips(image, lambda strip: to_rgb(to_srgb(strip, profile)))
+    elif profile is not None:
+        rgb = profile.apply(image)
     elif image.has_transparency_data:
-        convert = _over_background
+        rgb = _by_strips(image, _over_background)
     else:
-        return image if image.mode == "RGB" else image.convert("RGB")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    rgb.info.pop("icc_profile", None)  # which whoever saves it would hand on
+    return rgb
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     rgb = Image.new("RGB", image.size)
     for top, strip in _strips(image):
         rgb.paste(convert(strip), (0, top))
     return rgb
 
 
-def _whole(file: MeteredFile, image: Image.Image) -> tuple[Decoded, Image.Transpose | None]:
+def _whole(file: MeteredFile, image: Image.Image, profile: Profile | None) -> tuple[Decoded, Image.Transpose | None]:
     """An opened image as it is stored, and what turns it upright.
 
     The caller keeps no reference to its arguments, so that what was decoded is freed before it is turned.
@@ -240,20 +256,26 @@ def _whole(file: MeteredFile, image: Image.Image) -> tuple[Decoded, Image.Transp
     with file, image:
         file.begin_pixels()
         image.load()
-        return Decoded(to_rgb(image), image.size), _turn(image)
+        return Decoded(to_rgb(image, profile), image.size), _turn(image)
 
 
 def _part(
-    data: bytes, file: MeteredFile, image: Image.Image, turn: Image.Transpose | None, max_shrink: float
+    data: bytes,
+    file: MeteredFile,
+    image: Image.Image,
+    profile: Profile | None,
+    turn: Image.Transpose | None,
+    max_shrink: float,
 ) -> Decoded:
     """An opened JPEG as it is stored, its sides divided by `max_shrink` or less; as `_whole`."""
     with file, image:
         stored, factor = image.size, _begin_smaller(image, max_shrink)
-        if factor == 1 and (whole := _by_simplejpeg(data, image, turn)) is not None:
-            return Decoded(whole, stored)
+        plain = profile is None or image.mode == "RGB"
+        if factor == 1 and plain and (whole := _by_simplejpeg(data, image, turn)) is not None:
+            return Decoded(whole if profile is None else profile.apply(Image.fromarray(whole)), stored)
         file.begin_pixels()
         image.load()
-        return Decoded(to_rgb(image), stored, factor)
+        return Decoded(to_rgb(image, profile), stored, factor)
 
 
 def _as_it_lies(data: bytes, options: DecodeOptions) -> Decoded | None:
@@ -273,40 +295,10 @@ def _as_it_lies(data: bytes, options: DecodeOptions) -> Decoded | None:
     return Decoded(rows[::-1, : width * 3].reshape(height, width, 3)[..., ::-1], (width, height))
 
 
-def _opened(data: bytes, options: DecodeOptions = USUAL) -> tuple[MeteredFile, Image.Image]:
-    """(file, image that is not loaded yet), after all that its header tells was checked."""
-    check_metadata(data)
-    file = MeteredFile(data)
-    image = _identified(file, data)
-    check_size(image.size, options.max_pixels)
-    _check_samples(image)
-    pixels = image.width * image.height
-    check_scans(data, pixels, _strips_stored(image))
-    check_runs(image.info.get("compression"), pixels)
-    return file, image
-
-
-def _check_samples(image: Image.Image) -> None:
-    """Refuse a TIFF of many channels of which Pillow would read the first ones without a word.
-
-    One beside three is usual: alpha, or a filler. One beside one is as likely a second channel.
-    """
-    samples, read = getattr(image, "tag_v2", {}).get(_SAMPLES, 1), len(image.getbands())
-    if samples > (read + 1 if read >= 3 else read):
-        raise BrokenImage(
-            f"it has {samples} channels, of which RGB would show {read}: name those to be read in data.channels"
-        )
-
-
-def _identified(file: MeteredFile, data: bytes) -> Image.Image:
-    try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        if not data.startswith((b"II", b"MM")):
-            raise
-        raise BrokenImage(
-            "it is no TIFF of a kind that is read as RGB; one of other channels is read if data.channels names them"
-        ) from None
+def _opened(data: bytes, options: DecodeOptions) -> tuple[MeteredFile, Image.Image, Profile | None]:
+    """(file, image that is not loaded yet, what converts it), after all that its header tells was checked."""
+    file, image = open_file(data, options)
+    return file, image, None if options.color_profile == "ignore" else profile_of(image)
 
 
 def _begin_smaller(image: Image.Image, max_shrink: float) -> int:
@@ -347,16 +339,9 @@ def _swaps_sides(turn: Image.Transpose | None) -> bool:
     return turn in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
 
 
-def _strips_stored(image: Image.Image) -> int:
-    """In how many strips or tiles a TIFF keeps the pixels; 0 for other formats."""
-    tags = getattr(image, "tag_v2", {})
-    offsets = tags.get(_STRIP_OFFSETS, tags.get(_TILE_OFFSETS, ()))
-    return len(offsets) if isinstance(offsets, tuple) else 1
-
-
 def _turn(image: Image.Image) -> Image.Transpose | None:
     for key, most in (("exif", _EXIF_BYTES), ("Raw profile type exif", 2 * _EXIF_BYTES)):  # the latter in hexadecimal
-        if key in image.info:
+        if image.info.get(key):
             image.info[key] = image.info[key][:most]
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))

@@ -80,7 +80,7 @@ def _() -> dict[str, bytes]:
     with zipfile.ZipFile(zipped := io.BytesIO(), "w") as archive:
         archive.writestr("a.png", encode(NOISE, "PNG"))
     modes = {"BLP": "P", "XBM": "1"}
-    others = ("PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "DDS", "PDF", "EPS", "ICNS", *modes)
+    others = ("PPM", "ICO", "TGA", "PCX", "SGI", "DDS", "PDF", "EPS", "ICNS", *modes)
     small = NOISE.resize((16, 16))
     return {
         "zip archive": zipped.getvalue(),
