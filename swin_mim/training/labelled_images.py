@@ -14,11 +14,13 @@ from swin_mim.data.labels import (
     split_labelled,
     with_classes,
 )
+from swin_mim.data.sources.listed import is_table_file
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.data.transforms.crops import FinetuneTransform
 from swin_mim.errors import UserError
 from swin_mim.training.config.finetune import FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.pretrain import DataConfig, PretrainConfig
+from swin_mim.training.images import decode_options
 from swin_mim.weights.config_json import Preprocessing
 
 HELDOUT_SEED = 0
@@ -34,7 +36,9 @@ def to_train_and_evaluate(data: LabelledDataConfig) -> tuple[Labelled, Labelled]
         UserError: they cannot be opened, the first ones are all of one class, or the second ones have classes
             that the first ones lack.
     """
-    training = open_labelled(data.source, split=data.split, **_columns(data))
+    # of a table of file names, what is evaluated on is never trained on
+    other = data.validation_split if data.validation is None else None
+    training = open_labelled(data.source, split=data.split, labels=data.labels, other_split=other, **_columns(data))
     check_classes(training, data.source)
     if data.validation is None and data.validation_split is None and data.source != "blue_marble":
         training, evaluated = split_labelled(training, data.heldout, HELDOUT_SEED)
@@ -68,12 +72,14 @@ def named_by(config: PretrainConfig, channels: tuple[str, ...] | None) -> Labell
         config=None if probe.source else own.config,
         column=None if probe.source else own.column,
         split=probe.split,
-        label_column=probe.label_column,
+        label_column=None if probe.label_column is None else (probe.label_column,),
         validation=probe.validation,
         validation_split=probe.validation_split,
         channels=own.channels or channels,  # as they were chosen: other files may have no names
         **_gaps(own, probe.source),
         stack=probe.stack if probe.source else own.stack,
+        max_pixels=own.max_pixels,
+        color_profile=own.color_profile,
     )
 
 
@@ -111,8 +117,10 @@ def to_evaluate(data: LabelledDataConfig) -> Labelled:
     if (data.validation or data.source) == "blue_marble" and usual == "train":
         usual = "validation"  # tiles overlap: none of those to train on can be held out
     split = data.validation_split or usual
+    # the table may be of both; one that is named as data.validation says its labels itself
+    labels = None if data.validation and is_table_file(data.validation) else data.labels
     try:
-        return open_labelled(data.validation or data.source, split=split, **_columns(data))
+        return open_labelled(data.validation or data.source, split=split, labels=labels, **_columns(data))
     except UserError as error:
         if data.validation is None:
             raise
@@ -125,10 +133,11 @@ def _columns(data: LabelledDataConfig) -> dict[str, Any]:
         "column": data.column,
         "label_column": data.label_column,
         "multi_label": data.multi_label,
-        "bands": ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel)
+        "bands": ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel, data.max_pixels)
         if data.channels
         else None,
         "stack": data.stack,
+        "decoding": decode_options(data),
     }
 
 

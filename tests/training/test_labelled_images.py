@@ -175,11 +175,11 @@ def test_a_split_of_another_data_set_to_evaluate_on(splits: str, tmp_path: Path)
 
 
 def test_columns_are_those_of_the_settings(splits: str) -> None:
-    data = LabelledDataConfig(source=splits, column="picture", label_column="other", validation_split="test")
+    data = LabelledDataConfig(source=splits, column="picture", label_column=("other",), validation_split="test")
     for labelled in to_train_and_evaluate(data):
         assert labelled.names == ("x", "y")
         assert labelled.targets.tolist() == [0, 1] * (len(labelled) // 2)
-    for settings in ({"column": "none"}, {"label_column": "none"}, {"config": "none"}):
+    for settings in ({"column": "none"}, {"label_column": ("none",)}, {"config": "none"}):
         with pytest.raises(UserError, match="none"):
             to_train_and_evaluate(LabelledDataConfig(source=splits, validation_split="test", **settings))
 
@@ -187,7 +187,7 @@ def test_columns_are_those_of_the_settings(splits: str) -> None:
 def test_images_of_several_labels(tmp_path: Path) -> None:
     kind = datasets.Sequence(datasets.ClassLabel(names=["ant", "bee", "cow"]))
     table_of([[0], [1, 2], [], [0, 1, 2]] * 10, kind).save_to_disk(tmp_path / "table")
-    data = LabelledDataConfig(source=str(tmp_path / "table"), label_column="kind", multi_label=True)
+    data = LabelledDataConfig(source=str(tmp_path / "table"), label_column=("kind",), multi_label=True)
     training, judged = to_train_and_evaluate(data)
     assert training.multi_label
     assert judged.multi_label
@@ -258,7 +258,7 @@ def _tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_tiles_are_judged_by_those_of_another_split(settings: dict[str, str], judged_by: str) -> None:
     """Those of "train" overlap each other: none of them is held out."""
-    data = LabelledDataConfig(source="blue_marble", label_column="coast", **settings)
+    data = LabelledDataConfig(source="blue_marble", label_column=("coast",), **settings)
     training, judged = to_train_and_evaluate(data)
     assert names(training) == [f"coast train {index}" for index in range(40)]
     assert names(judged) == names(to_evaluate(data)) == [f"coast {judged_by} {index}" for index in range(len(judged))]
@@ -304,7 +304,7 @@ def test_a_pretraining_is_probed_on_its_own_images_unless_others_are_named(split
     probe = ProbeConfig(source="photos", split="all", label_column="kind", validation="val", validation_split="test")
     found = named_by(PretrainConfig(RunConfig("x"), data=own, probe=probe), None)
     others = LabelledDataConfig(
-        source="photos", split="all", label_column="kind", validation="val", validation_split="test"
+        source="photos", split="all", label_column=("kind",), validation="val", validation_split="test"
     )
     assert found == others
     rasters = replace(own, nodata=0.0, mask_channel="there", stack="{image}_{channel}.tif")

@@ -120,7 +120,7 @@ def warn_left_out(source: FolderSource, spec: str) -> None:
     """Say once what of a folder is left out."""
     if count := sum(source.left_out.values()):
         are = "1 file is no image and is" if count == 1 else f"{count:,} files are no images and are"
-        _warn_once(f"data.source {spec!r}: {are} left out: {counts_text(source.left_out)}")
+        warn_once(f"data.source {spec!r}: {are} left out: {counts_text(source.left_out)}")
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
@@ -131,7 +131,8 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 
 @cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Warn of what holds for a folder; the same text is not said again in this process."""
     # a folder is opened again for a probe, and by every evaluation of a comparison
     _log.warning("%s", text)
 

@@ -16,6 +16,7 @@ from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.columns import holds_images
 from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource, printable
+from swin_mim.data.sources.listed import files_outside, is_table_file, list_files
 from swin_mim.data.sources.listing import TABLE_FILES, Listing, counts_text, list_images, warn_left_out
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
 from swin_mim.data.sources.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
@@ -59,7 +60,7 @@ def open_source(spec: str, **options: Unpack[SourceOptions]) -> Source:
 def open_files(spec: str, **options: Unpack[SourceOptions]) -> FolderSource | StackSource | Table:
     """As `open_source`, but a table comes with all its columns, and `as_rasters` makes rasters of what there is."""
     opened = open_any(spec, options)
-    if not isinstance(opened, Table):
+    if not isinstance(opened, Table) and not is_table_file(spec):
         check_no_table(spec, options)
     return opened
 
@@ -73,6 +74,10 @@ def open_any(spec: str, options: SourceOptions) -> FolderSource | StackSource | 
         if stack is not None and bands is not None and not (folder / MANIFEST).exists():
             return _open_stack(folder, bands, stack)
         return _open_folder(folder, options)
+    if is_table_file(spec):
+        if not folder.is_file():
+            raise UserError(f"data.source {spec!r} does not exist or is no file: give a table, or a folder of images")
+        return _open_listed(folder, options)
     if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1:
         found = "is a file" if spec and folder.exists() else "does not exist"
         raise UserError(
@@ -191,6 +196,21 @@ def _open_folder(folder: Path, options: SourceOptions) -> FolderSource | Table:
     return source
 
 
+def _open_listed(table: Path, options: SourceOptions) -> FolderSource:
+    """The images that a table names, of the folder in which it lies."""
+    if options.get("config") is not None:
+        raise UserError(f"data.config {options.get('config')!r} belongs to data sets, and {str(table)!r} is a file")
+    listing = list_images(table.parent, rgb=options.get("bands") is None)
+    files = sorted(listing.named + listing.recognised)
+    paths = [path for path, _ in files]
+    if not paths:
+        raise _no_images(table.parent, listing, IMAGE_SUFFIXES)
+    found = list_files(table, table.parent, paths, column=options.get("column"), split=options.get("split", "train"))
+    source = FolderSource(table.parent, [files[place] for place in sorted({*found.files[found.files >= 0].tolist()})])
+    source.decoding = options.get("decoding", USUAL)
+    return source
+
+
 def _no_images(folder: Path, listing: Listing, suffixes: tuple[str, ...]) -> UserError:
     """Why a folder cannot be opened in which nothing is an image, with the way out."""
     where, others = f"data.source {str(folder)!r} holds", listing.others
@@ -207,10 +227,11 @@ def _no_images(folder: Path, listing: Listing, suffixes: tuple[str, ...]) -> Use
             "--data.streaming, for everything else unpack them"
         )
     if tables:
+        outside = files_outside(folder / tables[0], folder)
         return UserError(
-            f"{where} no images, and {printable(tables[0])} has none in it. If it names files elsewhere, give their "
-            "folder as data.source, and the table as data.labels to fine-tune; or make a data set of it with the "
-            "datasets library and save_to_disk"
+            f"{where} no images, and {printable(tables[0])} has none in it. "
+            + (outside or "If it names files elsewhere, give their folder as data.source")
+            + "; or make a data set of both with the datasets library and save_to_disk"
         )
     found = f": of its files, {counts_text(listing.left_out())}, none is one" if others else ""
     return UserError(f"{none}{found}: give a folder of images")
