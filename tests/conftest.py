@@ -26,6 +26,17 @@ hypothesis.settings.register_profile("swin_mim", deadline=None, derandomize="CI"
 hypothesis.settings.load_profile("swin_mim")
 
 
+LONGEST = ("recipes", "hub", "tools", "cli", "kernels", "models")
+"""Folders whose tests take longest, most of them by starting processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest: the last file of a process is then a short one, and no other process waits for it."""
+    here = Path(__file__).parent
+    rooms = {room: place for place, room in enumerate(LONGEST)}
+    items.sort(key=lambda item: rooms.get(item.path.relative_to(here).parts[0], len(rooms)))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -210,6 +210,7 @@ def test_a_fine_tuned_repository_is_loaded_by_four_clients(client_environment, p
     )
 
 
+@pytest.mark.slow
 def test_what_the_card_says_runs(hub, client_environment, publish, tmp_path):
     """Every snippet of a published card, in a process that knows nothing but the card."""
     repo = publish(randomised(SimMIM(CONFIG)))

@@ -63,7 +63,7 @@ CASES = [
     Case((8, 8), (8, 8), (4, 4), d=64),
     Case((12, 12), (12, 12), heads=2, d=16),
     Case((9, 9), (9, 9), (0, 4), table=(14, 14), d=24),
-    Case((13, 14), (14, 14), (7, 7), d=16),
+    pytest.param(Case((13, 14), (14, 14), (7, 7), d=16), marks=pytest.mark.slow),
     LARGEST,
 ]
 
@@ -132,7 +132,7 @@ def test_fp32_equals_attention_over_all_pairs(case):
         (PADDED, torch.float16),
         (Case((7, 7), (7, 7), d=24), torch.bfloat16),
         (Case((8, 8), (8, 8), (4, 4)), torch.bfloat16),
-        (Case((14, 14), (14, 14), (7, 7)), torch.bfloat16),
+        pytest.param(Case((14, 14), (14, 14), (7, 7)), torch.bfloat16, marks=pytest.mark.slow),
         (LARGEST, torch.bfloat16),
     ],
     ids=str,
@@ -164,7 +164,7 @@ def test_it_does_not_matter_how_many_programs_share_the_windows(case, monkeypatc
         assert_near(a, b, 1e-6)
 
 
-@pytest.mark.parametrize("case", [PADDED, WIDE], ids=str)
+@pytest.mark.parametrize("case", [PADDED, pytest.param(WIDE, marks=pytest.mark.slow)], ids=str)
 def test_two_runs_give_the_same_bits(case):
     leaves = inputs(case, torch.bfloat16)
     weights = torch.randn(attend(case, *leaves).shape, dtype=torch.bfloat16, device=DEVICE)
@@ -226,7 +226,9 @@ def test_torch_finds_no_fault_with_the_ops(case):
         torch.library.opcheck(backward_op, (torch.randn_like(out), qkv, table, None, *geometry, out, log_sums))
 
 
-@pytest.mark.parametrize("case", [TINY, Case((9, 8), (9, 9), (4, 4), d=16)], ids=str)
+@pytest.mark.parametrize(
+    "case", [TINY, pytest.param(Case((9, 8), (9, 9), (4, 4), d=16), marks=pytest.mark.slow)], ids=str
+)
 def test_one_graph_under_compile_and_checkpointing(case):
     leaves = inputs(case)
     weights = torch.randn_like(attend(case, *leaves))

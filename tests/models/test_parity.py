@@ -16,7 +16,7 @@ from swin_mim.weights.formats import key_map, to_ours
 TIMM = [
     ("swin_tiny", 224, 7),
     ("swin_tiny", 192, 6),
-    ("swin_base", 224, 7),
+    pytest.param("swin_base", 224, 7, marks=pytest.mark.slow),
     pytest.param("swin_base", 192, 6, marks=pytest.mark.slow),
     ("swin_tiny", 192, 12),
     ("swin_tiny", 96, 6),
@@ -25,7 +25,7 @@ TORCHVISION = [
     ("swin_tiny", 224, 7),
     ("swin_tiny", 192, 6),
     pytest.param("swin_base", 224, 7, marks=pytest.mark.slow),
-    ("swin_base", 192, 6),
+    pytest.param("swin_base", 192, 6, marks=pytest.mark.slow),
     ("swin_tiny", 200, 6),
 ]
 

@@ -169,6 +169,7 @@ def test_evaluating_alone(finetune, whole_finetune, labelled, tmp_path):
     assert {path.name for path in finetune.path("judged").iterdir()} <= {"evaluation", "train.log", "tensorboard"}
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_between_and_at_its_end(finetune, hub, client_environment):
     repo = f"{hub.user}/classes"
     output = run(finetune, client_environment, "pushed", *QUICK, "--hub.repo", repo, "--hub.every", "1")

@@ -38,6 +38,7 @@ def test_zero_3_continues(recipe, whole_run):
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_fsdp_continues_on_any_number_of_processes(recipe):
     """Two, three, and one without FSDP; with pictures, which the main process draws alone."""
     batch = ["--train.global_batch", "12", "--train.micro_batch", "4", "--log.pictures_every", "3 steps"]

@@ -6,6 +6,7 @@ TINY = ["train", "--steps", "2", "--warmup", "1", "--repeats", "1", "--device", 
 RECIPE = ["--", "--train.global-batch", "4", "--train.micro-batch", "2", "--data.heldout", "8"]
 
 
+@pytest.mark.slow
 def test_the_recipe_is_measured_beside_its_bare_step(report_of):
     report, tables = report_of(*TINY, *RECIPE)
     recipe, bare = report["results"]["recipe"], report["results"]["bare step"]

@@ -60,6 +60,7 @@ def test_every_strategy_continues_and_leaves_a_nan_out(tmp_path: Path) -> None:
     assert found["different"] == found["nans_applied"] == 0
 
 
+@pytest.mark.slow
 def test_it_counts_what_is_lost(tmp_path: Path) -> None:
     """With checkpoints that are not verified, damage is silent: the figures say so, and the tool fails."""
     careless = "from swin_mim.training.checkpoints import store\nstore.verify = lambda path: ''\n" + SHORT

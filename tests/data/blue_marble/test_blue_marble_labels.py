@@ -80,6 +80,7 @@ def window(pixels: np.ndarray, corner: np.ndarray) -> np.ndarray:
 # numbers and places
 
 
+@pytest.mark.slow
 def test_tiles_are_as_many_of_each_class_as_noted(tiles: dict[tuple[str, str], Tiles]) -> None:
     for (split, label), (source, names, targets) in tiles.items():
         assert names == NAMES[label]
