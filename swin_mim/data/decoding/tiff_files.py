@@ -106,6 +106,14 @@ def _check_page(page: Any, first: Any, data: bytes, max_pixels: int) -> None:
     if page is not first and not page.subfiletype & _MASK and (page.shape, page.dtype) != (first.shape, first.dtype):
         shapes = f"{first.shape} of {first.dtype} and {page.shape} of {page.dtype}"
         raise BrokenImage(f"its pages differ, {shapes}: those that are channels have one shape and type")
+    check_compression(page)
+    size = (page.imagewidth, page.imagelength)
+    check_raster(size, page.samplesperpixel, page.dtype.itemsize, max_pixels)
+    _check_strips(page, data, max_pixels)
+
+
+def check_compression(page: Any) -> None:
+    """Raises `BrokenImage` for a page that is packed in a way that is not read."""
     if page.bitspersample == 1 and page.samplesperpixel > 1 and page.planarconfig == 1:
         # some writers begin a byte with each pixel, and their files do not tell
         raise BrokenImage(f"it has {page.samplesperpixel} samples of 1 bit in each pixel: write 8 bit")
@@ -113,9 +121,6 @@ def _check_page(page: Any, first: Any, data: bytes, max_pixels: int) -> None:
         raise BrokenImage(f"it is compressed by {_method(page)}: {_NAMES} are read")
     if page.compression == _LERC and page.predictor != 1:
         raise BrokenImage(f"it is compressed by {_method(page)} with a predictor, which is not read")
-    size = (page.imagewidth, page.imagelength)
-    check_raster(size, page.samplesperpixel, page.dtype.itemsize, max_pixels)
-    _check_strips(page, data, max_pixels)
 
 
 def _method(page: Any) -> str:
@@ -162,10 +167,42 @@ def _check_coded(page: Any, header: CodedPicture, rows: int, columns: int) -> No
 def _check_frames(page: Any, data: bytes, rows: int, columns: int) -> None:
     """A JPEG in a strip says its size itself, and room is made for that."""
     for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        for found in _FRAME.finditer(data, start, start + count):
-            height, width = (int.from_bytes(side, "big") for side in found.groups())
-            if height > rows + _BLOCK or width > columns + _BLOCK:
-                raise BrokenImage(f"it holds a JPEG of {width} x {height} pixels in a strip of {columns} x {rows}")
+        _check_frame(data, start, start + count, rows, columns)
+
+
+def _check_frame(data: bytes, start: int, end: int, rows: int, columns: int) -> None:
+    for found in _FRAME.finditer(data, start, end):
+        height, width = (int.from_bytes(side, "big") for side in found.groups())
+        if height > rows + _BLOCK or width > columns + _BLOCK:
+            raise BrokenImage(f"it holds a JPEG of {width} x {height} pixels in a strip of {columns} x {rows}")
+
+
+def check_chunk(page: Any, data: bytes) -> None:
+    """Raises `BrokenImage` for the bytes of one strip or tile that unpack to something else than it is."""
+    rows, columns = _tile_size(page)
+    if page.compression == _JPEG:
+        check_scans(data, rows * columns, 1)
+        _check_frame(data, 0, len(data), rows, columns)
+    if page.compression in _CODED:
+        _check_coded(page, _CODED[int(page.compression)](data), rows, columns)
+
+
+def lerc_chunk(page: Any, data: bytes) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """((h, w, samples), bool (h, w): whether a pixel is there, None if all are) of one strip or tile of LERC.
+
+    Floats are NaN where there is none. None: the page is not packed by LERC.
+    """
+    if page.compression != _LERC:
+        return None
+    rows, columns = _tile_size(page)
+    pixels, there = _lerc_decoded(page, _lerc_unpacked(page, data, rows * columns))
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    if pixels.shape[2] < samples:  # as GDAL writes alpha that is 0 or 255
+        alpha = np.ones(pixels.shape[:2], bool) if there is None else there
+        return np.dstack([pixels, alpha * np.uint8(255)]), None
+    if there is not None and pixels.dtype.kind == "f":
+        return np.where(there[:, :, None], pixels, pixels.dtype.type(np.nan)), None
+    return pixels, there
 
 
 def _channels(full: Sequence[Any], masks: Sequence[Any], max_pixels: int) -> Channels:
