@@ -36,6 +36,7 @@ from swin_mim.weights.config_json import (
     transformers_documents,
 )
 from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
+from swin_mim.weights.prefixes import Selection, select
 from swin_mim.weights.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
 
 CONFIG = "config.json"
@@ -62,8 +63,23 @@ class Weights:
     """float32 on the CPU: encoder, head.fc.*, mask_token, decoder.0.*, as far as the source has them."""
     keys: formats.KeyMap
     """Where each came from."""
+    selection: Selection
+    """Which of the source's tensors these are, and what was taken off their names."""
     size_is_guessed: bool = False
     """The image size is the smallest that the bias tables allow: nothing says it."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The network in a source, under its own names less their prefix, before anybody knows which one it is."""
+
+    header: Mapping[str, TensorInfo]
+    load: Callable[[], dict[str, Tensor]]
+    folder: Path | None
+    """Holds their config.json, ours or another library's, if there is one."""
+    known: Mapping[str, Any]
+    """What is known of foreign weights besides: see `config_json.hints`."""
+    selection: Selection
 
 
 def locate(
@@ -129,16 +145,40 @@ def read(path: Path, *, pickles: bool = False) -> Weights:
     Raises:
         UserError: one line that names the file and the key.
     """
+    return interpret(open_contents(path, pickles=pickles), str(path))
+
+
+def open_contents(path: Path, *, pickles: bool = False, prefix: str = "") -> Contents:
+    """What `read` reads, unread as far as the file allows that.
+
+    Args:
+        prefix: of the names of the network that is wanted, where there are several: as `student.backbone.`.
+
+    Raises:
+        UserError: as `read`.
+    """
     if pickles and is_pickled(path):
-        tensors, settings = load_pickled(path)
-        shapes = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        tensors, settings, selection = load_pickled(path, prefix)
+        header = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         known = microsoft_settings(settings or {}, path)
-        return interpret(shapes, lambda: tensors, beside_pickle(path), str(path), known=known)
+        return Contents(header, lambda: tensors, beside_pickle(path), known, selection)
     if path.is_file() and path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent  # what stands beside it belongs to it
     headers = _headers(path)
-    header = {name: info for part in headers.values() for name, info in part.items()}
-    return interpret(header, lambda: load_files(path, headers), path if path.is_dir() else None, str(path))
+    infos = {name: info for part in headers.values() for name, info in part.items()}
+    folder = path if path.is_dir() else None
+    # What we saved is whole, and what does not belong there is damage.
+    whole = folder is not None and is_saved_model(folder) and not prefix
+    try:
+        selection = Selection(dict(zip(infos, infos, strict=True))) if whole else select(infos, prefix, str(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+    def load() -> dict[str, Tensor]:
+        tensors = load_files(path, headers)
+        return {name: tensors[file] for name, file in selection.names.items()}
+
+    return Contents({name: infos[file] for name, file in selection.names.items()}, load, folder, {}, selection)
 
 
 def beside_pickle(path: Path) -> Path | None:
@@ -160,29 +200,19 @@ def _headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
     return headers
 
 
-def interpret(
-    header: Mapping[str, TensorInfo],
-    load: Callable[[], Mapping[str, Tensor]],
-    folder: Path | None,
-    where: str,
-    *,
-    known: Mapping[str, Any] | None = None,
-    image_size: int | tuple[int, int] | None = None,
-) -> Weights:
+def interpret(contents: Contents, where: str, *, image_size: int | tuple[int, int] | None = None) -> Weights:
     """Tensors of any format we know: names and shapes first, then the values.
 
     Args:
-        header: of what `load` will return.
-        folder: holds their config.json, ours or another library's, if there is one.
         where: file or folder, for messages.
-        known: what is known of foreign weights besides: see `config_json.hints`.
         image_size: what foreign weights were made for, where nothing says it.
     """
+    header, folder = contents.header, contents.folder
     try:
         config, processor = (_document(folder, name) for name in (CONFIG, PROCESSOR))
         keys = formats.key_map(header)
         shapes = formats.our_shapes({name: info.shape for name, info in header.items()}, keys)
-        said = dict(known or {})
+        said = dict(contents.known)
         if config is not None and "swin_mim" in config:
             description = describe(config, CONFIG)
             said["image_size"] = description.config.image_size
@@ -193,12 +223,13 @@ def interpret(
             description = guess(shapes, {"image_size": image_size, **said} if image_size else said)
         if image_size is not None and as_pair(said.get("image_size", image_size)) != as_pair(image_size):
             raise UserError(f"is for images of {said['image_size']}, as it says itself, not of {image_size}")
-        tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(load(), keys).items()}
+        tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(contents.load(), keys).items()}
     except UserError as error:
         message = str(error)
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
     check_finite(tensors, where)
-    return Weights(description, tensors, keys, size_is_guessed=image_size is None and "image_size" not in said)
+    guessed = image_size is None and "image_size" not in said
+    return Weights(description, tensors, keys, contents.selection, size_is_guessed=guessed)
 
 
 def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:

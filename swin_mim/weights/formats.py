@@ -33,7 +33,8 @@ class Layout:
     """How one kind of file names the tensors; the defaults are our names.
 
     Fields of the templates: {prefix}, {stage}, {block}, {next} = stage + 1, {odd} = 2 stage + 1, {even} = 2 stage + 2,
-    {last} = the last stage. In `merging` the stage is the one before the halving. None: the format has no such tensor.
+    {last} = the last stage, {stages} = last + 1. In `merging` the stage is the one before the halving. None: the format
+    has no such tensor.
     """
 
     format: Format
@@ -143,8 +144,13 @@ LAYOUTS = (
     ),
     TRANSFORMERS,
     replace(TRANSFORMERS, kinds=("Swin",), prefix="", head=None, decoder=None),
+    # A backbone with an output norm for each stage, in detection and segmentation: the last one is the final norm.
+    replace(TRANSFORMERS, kinds=(), prefix="", norm="hidden_states_norms.stage{stages}", head=None, decoder=None),
+    replace(MICROSOFT, kinds=(), norm="{prefix}norm{last}", head=None),
     MMPRETRAIN,
     replace(MMPRETRAIN, norm="{prefix}norm"),
+    replace(MMPRETRAIN, prefix="", head=None, decoder=None),
+    replace(MMPRETRAIN, prefix="", norm="norm", head=None, decoder=None),
 )
 """All that is read, the more usual one first where the names of a file fit two."""
 
@@ -164,6 +170,9 @@ REFUSED = {
     "the names that transformers 5 has in memory: write the file with model.save_pretrained(folder)": (
         ".attention.q_proj.",
         ".attention.relative_position_bias.",
+    ),
+    "timm's features_only model, which has no final norm: save the one of create_model(...) without it": (
+        "layers_0.blocks.",
     ),
 }
 """What it is -> parts of names that say so."""
@@ -196,8 +205,8 @@ def key_map(names: Collection[str], format: Format | None = None) -> KeyMap:
     expected = {name for theirs in sources.values() for name in theirs}
     buffers = _buffer_names(layout, depths)
     complaints = [
-        _first(sorted(expected - set(names)), "missing"),
-        _first(sorted(set(names) - expected - buffers), "unknown"),
+        first_names(sorted(expected - set(names)), "missing"),
+        first_names(sorted(set(names) - expected - buffers), "unknown"),
     ]
     if any(complaints):
         what = " and ".join(filter(None, complaints))
@@ -312,7 +321,7 @@ def _weight_and_bias(module: str | None) -> Iterator[tuple[str, ...]]:
 
 def _fill(layout: Layout, template: str, stage: int = 0, block: int = 0, last: int = 0) -> str:
     numbers = {"stage": stage, "block": block, "next": stage + 1, "odd": 2 * stage + 1, "even": 2 * stage + 2}
-    return template.format(prefix=layout.prefix, last=last, **numbers)
+    return template.format(prefix=layout.prefix, last=last, stages=last + 1, **numbers)
 
 
 def _in_block(stage: int, block: int, name: str) -> str:
@@ -364,15 +373,16 @@ def _best_layout(names: Collection[str], layouts: Sequence[Layout]) -> Layout:
         for name in names:
             if any(part in name for part in parts):
                 raise UserError(f"this is {what} (it has {name})")
-    explained = [len(_explained(layout, names)) for layout in layouts]
+    explained = [len(explained_names(layout, names)) for layout in layouts]
     if 2 * max(explained) <= len(names):
         raise UserError(
-            f"no Swin of {_listed(layouts)} is in this file: {_first(sorted(names), 'unknown') or 'it is empty'}"
+            f"no Swin of {_listed(layouts)} is in this file: {first_names(sorted(names), 'unknown') or 'it is empty'}"
         )
     return layouts[explained.index(max(explained))]
 
 
-def _explained(layout: Layout, names: Collection[str]) -> set[str]:
+def explained_names(layout: Layout, names: Collection[str]) -> set[str]:
+    """The names among these that a layout knows; none where they are too few for its blocks."""
     depths = _depths(layout, names)
     if not depths or 12 * sum(depths) > len(names):  # a block has 12 tensors; more blocks are no Swin, and take time
         return set()
@@ -386,12 +396,13 @@ def _written_layout(format: Format, kind: Kind) -> Layout:
     return next(layout for layout in LAYOUTS if layout.format == format and kind in layout.kinds)
 
 
-def _first(names: Sequence[str], what: str) -> str:
+def first_names(names: Sequence[str], what: str) -> str:
     """`2 missing keys (a, b)`, of more than five the first; "" for none."""
     if not names:
         return ""
     dots = ", ..." if len(names) > 5 else ""
-    return f"{len(names)} {what} key{'s' * (len(names) > 1)} ({', '.join(names[:5])}{dots})"
+    words = (str(len(names)), what, f"key{'s' * (len(names) > 1)}", f"({', '.join(names[:5])}{dots})")
+    return " ".join(filter(None, words))
 
 
 def _listed(layouts: Sequence[Layout]) -> str:

@@ -13,7 +13,8 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, Self
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
+from swin_mim.weights.prefixes import Selection, everything, networks, select_network, the_one
 from swin_mim.weights.weights_file import (
     HEADER_LIMIT,
     RANK_LIMIT,
@@ -39,6 +41,8 @@ LARGEST_SIZE = 1 << 16
 """Size of an image or a window, in a config."""
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Keys under which a training checkpoint keeps its weights."""
+DEPTH = 4
+"""Dicts within dicts in which weights are looked for."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of torch.save before 1.6
 _DISTRUST = "do not use this file"
@@ -48,10 +52,12 @@ _LOG = logging.getLogger(__name__)
 
 class PickledFile(NamedTuple):
     tensors: dict[str, Tensor]
-    """On the CPU, contiguous, of the dtypes in the file, without the prefixes of DDP and torch.compile."""
+    """On the CPU, contiguous, of the dtypes in the file, under the names of `selection`."""
     config: dict[str, Any] | None
     """The training script's settings as dicts, where the file has them under `config`. Nobody checked them, and a value
     may be referred to exponentially often: look at single values, never copy or print the whole."""
+    selection: Selection
+    """Which of its tensors were read, and the prefix of their names."""
 
 
 def is_pickled(path: Path) -> bool:
@@ -65,11 +71,15 @@ def is_pickled(path: Path) -> bool:
     return head.startswith((b"PK\x03\x04", b"\x80")) or path.suffix != ".safetensors"
 
 
-def load_pickled(path: Path) -> PickledFile:
+def load_pickled(path: Path, prefix: str = "") -> PickledFile:
     """Tensors and config of a `torch.save` file (.pth, .pt, .bin, .ckpt; zip or older); nothing in it is executed.
 
-    Reads a plain state dict, or one under "model", "state_dict" or "model_state_dict"; its values that are no tensors
-    are left. A yacs config, which microsoft's checkpoints hold, is read without yacs.
+    Reads the one state dict in it that holds a Swin, wherever it is; where there is none, a plain one, or one under
+    "model", "state_dict" or "model_state_dict". Values that are no tensors are left. A yacs config, which microsoft's
+    checkpoints hold, is read without yacs.
+
+    Args:
+        prefix: of the network that is wanted, where the file holds several: as `student.backbone.`.
 
     Raises:
         UserError: the file asks for anything but weights and plain values, is damaged, or would take more memory
@@ -87,13 +97,14 @@ def load_pickled(path: Path) -> PickledFile:
             if not isinstance(content, dict):
                 kind = type(content).__name__.lstrip("_")
                 raise UserError(f"{path} holds a {kind}, not a dict of tensors: save model.state_dict()")
-            tensors = _loaded(_state_dict(content, path), read, os.fstat(file.fileno()).st_size, path)
+            places, selection = _selected(content, prefix, path)
+            tensors = _loaded(places, read, os.fstat(file.fileno()).st_size, path)
         except UserError:
             raise
         except Exception as error:  # a damaged or hostile file can make any of them
             raise UserError(f"{path} is damaged: {first_line(error)}; fetch it again") from error
     config = content.get("config")
-    return PickledFile(_unwrapped(tensors), config if isinstance(config, dict) else None)
+    return PickledFile(tensors, config if isinstance(config, dict) else None, selection)
 
 
 def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -201,6 +212,16 @@ STAND_INS: dict[str, Any] = {
     "builtins.set": _Object,  # in every yacs config
     "yacs.config.CfgNode": _Dict,
     "argparse.Namespace": _Object,  # the arguments of timm's and torchvision's scripts
+    "pathlib.PosixPath": _Object,
+    "pathlib._local.PosixPath": _Object,
+    **{  # the hyperparameters of Lightning
+        f"{module}.AttributeDict": _Dict
+        for module in (
+            "lightning.fabric.utilities.data",
+            "lightning_fabric.utilities.data",
+            "pytorch_lightning.utilities.parsing",
+        )
+    },
     "torch.Size": _Object,
     "torch._utils._rebuild_tensor_v2": _Rebuilt,
     "torch._utils._rebuild_parameter": _Parameter,
@@ -355,31 +376,60 @@ def _loaded(places: Mapping[str, _Tensor], read: _Reader, size: int, path: Path)
     return {name: tensor.of(values[tensor.storage]) for name, tensor in places.items()}
 
 
-def _state_dict(content: dict[Any, Any], path: Path) -> dict[str, _Tensor]:
-    """The tensors by name, wherever the checkpoint keeps them."""
+def _selected(content: dict[Any, Any], prefix: str, path: Path) -> tuple[dict[str, _Tensor], Selection]:
+    """The tensors of the network by name, wherever the checkpoint keeps them; of another one's, all."""
+    states = dict(_state_dicts(content))
+    found = [(key, *names) for key, state in states.items() for names in networks(state).items()]
+    if found or prefix:
+        keys = {key for key, _, _ in found}
+        for name in [*filter(None, keys), *(name for key in keys for name in states[key])]:
+            check_name(name.removesuffix("."), path)
+        # a key such as `model` is named only where it tells one network from another, or was asked for
+        with_key = len(keys) > 1 or f"{prefix}.".startswith(tuple(filter(None, keys)))
+        by_name = {f"{key if with_key else ''}{in_file}": (key, in_file, before) for key, in_file, before in found}
+        try:
+            key, in_file, before = by_name[the_one(by_name, prefix, str(path))]
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        selection = select_network(states[key], in_file, before)
+        if len(keys) > 1:
+            selection = selection._replace(prefix=f"{key}{selection.prefix}")
+    else:
+        key = _usual_place(content, states, path)
+        selection = everything(states[key])
+    others = [other for other in states if other != key and other]
+    if others:
+        _LOG.warning(
+            "%s holds more weights, under %s, which are left", path, ", ".join(shown(other[:-1]) for other in others)
+        )
+    return {name: states[key][file] for name, file in selection.names.items()}, selection
+
+
+def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, _Tensor]]]:
+    """All dicts with tensors by name, "" or "student." -> dict. Each is seen once, so that references cost nothing."""
+    todo, seen = deque([("", content)]), {id(content)}
+    while todo:
+        key, state = todo.popleft()
+        tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor) and isinstance(name, str)}
+        if tensors:
+            yield key, tensors
+        for name, value in state.items():
+            if isinstance(value, dict) and isinstance(name, str) and id(value) not in seen and key.count(".") < DEPTH:
+                seen.add(id(value))
+                todo.append((f"{key}{name}.", value))
+
+
+def _usual_place(content: Mapping[Any, Any], states: Mapping[str, dict[str, _Tensor]], path: Path) -> str:
+    """Where a checkpoint of another network keeps its weights."""
     nested = [key for key in STATE_KEYS if isinstance(content.get(key), dict)]
     if len(nested) > 1:
         raise UserError(f"{path} has weights under {' and '.join(nested)}: save the one that you mean by itself")
     state = content[nested[0]] if nested else content
-    others = [key for key, value in content.items() if value is not state and _holds_tensors(value)]
-    if others:
-        _LOG.warning("%s holds more weights, under %s, which are left", path, ", ".join(map(shown, others)))
-    tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor)}
-    if not tensors:
+    for name, value in state.items():
+        if isinstance(value, _Tensor):
+            check_name(name, path)
+    place = f"{nested[0]}." if nested else ""
+    if place not in states:
         keys = ", ".join(shown(key) for key in list(state)[:5])
         raise UserError(f"{path} holds no tensors by name, only {keys or 'an empty dict'}: save model.state_dict()")
-    for name in tensors:
-        check_name(name, path)
-    return tensors
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(item, _Tensor) for item in value.values())
-
-
-def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of DistributedDataParallel and torch.compile."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+    return place

@@ -465,6 +465,38 @@ def test_half_precision_becomes_float32_and_the_report_says_so(run, sources, tmp
     assert all(torch.equal(value, half[name].float()) for name, value in load(tmp_path / "dest").items())
 
 
+@pytest.mark.parametrize("source", ["timm", "torchvision", "microsoft_simmim", "transformers_mim", "mmpretrain"])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_prefix_of_all_keys_is_taken_off_and_the_report_says_so(run, sources, tmp_path, source, suffix):
+    path, _ = sources[source]
+    state = {f"student.{name}": value for name, value in load(path).items()} | {"center": torch.ones(2)}
+    dest, source_file = tmp_path / "dest", tmp_path / f"weights{suffix}"
+    save_file(state, source_file) if suffix == ".safetensors" else torch.save({"state_dict": state}, source_file)
+    text, report = run(source_file, dest, "--to", "swin_mim", "--source-image-size", str(CONFIG.image_size))
+    assert f"changed  prefix student. taken off {len(state) - 1} keys" in text
+    assert "left, as no part of the network\n  center\n" in text
+    named = {name for row in report["rows"] for name in row["source"]} | {left["name"] for left in report["left"]}
+    assert named == set(state)
+    run(path, tmp_path / "plain", "--to", "swin_mim", "--source-image-size", str(CONFIG.image_size), "--no-compare")
+    written = load(tmp_path / "plain")
+    assert all(torch.equal(value, written[name]) for name, value in load(dest).items())
+
+
+def test_of_student_and_teacher_the_named_one_is_converted(run, refused, sources, tmp_path):
+    student = load(sources["timm"][0])
+    teacher = {name: value + 1 if value.is_floating_point() else value for name, value in student.items()}
+    content = {"student": {f"module.backbone.{name}": value for name, value in student.items()}}
+    torch.save(
+        content | {"teacher": {f"backbone.{name}": value for name, value in teacher.items()}}, tmp_path / "d.pth"
+    )
+    convert = (tmp_path / "d.pth", tmp_path / "dest", "--to", "swin_mim")
+    said = refused(*convert)
+    assert "2 networks, under student.module.backbone., teacher.backbone.: take the one that you mean" in said
+    assert "no Swin under the prefix ema" in refused(*convert, "--prefix", "ema")
+    run(*convert, "--no-compare", "--prefix", "teacher.backbone.")
+    assert torch.equal(load(tmp_path / "dest")["norm.weight"], teacher["norm.weight"])
+
+
 # Changes that are asked for.
 
 

@@ -639,6 +639,21 @@ def test_the_arguments_of_a_training_script_are_no_obstacle(save: Callable[[obje
     assert "asks to run posix.system" in message
 
 
+class AttributeDict(dict):
+    """Pickles as the class in which Lightning keeps hyperparameters."""
+
+
+def test_paths_and_hyperparameters_of_lightning_are_no_obstacle(
+    save: Callable[[object], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("lightning_fabric.utilities.data")
+    AttributeDict.__module__, module.__dict__["AttributeDict"] = module.__name__, AttributeDict
+    for name in ("lightning_fabric", "lightning_fabric.utilities", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    beside = {"dir": Path("/tmp"), "hyper_parameters": AttributeDict(lr=1e-3, data=Path("/tmp"))}
+    assert equal(load_pickled(save({"state_dict": WEIGHTS} | beside)).tensors, WEIGHTS)
+
+
 # pickles: bombs, tricks and damage
 
 

@@ -6,7 +6,8 @@
 
 SOURCE is a file (.pth, .pt, .bin or .safetensors), a folder (a run, an export or a checkpoint of ours, or a model of
 timm or transformers), or a repository on the Hub. Its format is recognised by its keys. Pickles are read without
-running anything that is in them. mmpretrain's files are read too.
+running anything that is in them. mmpretrain's files are read too. A prefix of all keys of the network is found and
+taken off, and what stands beside it is left; of several networks, as student and teacher, --prefix says which.
 
 DEST is a new or empty folder for swin_mim, timm and transformers, and a new file for microsoft and torchvision: a .pth
 as they save it, or .safetensors. It is there whole or not at all.
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--channels", nargs="+", metavar="NAME", help="channels of the new model: red green blue nir; or their number")
     add("--encoder-only", action="store_true", help="leave head, mask token and decoder")
     add("--source-image-size", nargs="+", type=positive, metavar="N", help="what SOURCE is for, if it does not say it")
+    add("--prefix", default="", metavar="TEXT", help="of the keys of the network to take: student.backbone.")
     add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM, to compare with their code")
     add("--no-compare", action="store_true", help="do not compare outputs")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             channels=channels(options.channels),
             encoder_only=options.encoder_only,
             source_image_size=size(options.source_image_size),
+            prefix=options.prefix,
             microsoft=options.microsoft,
             compare=not options.no_compare,
         )

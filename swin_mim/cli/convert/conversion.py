@@ -22,8 +22,8 @@ from swin_mim.models.saving import Pretrained
 from swin_mim.weights.adapt import Method, adapt
 from swin_mim.weights.config_json import Description
 from swin_mim.weights.formats import Format, KeyMap, key_map, left_out
-from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
-from swin_mim.weights.weights_file import TensorInfo, load_tensors, write_safetensors
+from swin_mim.weights.pickled_file import is_pickled, load_pickled
+from swin_mim.weights.weights_file import load_tensors, write_safetensors
 
 Target = Literal["timm", "transformers", "microsoft", "torchvision", "swin_mim"]
 Size = int | tuple[int, int]
@@ -40,7 +40,7 @@ TOLERANCE = 1e-4
 class Source:
     weights: Weights
     raw: Tensors
-    """Under the names of the source, as they are there."""
+    """Under the names of the source less their prefix, as they are there."""
     side: Side
 
 
@@ -54,6 +54,7 @@ class Options:
     channels: int | Sequence[str] | None = None
     encoder_only: bool = False
     source_image_size: Size | None = None
+    prefix: str = ""
     microsoft: str | None = None
     compare: bool = True
 
@@ -66,7 +67,7 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
             differ.
     """
     check_dest(dest, to)
-    original = read(source, options.source_image_size)
+    original = read(source, options.source_image_size, options.prefix)
     description, tensors, left = chosen_parts(original.weights, to, options.encoder_only)
     sizes = {"image_size": options.image_size, "window_size": options.window_size}
     fields = {field: size for field, size in sizes.items() if size is not None}
@@ -87,7 +88,7 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
         rows=rows(original.weights, keys, tensors),
         left=left,
         added=keys.left,
-        changed=(*casts(original), *changes),
+        changed=(*prefixes(original.weights), *casts(original), *changes),
         comparisons=comparisons,
     )
 
@@ -95,31 +96,20 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
 # The source.
 
 
-def read(source: str, image_size: Size | None) -> Source:
+def read(source: str, image_size: Size | None, prefix: str = "") -> Source:
     """A file, pickled or not, a folder or a repository.
 
     Args:
         image_size: what the weights were made for, if the source does not say it.
+        prefix: of the names of the network that is meant, if there are several.
     """
     path = Path(source).expanduser()
-    if is_pickled(path):
-        raw, settings = load_pickled(path)
-        beside = pretrained.beside_pickle(path)
-    else:
-        path, settings = pretrained.locate(source), None
-        raw = pretrained.load_files(path)
-        beside = path if path.is_dir() else None
-    header = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in raw.items()}
-    weights = pretrained.interpret(
-        header,
-        lambda: raw,
-        beside,
-        str(path),
-        known=microsoft_settings(settings or {}, path),
-        image_size=image_size,
-    )
+    path = path if is_pickled(path) else pretrained.locate(source)
+    contents = pretrained.open_contents(path, pickles=True, prefix=prefix)
+    raw = contents.load()
+    weights = pretrained.interpret(replace(contents, load=lambda: raw), str(path), image_size=image_size)
     # The encoder or classifier in a folder of ours has timm's names; a pickle of ours does not exist.
-    ours = beside is not None and pretrained.is_saved_model(beside)
+    ours = contents.folder is not None and pretrained.is_saved_model(contents.folder)
     format = "swin_mim" if ours and weights.keys.format == "timm" else weights.keys.format
     side = side_of(source, format, weights.description, weights.tensors, size_is_guessed=weights.size_is_guessed)
     return Source(weights, raw, side)
@@ -130,7 +120,9 @@ def read(source: str, image_size: Size | None) -> Source:
 
 def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Description, Tensors, tuple[Left, ...]]:
     """The network that is to be written, its tensors under our names, and what of the source is left."""
-    left = [Left(name, "as the geometry decides it") for name in weights.keys.left]
+    in_file = weights.selection.names
+    left = [Left(name, "as no part of the network") for name in weights.selection.left]
+    left += [Left(in_file[name], "as the geometry decides it") for name in weights.keys.left]
     if encoder_only:
         unwanted = {name for name in weights.tensors if is_mim_head(name) or name.startswith("head.")}
         why = "as --encoder-only asks"
@@ -140,12 +132,16 @@ def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Desc
             unwanted |= {"mask_token"} & weights.tensors.keys()
         why = f"as {to} has no place for it"
     for name, theirs in weights.keys.sources.items():
-        left += [Left(source, why) for source in theirs if name in unwanted]
+        left += [Left(in_file[source], why) for source in theirs if name in unwanted]
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in unwanted}
     description = weights.description
     if unwanted and description.kind != "Swin":
         description = replace(description, kind="Swin", target="pixels", num_classes=0, labels=None)
     return description, tensors, tuple(left)
+
+
+def prefixes(weights: Weights) -> list[str]:
+    return [line for line in weights.selection.lines() if line.startswith("prefix")]
 
 
 def casts(original: Source) -> Iterator[str]:
@@ -281,10 +277,15 @@ def compared(one: str, first: peers.Peer, other: str, second: peers.Peer, descri
 def rows(original: Weights, keys: KeyMap, tensors: Tensors) -> tuple[Row, ...]:
     """Every tensor that the target gets."""
     return tuple(
-        Row(theirs, name, keys.sources[name], tuple(notes(name, original, keys, tensors)))
+        Row(in_file(theirs, original), name, keys.sources[name], tuple(notes(name, original, keys, tensors)))
         for name, theirs in sorted(original.keys.sources.items(), key=lambda pair: place(pair[0]))
         if name in tensors
     )
+
+
+def in_file(theirs: Sequence[str], original: Weights) -> tuple[str, ...]:
+    """Names of the source as they are there, prefix included."""
+    return tuple(original.selection.names[name] for name in theirs)
 
 
 def notes(name: str, original: Weights, keys: KeyMap, tensors: Tensors) -> Iterator[str]:
