@@ -42,7 +42,7 @@ class SwinClassifier(Pretrained):
         initialise(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> logits (B, num_classes)."""
+        """Images, normalised float (B, C, H, W) -> logits (B, num_classes)."""
         return self.head["fc"](self.encoder(images).mean(dim=(1, 2)))
 
     def description(self) -> Description:

@@ -17,6 +17,7 @@ from swin_mim.errors import UserError
 from swin_mim.hub import pretrained, repository
 from swin_mim.hub.about import About
 from swin_mim.hub.card import card
+from swin_mim.models.preprocessing import ImageLike, model_input
 from swin_mim.weights.adapt import Method, adapt
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description, Kind, Preprocessing
@@ -68,7 +69,7 @@ class Pretrained(nn.Module):
 
         Args:
             source: a folder (an export, a run, a checkpoint), a .safetensors file, or a Hub repository "user/name".
-                Files of timm, torchvision, transformers and microsoft are recognised by their keys.
+                Files of timm, torchvision, transformers and microsoft are recognised by their keys, under any prefix.
             config: the network that is wanted: its image size, window and rates replace the source's.
             image_size, window_size: another geometry; the bias tables are resized to it, as bias_tables says:
                 "bicubic" as Swin's own code does, "geometric" as SimMIM's code does.
@@ -100,11 +101,26 @@ class Pretrained(nn.Module):
             bias_tables=bias_tables,
             channels=channels,
         )
-        for change in changes:
-            _LOG.log(logging.WARNING if "dropped" in change else logging.INFO, "%s: %s", source, change)
+        for change in [*weights.selection.lines(), *changes]:
+            lost = change.startswith("left") or "dropped" in change
+            _LOG.log(logging.WARNING if lost else logging.INFO, "%s: %s", source, change)
         if config is not None:
             _check_same(config, description.config, str(source))
         return cls._assemble(description, tensors, str(source), new_decoder=new_decoder, **options)
+
+    def preprocess(self, images: Tensor | ImageLike | Sequence[ImageLike]) -> Tensor:
+        """Images as they come -> the model's input, as in evaluation: float (B, C, H, W), normalised, on its device.
+
+        Args:
+            images: a picture of PIL's or the path of its file, or several: the centre of each is cut out and resized to
+                the model's image size. Or a tensor (B, C, H, W) or (C, H, W), whose size stays: uint8, or of a model of
+                other channels than RGB any numbers in the units of its files, NaN where there is no pixel.
+
+        Raises:
+            UserError: a file cannot be read; a tensor is of other channels, or normalised already.
+        """
+        size, device = as_pair(self._config().image_size), next(self.parameters()).device
+        return model_input(images, self.preprocessing, size, device)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, about: About | None = None, transformers: bool = False

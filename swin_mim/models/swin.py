@@ -60,11 +60,16 @@ class Swin(Pretrained):
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, h/8, w/8, 8D) with four stages, the final norm applied."""
+        """Images, normalised float (B, C, H, W) -> (B, h/8, w/8, 8D) with four stages, the final norm applied.
+
+        Raises:
+            UserError: they are integers, for which there is `preprocess`; other channels, or sides that the patch does
+                not divide.
+        """
         return self.encode(self.embed(images))
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, h, w, D)."""
+        """Images, normalised float (B, C, H, W) -> (B, h, w, D)."""
         return self.patch_embed(images)
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -73,7 +78,7 @@ class Swin(Pretrained):
         return self.norm(last)
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> one map (B, D_i, h_i, w_i) per stage: raw stage outputs, without the final norm."""
+        """Images, normalised float (B, C, H, W) -> one map (B, D_i, h_i, w_i) per stage, without the final norm."""
         return [x.permute(0, 3, 1, 2).contiguous() for x in self._stage_outputs(self.embed(images))]
 
     def blocks(self) -> Iterator["Block"]:
@@ -81,6 +86,8 @@ class Swin(Pretrained):
         return (block for block in self.modules() if isinstance(block, Block))
 
     def _stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
+        if not x.is_floating_point():
+            raise UserError(f"tokens are {_dtype(x)}: they must be floating-point numbers, as `embed` gives them")
         x = self.dropout(x)
         for stage in self.layers:
             assert isinstance(stage, Stage)
@@ -162,6 +169,8 @@ class PatchEmbed(nn.Module):
         patch, channels = self.proj.kernel_size[0], self.proj.in_channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise UserError(f"images must be (B, {channels}, H, W), not {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise UserError(f"images are {_dtype(images)}, not normalised floats: give model.preprocess(images)")
         for side in images.shape[2:]:
             if side % patch:
                 nearest = nearest_multiple(side, patch)
@@ -174,6 +183,10 @@ class PatchEmbed(nn.Module):
         # DeepSpeed, which keeps the weights themselves in bf16, without autocast.
         weight = self.proj.weight.flatten(1)
         return self.norm(linear(patches.to(weight.dtype), weight, self.proj.bias))
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 class Stage(nn.Module):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from swin_mim import Swin, SwinClassifier, SwinConfig
+from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.kernels.window_geometry import relative_position_index
 from swin_mim.models.swin import freeze
@@ -213,3 +213,34 @@ def test_unknown_names_propose_the_nearest():
 def test_impossible_images_say_why(shape, text, tiny):
     with pytest.raises(ValueError, match=text):
         Swin(tiny)(torch.zeros(shape))
+
+
+INTEGERS = [torch.uint8, torch.int16, torch.int64, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_are_refused_with_the_way_out(tiny, dtype):
+    """They would be taken as if they were normalised: timm refuses them, and a cast would hide the mistake."""
+    encoder, classifier, simmim = Swin(tiny), SwinClassifier(tiny, 3), SimMIM(tiny)
+    images, mask = torch.ones(1, 3, 64, 64, dtype=dtype), torch.ones(1, 16, 16, dtype=torch.bool)
+    name = str(dtype).removeprefix("torch.")
+    for call in (
+        lambda: encoder(images),
+        lambda: encoder.embed(images),
+        lambda: encoder.pyramid(images),
+        lambda: classifier(images),
+        lambda: simmim(images, mask),
+    ):
+        with pytest.raises(
+            UserError, match=f"^images are {name}, not normalised floats: give model.preprocess\\(images"
+        ):
+            call()
+    with pytest.raises(UserError, match=r"^images are "):
+        simmim(images, mask, valid=torch.ones(1, 64, 64, dtype=torch.bool))
+    with pytest.raises(UserError, match=f"^tokens are {name}"):
+        encoder.encode(torch.ones(1, 16, 16, tiny.embed_dim, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_precision_are_taken(tiny, dtype):
+    assert Swin(tiny)(torch.randn(1, 3, 64, 64).to(dtype)).isfinite().all()
