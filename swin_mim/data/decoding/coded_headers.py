@@ -141,7 +141,7 @@ def _coding_styles(codestream: bytes) -> Iterator[_CodingStyle]:
     """Of the main header, then of the tiles."""
     at, layers, tile_end, wide = 2, 1, 0, int.from_bytes(codestream[40:42], "big") > 256
     for _ in range(4 * _SEGMENTS * 16):
-        marker, length = struct.unpack_from(">HH", codestream.ljust(at + 4, b"\0"), at)
+        marker, length = struct.unpack(">HH", codestream[at : at + 4].ljust(4, b"\0"))
         if marker == 0xFF93:  # the pixels of a tile follow
             at = tile_end
             continue
