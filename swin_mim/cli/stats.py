@@ -5,15 +5,20 @@
     swin-mim stats sentinel --stack "{image}_{channel}.tif" --channels B02 B03 B04 B08 --mask SCL --json -
 
 Values are in the units of the files, and only pixels that are there count; of 8-bit RGB images they are from 0 to 1.
-The last line is the two options to copy. What swin-mim prepare packs needs none of this: it says so itself.
+The last line is the options to copy, without channels of one value. Values that look as if they marked missing pixels
+are named, and counted until --nodata names them. What swin-mim prepare packs needs none of this: it says so itself.
 """
 
 import argparse
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from swin_mim.cli.options import add_json_option, add_raster_options, channels_of, text_stream, write_json
+from swin_mim.counts import counted
+from swin_mim.data.decoding.decode_limits import MAX_PIXELS
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -34,10 +39,14 @@ def parse(arguments: Sequence[str] | None) -> "tuple[argparse.Namespace, Channel
     add("--images", type=int, default=2000, metavar="N", help="to look at, at most, evenly spread (default: 2000)")
     cores = len(os.sched_getaffinity(0))
     add("--workers", type=int, default=cores, metavar="N", help="processes; 0 works in this one (default: each core)")
+    text = "max pixels of an image, as data.max_pixels (default: 67108864)"
+    add("--max_pixels", "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=text)
+    text = "as data.color_profile (default: convert, to sRGB)"
+    add("--color_profile", "--color-profile", choices=("convert", "ignore"), default="convert", help=text)
     add_json_option(parser)
     add_raster_options(parser)
     options = parser.parse_args(arguments)
-    for name, minimum in (("images", 1), ("workers", 0)):
+    for name, minimum in (("images", 1), ("workers", 0), ("max_pixels", 1)):
         if getattr(options, name) < minimum:
             parser.error(f"--{name} {getattr(options, name)} must be at least {minimum}")
     return options, channels_of(options, parser)
@@ -47,11 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options, bands = parse(arguments)
         # the imports wait until the command line is known to be right
+        from swin_mim.data.decoding.options import DecodeOptions
         from swin_mim.data.sources.open import open_source
         from swin_mim.data.statistics import DatasetStats
 
+        decoding = DecodeOptions(options.max_pixels, options.color_profile)
+        if bands is not None:
+            bands = replace(bands, max_pixels=options.max_pixels)
         where = {"config": options.config, "split": options.split, "column": options.column}
-        source = open_source(options.source, **where, bands=bands, stack=options.stack)
+        source = open_source(options.source, **where, bands=bands, stack=options.stack, decoding=decoding)
         names = source.channels or RGB
         found = DatasetStats.of(source, options.images, options.workers)
         if found.statistics is None:
@@ -75,14 +88,15 @@ def as_json(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
         "std": list(statistics.std),
         "min": list(statistics.min),
         "max": list(statistics.max),
+        "nodata": [asdict(suspect) for suspect in found.nodata],
         "broken": [broken._asdict() for broken in found.broken],
         "statistics": statistics.as_json(),
     }
 
 
 def as_text(found: "DatasetStats", statistics: "Statistics", names: Sequence[str], total: int) -> str:
-    """A table, what is broken, and the options."""
-    from swin_mim.data.statistics import options_text, rounded
+    """A table, what is broken or looks wrong, and the options."""
+    from swin_mim.data.statistics import rounded
 
     columns = [rounded(each) for each in (statistics.mean, statistics.std, statistics.min, statistics.max)]
     rows = [("channel", "mean", "std", "min", "max")]
@@ -93,6 +107,31 @@ def as_text(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
         cells = [f"{value:>{width}}" for value, width in zip(values, widths[1:], strict=True)]
         lines.append("  ".join([f"{name:<{widths[0]}}", *cells]))
     if found.broken:
-        lines.append(f"{len(found.broken):,} broken ones left out, the first:")
+        lines.append(f"{counted(len(found.broken), 'broken one')} left out, the first:")
         lines += [f"  {name}: {reason}" for name, reason in found.broken[:_LISTED]]
-    return "\n".join([*lines, options_text(statistics.mean, statistics.std)])
+    lines += [f"{suspect.said(statistics.images)}; if so: --nodata {suspect.text}" for suspect in found.nodata]
+    return "\n".join([*lines, *_options(statistics, names)])
+
+
+def _options(statistics: "Statistics", names: Sequence[str]) -> Iterator[str]:
+    """What a training takes, without channels that say nothing: it refuses a std of 0."""
+    from swin_mim.data.statistics import options_text
+
+    mean, std = statistics.mean, statistics.std
+    kept = [place for place, value in enumerate(std) if value]
+    if len(kept) == len(names):
+        yield options_text(mean, std)
+        return
+    constant = ", ".join(name for name, value in zip(names, std, strict=True) if not value)
+    what = "has one value in all images that were looked at"
+    if not kept:
+        yield f"every channel ({constant}) {what}: there is nothing to learn from"
+        return
+    yield f"channel {constant} {what}, and is left out of these options:"
+    numbers = names
+    if tuple(names) == RGB:  # with data.channels images keep the values of their files
+        numbers, mean, std = ("1", "2", "3"), *(tuple(255 * value for value in each) for each in (mean, std))
+    yield (
+        f"--model.in_channels {len(kept)} --data.channels {shlex.join(numbers[place] for place in kept)} "
+        f"{options_text(tuple(mean[place] for place in kept), tuple(std[place] for place in kept))}"
+    )

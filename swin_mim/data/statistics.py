@@ -14,6 +14,7 @@ from swin_mim.data.decoding.decode_limits import BrokenImage
 
 if TYPE_CHECKING:
     from swin_mim.data.decoding.raster import Raster
+    from swin_mim.data.nodata import Nodata, Suspect
     from swin_mim.data.sampling import Place
     from swin_mim.data.sources.base import Source
 
@@ -81,8 +82,9 @@ class Statistics:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviations of the population."""
-        return tuple(math.sqrt(each / self.valid) for each in self.sum_sq_dev)
+        """Standard deviations of the population; 0 exactly where a channel has one value."""
+        channels = zip(self.sum_sq_dev, self.min, self.max, strict=True)
+        return tuple(math.sqrt(total / self.valid) if low < high else 0.0 for total, low, high in channels)
 
     @property
     def share(self) -> float:
@@ -140,6 +142,8 @@ class DatasetStats:
     dtypes: dict[str, int]
     """How many images are of which type."""
     broken: tuple[Broken, ...]
+    nodata: "tuple[Nodata, ...]" = ()
+    """Values that may mark missing pixels, of images of any channels; they are counted in the statistics."""
 
     @classmethod
     def of(cls, source: "Source", limit: int, workers: int, *, progress: bool | None = None) -> "DatasetStats":
@@ -155,12 +159,14 @@ class DatasetStats:
         from tqdm import tqdm
 
         from swin_mim.data.loading.workers import load_batches
+        from swin_mim.data.nodata import find_nodata
         from swin_mim.data.sampling import Place
 
         indices = spread_indices(len(source), limit)
         each = [Place(index, index) for index in indices]
         places = [each[start : start + _TOGETHER] for start in range(0, len(each), _TOGETHER)]
         total, dtypes, broken = None, Counter[str](), []
+        suspects: list[Sequence[Suspect]] = []
         images: Any = _Images(source)
         loaded = load_batches(images, places, list, workers=min(workers, len(places)), batch_bytes=1)
         hidden = None if progress is None else not progress
@@ -170,11 +176,13 @@ class DatasetStats:
                     if isinstance(found, Broken):
                         broken.append(found)
                         continue
-                    statistics, dtype = found
+                    statistics, dtype, suspected = found
                     dtypes[dtype] += 1
+                    suspects.append(suspected)
                     total = statistics if total is None else total.merge(statistics)
                 bar.update(len(batch))
-        return cls(len(indices), total, dict(dtypes.most_common()), tuple(broken))
+        nodata = find_nodata(suspects, total.valid) if total else ()
+        return cls(len(indices), total, dict(dtypes.most_common()), tuple(broken), nodata)
 
 
 def spread_indices(count: int, limit: int) -> Sequence[int]:
@@ -185,20 +193,22 @@ def spread_indices(count: int, limit: int) -> Sequence[int]:
 
 
 class _Images:
-    """The pure function place -> (statistics, type) or `Broken`."""
+    """The pure function place -> (statistics, type, values that may mark missing pixels) or `Broken`."""
 
     def __init__(self, source: "Source") -> None:
         self._source = source
 
-    def __getitem__(self, place: "Place") -> tuple[Statistics, str] | Broken:
+    def __getitem__(self, place: "Place") -> "tuple[Statistics, str, tuple[Suspect, ...]] | Broken":
         import numpy as np
 
         from swin_mim.data.decoding.raster import Raster
+        from swin_mim.data.nodata import suspects
 
         try:
             image = self._source.image(place.image)
         except BrokenImage as error:
             return Broken(self._source.name(place.image), str(error))
         if isinstance(image, Raster):
-            return Statistics.of(image), image.values.dtype.name
-        return Statistics.of(Raster(np.asarray(image))).divided(255), "uint8"
+            statistics = Statistics.of(image)
+            return statistics, image.values.dtype.name, suspects(image, statistics)
+        return Statistics.of(Raster(np.asarray(image))).divided(255), "uint8", ()

@@ -1,6 +1,7 @@
 """The statistics of channels as a command: against numpy, as a table and JSON, and what goes wrong."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from swin_mim.cli import stats as channels
 from swin_mim.data.decoding.raster import Raster
 from swin_mim.data.statistics import Statistics, options_text, rounded, spread_indices
 from swin_mim.errors import INTERRUPTED, MISTAKE
+from swin_mim.training.config.parsing import load_config
+from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import check
 
 RNG = np.random.default_rng(0)
 
@@ -86,7 +90,7 @@ def test_a_sample_is_spread(scenes: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (("{scenes}", "--in_channels", "13"), "it has 4 channels (1, 2, 3, 4) and model.in_channels is 13"),
         (("{scenes}", "--in_channels", "0"), "--in_channels 0 must be at least 1"),
-        (("{scenes}", "--in_channels", "2", "--channels", "1"), "--channels names 1 channels and --in_channels is 2"),
+        (("{scenes}", "--in_channels", "2", "--channels", "1"), "--channels names 1 channel and --in_channels is 2"),
         (("{scenes}", "--nodata", "0"), "--nodata is of images of any channels: name these, as in --channels 1 2 3"),
         (("{scenes}", "--images", "0"), "--images 0 must be at least 1"),
         (("nowhere/at/all",), "does not exist"),
@@ -152,7 +156,7 @@ def test_prepare_packs_rasters(scenes: Path, tmp_path: Path, capsys: pytest.Capt
     command = [str(scenes), str(tmp_path / "packed"), "--in_channels", "4", "--nodata", "0", "--size", "16"]
     prepare.main([*command, "--workers", "0"])
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"{tmp_path / 'packed'}: 9 images, 1 broken ones left out")
+    assert said[0].startswith(f"{tmp_path / 'packed'}: 9 images, 1 broken one left out")
     assert said[1].startswith("channels: 1, 2, 3, 4; images: 9 of uint16; 9")
     assert said[-1] == f"--data.source {tmp_path / 'packed'}"
     prepare.main(["--verify", str(tmp_path / "packed")])
@@ -169,3 +173,80 @@ def test_prepare_refuses_what_is_of_rgb(capsys: pytest.CaptureFixture[str], opti
     code, line = failure(capsys, prepare.main, "a", "b", "--in_channels", "4", *option)
     assert code == MISTAKE
     assert f"{' '.join(option)} is of RGB images" in line
+
+
+# what would spoil a training
+
+
+def options_of(text: str) -> PretrainConfig:
+    """The config with the options of a line, as the recipe reads it; refused options raise."""
+    words = ["--config", "simmim_swin_tiny_192_100ep", "--data.source", "x", *shlex.split(text)]
+    config = load_config(PretrainConfig, words, default_config="", prog="test", description="")
+    check(config)
+    return config
+
+
+def test_a_constant_channel_is_left_out_of_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        values = RNG.integers(1, 5000, (30, 20, 3)).astype(np.float32)
+        values[:, :, 1] = 0.1
+        np.save(tmp_path / f"{number}.npy", values)
+    channels.main([str(tmp_path), "--channels", "1", "2", "3", "--workers", "0", "--json", "-"])
+    said = capsys.readouterr()
+    found, lines = json.loads(said.out), said.err.splitlines()
+    assert found["std"][1] == 0
+    assert lines[-2].startswith("channel 2 has one value in all images that were looked at")
+    config = options_of(lines[-1])
+    assert (config.data.channels, config.model.in_channels) == (("1", "3"), 2)
+    np.testing.assert_allclose(config.data.mean, [found["mean"][0], found["mean"][2]], rtol=1e-5)
+
+
+def test_a_constant_colour_is_left_out_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = RNG.integers(0, 255, (12, 9, 3), dtype=np.uint8)
+    pixels[:, :, 2] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    channels.main([str(tmp_path), "--workers", "0"])
+    config = options_of(capsys.readouterr().out.splitlines()[-1])
+    assert config.data.channels == ("1", "2")
+    np.testing.assert_allclose(config.data.mean, pixels.mean(axis=(0, 1))[:2], rtol=1e-5)
+
+
+def test_nothing_varies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", np.full((9, 9, 2), 7))
+    channels.main([str(tmp_path), "--in_channels", "2", "--workers", "0"])
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("every channel (1, 2) has one value")
+    assert "--data.std" not in said
+
+
+def test_what_looks_like_missing_pixels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        values = RNG.integers(0, 900, (30, 20, 2)).astype(np.int16)
+        values[:3] = -9999
+        np.save(tmp_path / f"{number}.npy", values)
+    command = [str(tmp_path), "--in_channels", "2", "--workers", "0", "--json", "-"]
+    channels.main(command)
+    said = capsys.readouterr()
+    text = "-9999 is in 4 of 4 images, 10.00% of the pixels, far from all other values: it may mark missing pixels"
+    assert f"{text}; if so: --nodata -9999" in said.err
+    assert json.loads(said.out)["nodata"] == [{"value": -9999, "images": 4, "share": 0.1, "apart": True}]
+    assert min(json.loads(said.out)["min"]) == -9999  # it is not left out unasked
+    channels.main([*command, "--nodata", "-9999"])
+    again = json.loads(capsys.readouterr().out)
+    assert (again["nodata"], again["valid_share"], min(again["min"]) >= 0) == ([], 0.9, True)
+
+
+def test_the_limit_of_pixels_and_profiles_are_those_of_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(RNG.integers(0, 255, (12, 9, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "b.npy", RNG.integers(0, 255, (9, 9, 4)))
+    code, line = failure(capsys, channels.main, str(tmp_path), "--workers", "0", "--max_pixels", "100")
+    assert (code, "raise data.max_pixels" in line) == (MISTAKE, True)
+    command = (str(tmp_path), "--workers", "0", "--in_channels", "4", "--max_pixels", "80")
+    code, line = failure(capsys, channels.main, *command)
+    assert (code, "none of the 2 images" in line) == (MISTAKE, True)
+    code, line = failure(capsys, channels.main, str(tmp_path), "--max_pixels", "0")
+    assert (code, "--max_pixels 0 must be at least 1" in line) == (MISTAKE, True)
+    channels.main([str(tmp_path), "--workers", "0", "--color_profile", "ignore"])
+    assert "1 of 1 images" in capsys.readouterr().out
