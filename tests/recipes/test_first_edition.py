@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import run_recipe
 import torch
+import yaml
 from conftest import TIMING
 from run_recipe import RECIPES
 
@@ -45,13 +46,18 @@ def assert_measured(place: Path, name: str, expected: str) -> None:
 
 
 def test_a_pretraining_goes_on(place: Path) -> None:
-    assert "resumed at step 3" in run(place, "pretrain", "--run.name", "half")
+    output = run(place, "pretrain", "--run.name", "half")
+    assert "resumed at step 3" in output
+    assert "this run began when colour profiles were ignored and goes on so" in output
+    assert yaml.safe_load((place / "runs/half/config.yaml").read_text())["data"]["color_profile"] == "ignore"
+    assert "colour profiles" not in run(place, "pretrain", "--run.name", "half")
     assert_measured(place, "half", "pre")
     assert (place / "runs/half/export/model.safetensors").is_file()
 
 
 def test_a_fine_tuning_goes_on_and_its_old_setting_is_understood(place: Path) -> None:
     output = run(place, "finetune", "--run.name", "fine_half")
+    assert "colour profiles were ignored" in output
     assert "resumed at step 3" in output
     assert "data.crop_share" in output
     assert "data.crop_pct" in output

@@ -178,3 +178,16 @@ def test_probes_while_it_learns(recipe, labelled, whole_run):
     assert all(0 <= value <= 1 for row in probed.values() for key, value in row.items() if key != "step")
     assert probed[10]["linear_stage1"] > 0.6  # three classes that colours tell
     assert recipe.losses("probed") == recipe.losses(whole_run)
+
+
+def test_the_first_step_is_a_line_where_there_is_no_progress_bar(recipe):
+    """Also after a resume; metrics.jsonl has no more rows for it."""
+    flags = ["--log.every", "4 steps", "--log.evaluate_every", "0 steps"]
+    output = recipe.run("first_step", *flags, "--train.stop_after", "5 steps")
+    lines = [line.removeprefix("step").split() for line in output.splitlines() if line.startswith("step ")]
+    assert [line[0] for line in lines] == ["1/10", "4/10"]
+    assert "next line after step 4" in output
+    output = recipe.run("first_step", *flags)
+    assert "step      6/10  loss " in output
+    assert "next line after step 8" in output
+    assert [row["step"] for row in recipe.metrics("first_step") if "loss" in row] == [4, 8, 10]

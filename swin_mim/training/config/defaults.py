@@ -61,7 +61,7 @@ class Defaults:
         if "run.name" not in settings and "data.source" in settings:
             settings = settings | {"run.name": self.name(settings)}
         folder = _root(settings) / str(settings.get("run.name", ""))
-        if PROFILE in settings or not any(folder.glob("checkpoints/step_*")):
+        if PROFILE in settings or not _has_checkpoints(folder):
             return settings
         began = _settings_of(folder)
         return settings if began is None else settings | {PROFILE: _setting(began, *PROFILE.split(".")) or "ignore"}
@@ -78,9 +78,10 @@ class Defaults:
         return run if own else f"evaluate_{source_name(str(given.get('data.validation') or source))}"
 
     def _began_before(self, given: Mapping[str, Any]) -> bool:
-        if "run.name" in given or (_root(given) / self.name(given)).exists():
+        root = _root(given)
+        if "run.name" in given or _has_checkpoints(root / self.name(given)):
             return False
-        began = _settings_of(_root(given) / self.config)
+        began = _settings_of(root / self.config) if _has_checkpoints(root / self.config) else None
         return began is not None and _setting(began, "data", "source") == _plain(given["data.source"])
 
 
@@ -99,6 +100,10 @@ def source_name(source: str) -> str:
 
 def _root(given: Mapping[str, Any]) -> Path:
     return Path(given.get("run.root", "runs")).expanduser()
+
+
+def _has_checkpoints(run: Path) -> bool:
+    return any(run.glob("checkpoints/step_*"))
 
 
 def _settings_of(run: Path) -> Mapping[str, Any] | None:

@@ -26,6 +26,8 @@ Config = PretrainConfig | FinetuneConfig
 CONFIG = "config.yaml"
 STATUS = "run_status.json"
 CHANGES = "config_changes.jsonl"
+MOST_BROKEN_SAID = 20
+"""Broken images that the log names one by one."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,10 +113,14 @@ def reported(folder: Path, state: RunState, total_steps: int, *, main: bool) -> 
 
 
 class BrokenImages:
-    """The list of images that could not be read, in the run's folder; a process names each but once."""
+    """The list of images that could not be read, in the run's folder; a process names each but once.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        instead: what happens to such an image, for the log.
+    """
+
+    def __init__(self, path: Path, instead: str = "another image takes its place") -> None:
+        self._path, self._instead, self._said = path, instead, 0
         self._known = {entry["name"] for entry in whole_lines(path)}
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -128,5 +134,9 @@ class BrokenImages:
         if name in self._known:
             return
         self._known.add(name)
-        _LOG.warning("cannot read %s (%s): another image takes its place", name, reason)
         append_line(self._path, {"name": name, "reason": reason})
+        self._said += 1
+        if self._said <= MOST_BROKEN_SAID:
+            _LOG.warning("cannot read %s (%s): %s", name, reason, self._instead)
+        if self._said == MOST_BROKEN_SAID:
+            _LOG.warning("further images that cannot be read are only listed, in %s", self._path)

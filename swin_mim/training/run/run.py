@@ -238,7 +238,9 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
         warn_if_more_than_cores(config.data.workers)
         held = _hold(folder, main=accelerator.is_main_process) if trains else None
         claim(folder, config, write=trains and accelerator.is_main_process)
-        broken = BrokenImages(folder / "broken_images.jsonl")
+        broken = BrokenImages(
+            folder / "broken_images.jsonl", "another image takes its place" if trains else "it is left out"
+        )
         newest = newest_checkpoint(folder / "checkpoints")
         run = Run(config, accelerator, folder, accumulated, threads, stop, newest, broken)
         try:

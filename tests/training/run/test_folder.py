@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from swin_mim.data.loading.loader import Batch, Broken
 from swin_mim.errors import PEER_LOST, UserError
 from swin_mim.files import replace_json
 from swin_mim.training.checkpoints import store
@@ -267,3 +268,36 @@ def test_a_home_folder_is_written_as_one_and_is_the_same_setting(
     run_folder.claim(tmp_path, config)
     with pytest.raises(UserError, match=r"model\.pretrained: ~/runs/a -> ~/runs/b"):
         run_folder.claim(tmp_path, changed("model.pretrained", "/home/jo/runs/b", config))
+
+
+def test_a_run_of_before_goes_on_without_colour_conversion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its config has no data.color_profile; whoever wants the conversion gets it, and from then on it is fixed."""
+    caplog.set_level("INFO")
+    old = changed("data.color_profile", "ignore")
+    run_folder.claim(tmp_path, old)
+    with_checkpoint(tmp_path)
+    path = tmp_path / "config.yaml"
+    began = "".join(line for line in path.read_text().splitlines(keepends=True) if "color_profile" not in line)
+    for config, said in ((old, "goes on so"), (CONFIG, "converted from here on")):
+        path.write_text(began)
+        caplog.clear()
+        run_folder.claim(tmp_path, config, write=False)
+        assert caplog.messages == []
+        run_folder.claim(tmp_path, config)
+        assert [said in message for message in caplog.messages] == [True]
+        assert on_disk(tmp_path) == config
+        run_folder.claim(tmp_path, config)
+        assert len(caplog.messages) == 1
+    with pytest.raises(UserError, match=r"data\.color_profile: convert -> ignore"):
+        run_folder.claim(tmp_path, old)
+
+
+def test_a_folder_full_of_broken_images_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "broken.jsonl"
+    names = [f"{number}.jpg" for number in range(30)]
+    broken = Batch(torch.zeros(1), 0, [Broken(name, "empty") for name in names], torch.zeros(1))
+    list(run_folder.BrokenImages(path, "it is left out").watch(iter([broken, broken])))
+    assert [entry["name"] for entry in whole_lines(path)] == names
+    assert len(caplog.messages) == 21
+    assert caplog.messages[0] == "cannot read 0.jpg (empty): it is left out"
+    assert "further images that cannot be read are only listed" in caplog.messages[-1]
