@@ -56,6 +56,7 @@ them to their end with this code.
 | `finetune_swin_base_224_800ep` | `simmim_swin_base_192_800ep` | 84.0 |
 | `finetune_swin_large_224_800ep` | `simmim_swin_large_192_800ep` | 85.4 |
 | `finetune_swin_tiny_192` | `simmim_swin_tiny_192_100ep` | none (ours, for one GPU) |
+| `finetune_images` | any, on images of your own | none (ours, for some thousand images) |
 | `finetune_demo`, `finetune_blue_marble` | `demo`, `blue_marble_20min` | none (ours, for a CPU) |
 
 Each file opens with its command, its hardware, its published number, its learning rate in words, and what differs from

@@ -14,7 +14,8 @@ class RunConfig:
     """Place and randomness of the run."""
 
     name: str
-    """Folder of the run inside run.root. A run of the same name is continued."""
+    """Folder of the run inside run.root. A run of the same name is continued. Without a config that names it, it is
+    named after data.source."""
     root: str = "runs"
     """Folder that holds all runs."""
     seed: int = 0
