@@ -54,7 +54,8 @@ def pretrain(
         source: data.source: a folder of images, a data set on the Hugging Face Hub, or "blue_marble".
         config: a YAML file, the name of a shipped one such as "simmim_swin_tiny_192_100ep", or a mapping of sections;
             None: the small network of the demo.
-        settings: by their dotted names: **{"run.name": "mine", "train.duration": "10 epochs"}.
+        settings: by their dotted names: **{"run.name": "mine", "train.duration": "10 epochs"}. Without a name the run
+            is called after its source.
 
     Raises:
         UserError: a `ValueError` with the one line that the command would print.

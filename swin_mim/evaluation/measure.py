@@ -104,9 +104,13 @@ def _images(config: FinetuneConfig, model: SwinClassifier, checkpoint: Path | No
         training, heldout = split_labelled(images, data.heldout, HELDOUT_SEED)
         if data.labels_per_class:
             training = labels_per_class(training, data.labels_per_class, data.subset_seed)
-        if training.fingerprint == _facts(checkpoint)["images"]:
+        learned = _facts(checkpoint)["images"]
+        if training.fingerprint == learned:
             return with_classes(heldout, names), True
-        _LOG.info("the run did not learn from data.source %r: all of it is evaluated", data.source)
+        if images.fingerprint == learned:
+            _LOG.warning("the run learned from these images: what is measured says nothing about others")
+        else:
+            _LOG.info("the run did not learn from data.source %r: all of it is evaluated", data.source)
     return with_classes(images, names), True
 
 

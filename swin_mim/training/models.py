@@ -158,7 +158,8 @@ def _pretrained(model: ClassifierConfig, names: Sequence[str], **options: Any) -
     )
     check_architecture(model, built.encoder.config)
     if built.labels != tuple(names):
-        # a head of as many classes may still be of other ones
-        _LOG.info("the head is new: %s was not made for these classes", model.pretrained)
+        # a head of as many classes may still be of other ones; where there was none, that has been said
+        if not built.from_simmim:
+            _LOG.info("the head is new: %s was not made for these classes", model.pretrained)
         initialise(built.head)
     return built

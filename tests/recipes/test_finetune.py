@@ -169,6 +169,98 @@ def test_evaluating_alone(finetune, whole_finetune, labelled, tmp_path):
     assert {path.name for path in finetune.path("judged").iterdir()} <= {"evaluation", "train.log", "tensorboard"}
 
 
+KEYS = ("name", "embed_dim", "depths", "num_heads", "image_size", "window_size")
+ANY_MODEL = [word for key in KEYS for word in (f"--model.{key}", "None")]
+
+
+@pytest.fixture
+def evaluate(finetune, whole_finetune):
+    """Evaluates the tiny classifier on other images, in a folder of some name -> output."""
+
+    def run(name, source, *flags, expect=0):
+        model = ["--model.pretrained", str(finetune.path(whole_finetune) / "export"), *ANY_MODEL]
+        where = ["--data.source", str(source), "--data.validation", "None"]
+        return finetune.run(name, "--evaluate", *model, *where, *flags, expect=expect)
+
+    return run
+
+
+def test_one_class_alone_is_evaluated(finetune, evaluate, labelled, tmp_path):
+    (tmp_path / "red").symlink_to(labelled / "val" / "red")
+    output = evaluate("one_class", tmp_path)
+    found = report(finetune, "one_class")
+    assert [entry["images"] for entry in found["classes"]] == [0, 0, 6]
+    assert found["metrics"]["accuracy"] == found["classes"][2]["accuracy"]
+    assert f"accuracy {found['metrics']['accuracy']:.4f}" in output
+    assert "6 images" in output
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_images_without_labels_are_predicted_and_not_measured(finetune, evaluate, labelled, tmp_path):
+    """A flat folder, one file, folders that are no classes, and the same images with labels: the same predictions."""
+    flat, years = tmp_path / "flat", tmp_path / "years" / "2024"
+    shutil.copytree(labelled / "val" / "red", flat)
+    shutil.copytree(flat, years)
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "red").symlink_to(flat)
+    predicted = {}
+    for name, source in (("flat", flat), ("years", years.parent), ("file", flat / "02.png"), ("classes", years)):
+        source = tmp_path / "classes" if name == "classes" else source
+        output = evaluate(f"predicted_{name}", source, "--predictions", str(tmp_path / f"{name}.csv"))
+        assert ("no labels, so predictions only" in output) == ("accuracy" not in output) == (name != "classes")
+        assert (finetune.path(f"predicted_{name}") / "evaluation").exists() == (name == "classes")
+        predicted[name] = rows(tmp_path / f"{name}.csv")
+        assert ({"label", "correct"} <= predicted[name][0].keys()) == (name == "classes")
+    probabilities = {name: [row["probability_1"] for row in table] for name, table in predicted.items()}
+    assert probabilities["flat"] == probabilities["years"] == probabilities["classes"]
+    assert [row["image"] for row in predicted["file"]] == ["02.png"]
+    assert probabilities["file"] == probabilities["flat"][2:3]
+
+
+def test_without_a_file_for_predictions_there_have_to_be_labels(evaluate, labelled):
+    output = evaluate("unlabelled", labelled / "val" / "red", expect=2)
+    assert "or --predictions FILE.csv for predictions without labels" in output
+    assert output.strip().count("\n") == 0
+
+
+def test_an_evaluation_replaces_none_of_another_model_or_of_other_images(finetune, evaluate, whole_finetune, labelled):
+    folder = finetune.path("models")
+    evaluate("models", labelled / "val")
+    first = (folder / "evaluation" / "metrics.json").read_bytes()
+    checkpoint = sorted((finetune.path(whole_finetune) / "checkpoints").iterdir())[0]
+    output = evaluate("models", labelled / "val", "--model.pretrained", str(checkpoint))
+    assert f"see {folder / 'evaluation_whole'}" in output
+    evaluate("models", labelled / "train")
+    evaluate("models", labelled / "val")
+    results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/metrics.json")}
+    assert {name: found["evaluated"] for name, found in results.items()} == {
+        "evaluation": 23,
+        "evaluation_whole": 23,
+        "evaluation_whole_2": 40,
+    }
+    assert results["evaluation_whole"]["model"].endswith(checkpoint.name)
+    assert (folder / "evaluation" / "metrics.json").read_bytes() == first
+
+
+def test_a_run_is_evaluated_on_other_images_beside_its_own(finetune, whole_finetune, labelled, tmp_path):
+    """All of a source that it did not learn from, and not the tenth that a training would hold out of it."""
+    before = report(finetune, whole_finetune)
+    for name in ("red", "blue"):
+        (tmp_path / name).symlink_to(labelled / "val" / name)
+    flags = ["--evaluate", "--data.validation", "None", "--data.source"]
+    output = finetune.run(whole_finetune, *flags, str(tmp_path))
+    assert "the run did not learn from data.source" in output
+    other = finetune.path(whole_finetune) / "evaluation_whole" / "metrics.json"
+    assert json.loads(other.read_text())["evaluated"] == 15
+    assert "the run learned from these images" in finetune.run(whole_finetune, *flags, str(labelled / "train"))
+    finetune.run(whole_finetune, "--evaluate")
+    assert report(finetune, whole_finetune) == before
+
+
 @pytest.mark.slow
 def test_a_run_is_pushed_between_and_at_its_end(finetune, hub, client_environment):
     repo = f"{hub.user}/classes"

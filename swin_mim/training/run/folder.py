@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -46,7 +47,8 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
         if "color_profile" not in (yaml.safe_load(path.read_text()).get("data") or {}):
             if write:
                 _LOG.info(_colours_text(current))
-            saved = replace(saved, data=replace(saved.data, color_profile=current.data.color_profile))
+            data: Any = replace(saved.data, color_profile=current.data.color_profile)
+            saved = replace(saved, data=data)
         differences = immutable_differences(saved, current)
         if differences:
             raise UserError(
