@@ -22,8 +22,9 @@ from swin_mim.data.decoding.decode_limits import MAX_PIXELS
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
+    from swin_mim.data.dataset_statistics import DatasetStats
     from swin_mim.data.decoding.raster import ChannelSpec
-    from swin_mim.data.statistics import DatasetStats, Statistics
+    from swin_mim.data.statistics import Statistics
 
 RGB = ("red", "green", "blue")
 _LISTED = 5  # broken images
@@ -56,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options, bands = parse(arguments)
         # the imports wait until the command line is known to be right
+        from swin_mim.data.dataset_statistics import DatasetStats
         from swin_mim.data.decoding.options import DecodeOptions
         from swin_mim.data.sources.open import open_source
-        from swin_mim.data.statistics import DatasetStats
 
         decoding = DecodeOptions(options.max_pixels, options.color_profile)
         if bands is not None:

@@ -4,23 +4,15 @@ Heavy imports wait: the command line reads packed statistics without them.
 """
 
 import math
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from swin_mim.data.decoding.decode_limits import BrokenImage
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swin_mim.data.decoding.raster import Raster
-    from swin_mim.data.nodata import Nodata, Suspect
-    from swin_mim.data.sampling import Place
-    from swin_mim.data.sources.base import Source
 
 _JSON = {"sum_sq_dev": "spread", "min": "least", "max": "greatest"}
 """Names of fields in packed.json, where they are others."""
-_TOGETHER = 8  # images that a worker decodes at a time
 _DIGITS = 6
 
 
@@ -125,90 +117,8 @@ def options_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     )
 
 
-class Broken(NamedTuple):
-    """An image that cannot be used, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class DatasetStats:
-    """What was found in the images that were looked at."""
-
-    looked_at: int
-    statistics: Statistics | None
-    """In the units of the files, of RGB images from 0 to 1; None: no image can be used."""
-    dtypes: dict[str, int]
-    """How many images are of which type."""
-    broken: tuple[Broken, ...]
-    nodata: "tuple[Nodata, ...]" = ()
-    """Values that may mark missing pixels, of images of any channels; they are counted in the statistics."""
-
-    @classmethod
-    def of(cls, source: "Source", limit: int, workers: int, *, progress: bool | None = None) -> "DatasetStats":
-        """Decode up to `limit` images, evenly spread: the result depends on these alone, not on the number of workers.
-
-        Args:
-            workers: processes; 0 works in this one.
-            progress: show a bar on stderr; None: if that is a terminal.
-
-        Raises:
-            UserError: workers die again and again.
-        """
-        from tqdm import tqdm
-
-        from swin_mim.data.loading.workers import load_batches
-        from swin_mim.data.nodata import find_nodata
-        from swin_mim.data.sampling import Place
-
-        indices = spread_indices(len(source), limit)
-        each = [Place(index, index) for index in indices]
-        places = [each[start : start + _TOGETHER] for start in range(0, len(each), _TOGETHER)]
-        total, dtypes, broken = None, Counter[str](), []
-        suspects: list[Sequence[Suspect]] = []
-        images: Any = _Images(source)
-        loaded = load_batches(images, places, list, workers=min(workers, len(places)), batch_bytes=1)
-        hidden = None if progress is None else not progress
-        with tqdm(total=len(indices), desc="images", unit="", file=sys.stderr, disable=hidden, leave=False) as bar:
-            for batch in loaded:
-                for found in batch:
-                    if isinstance(found, Broken):
-                        broken.append(found)
-                        continue
-                    statistics, dtype, suspected = found
-                    dtypes[dtype] += 1
-                    suspects.append(suspected)
-                    total = statistics if total is None else total.merge(statistics)
-                bar.update(len(batch))
-        nodata = find_nodata(suspects, total.valid) if total else ()
-        return cls(len(indices), total, dict(dtypes.most_common()), tuple(broken), nodata)
-
-
 def spread_indices(count: int, limit: int) -> Sequence[int]:
     """Up to `limit` of `count` indices, evenly spread and the same ones each time."""
     import numpy as np
 
     return [int(index) for index in np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))]
-
-
-class _Images:
-    """The pure function place -> (statistics, type, values that may mark missing pixels) or `Broken`."""
-
-    def __init__(self, source: "Source") -> None:
-        self._source = source
-
-    def __getitem__(self, place: "Place") -> "tuple[Statistics, str, tuple[Suspect, ...]] | Broken":
-        import numpy as np
-
-        from swin_mim.data.decoding.raster import Raster
-        from swin_mim.data.nodata import suspects
-
-        try:
-            image = self._source.image(place.image)
-        except BrokenImage as error:
-            return Broken(self._source.name(place.image), str(error))
-        if isinstance(image, Raster):
-            statistics = Statistics.of(image)
-            return statistics, image.values.dtype.name, suspects(image, statistics)
-        return Statistics.of(Raster(np.asarray(image))).divided(255), "uint8", ()
