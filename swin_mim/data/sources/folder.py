@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from swin_mim.counts import counted
-from swin_mim.data.decoding.decode_limits import BrokenImage, check_length
+from swin_mim.data.decoding.decode_limits import MAX_PIXELS, BrokenImage, check_length
 from swin_mim.data.sources.base import FileSource
 from swin_mim.data.timing import reading
 from swin_mim.files import sha256
@@ -45,7 +45,7 @@ class FolderSource(FileSource):
 
     def content(self, index: int) -> bytes:
         with reading():
-            return read_file(os.path.join(self._root, self.paths[index]))
+            return read_file(os.path.join(self._root, self.paths[index]), self.decoding.max_pixels)
 
     def path(self, index: int) -> str | None:
         return self.name(index)
@@ -130,7 +130,7 @@ def _entries(folder: str, unreadable: list[str]) -> Iterator[tuple[str, str, os.
             unreadable.append(str(error))
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of a regular file. Raises `BrokenImage`, also for too many or none."""
     try:
         # what was a file when the folder was listed may be a pipe by now, which would block, or a device without end
@@ -138,16 +138,16 @@ def read_file(path: str) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BrokenImage("cannot be read: it is no regular file")
-            check_length(status.st_size)
+            check_length(status.st_size, max_pixels)
             return file.read(status.st_size)
     except OSError as error:
         raise BrokenImage(f"cannot be read: {error.strerror}") from error
 
 
-def read_below(roots: Sequence[Path], path: str) -> bytes:
+def read_below(roots: Sequence[Path], path: str, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of a file that a table names, if it lies below one of `roots`. Raises `BrokenImage`."""
     for root in map(os.path.realpath, roots if "\0" not in path else ()):
         real = os.path.realpath(os.path.join(root, path))
         if real.startswith(os.path.join(root, "")) and os.path.isfile(real):
-            return read_file(real)
+            return read_file(real, max_pixels)
     raise BrokenImage(f"the table names a file outside the data set, which is not opened: {path!r}")

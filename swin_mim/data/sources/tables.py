@@ -70,7 +70,7 @@ class TableSource(FileSource):
         with reading():
             content, path = self._cell(index)
             if content is not None:
-                check_length(len(content))
+                check_length(len(content), self.decoding.max_pixels)
                 return content
             if path is None:
                 raise BrokenImage("the cell is empty")
