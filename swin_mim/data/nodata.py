@@ -139,7 +139,7 @@ def _judged(image: "Raster", suspect: Suspect, held: "np.ndarray", statistics: S
     others = Raster(values, ~held if valid is None else valid & ~held)
     low, high = _range(others)
     gap, spread = max(low - value, value - high, 0.0), high - low
-    apart = gap > _USUAL_STEP * spread > 0 if value in USUAL else gap > spread > _MASK * gap
+    apart = gap > _USUAL_STEP * spread if value in USUAL else gap > spread > _MASK * gap
     if apart and (value in USUAL or suspect.pixels >= _SHARE / 10 * statistics.valid):
         return suspect._replace(apart=True, others=Statistics.of(others))
     if suspect.pixels < _SHARE * statistics.valid or spread <= _MASK * gap:

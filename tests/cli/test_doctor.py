@@ -1,6 +1,7 @@
 """What the doctor says of images, settings and machine, and when it says that a run cannot start."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,17 +17,20 @@ import pyarrow.parquet
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from swin_mim.cli.doctor import command as doctor
 from swin_mim.cli.doctor import images as doctor_images
+from swin_mim.cli.doctor import look as doctor_look
 from swin_mim.cli.doctor import page as doctor_page
 from swin_mim.cli.doctor import speed as doctor_speed
+from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.open import open_source
-from swin_mim.training.config.parsing import from_mapping
+from swin_mim.training.config.parsing import from_mapping, load_config
 from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.pretrain_checks import check
 
 CONFIG = """
 run: {name: tiny}
@@ -204,7 +208,7 @@ def test_all_kinds_of_pixels(tmp_path: Path, ask: Callable[..., Said]) -> None:
     assert "wider values are stretched" in said.fact("pixels")
     assert said.fact("sizes").startswith("smallest 30 x 20, median 48 x 40, largest 600 x 400 (width x height)")
     assert "2 (11.1%) smaller than the training size" in said.fact("sizes")
-    assert said.fact("other files") == "1 .npy, 1 .txt; they are not read"
+    assert said.fact("other files") == "1 .txt, 1 .npy; they are not read"
 
 
 def test_duplicates_and_near_empty_images(tmp_path: Path, ask: Callable[..., Said]) -> None:
@@ -416,7 +420,7 @@ def test_padding_is_counted(tmp_path: Path, ask: Callable[..., Said]) -> None:
 
 def test_a_sample_is_spread_evenly_and_always_the_same(tmp_path: Path) -> None:
     source = open_source(str(photos(tmp_path / "photos", 21)))
-    looks = [doctor_images.look_at_all(source, tmp_path, most, (32, 32), workers=1) for most in (5, 5, 100)]
+    looks = [doctor_images.look_at_all(source, most, (32, 32), workers=1) for most in (5, 5, 100)]
     assert [images.looked_at for images in looks] == [5, 5, 21]
     assert looks[0] == looks[1]
     assert looks[0].other_files == {}
@@ -567,3 +571,188 @@ def test_a_streamed_source_is_not_looked_at(tmp_path: Path, ask: Callable[..., S
     said = ask("photos", "--data.streaming")
     assert said.code == 2
     assert said.report["reasons"][0].startswith("data.streaming: this tool looks at images of all parts of a source")
+
+
+# what spoils images without making them unreadable
+
+
+def runs_as_printed(said: Said) -> PretrainConfig:
+    """The config of the command on the page, as the recipe reads and checks it; refused options raise."""
+    text = said.page[said.page.rindex("\n  swin-mim pretrain") :].replace("\\\n", " ")
+    words = shlex.split(text)
+    assert words == said.report["command"]
+    config = load_config(PretrainConfig, words[2:], default_config="", prog="test", description="")
+    check(config)
+    return config
+
+
+def deep(folder: Path, values: Callable[[int], np.ndarray], number: int = 8) -> Path:
+    """PNG files of uint16."""
+    folder.mkdir()
+    for i in range(number):
+        (folder / f"{i}.png").write_bytes(imagecodecs.png_encode(values(i).astype(np.uint16)))
+    return folder
+
+
+def twelve_bits(number: int) -> np.ndarray:
+    """(40, 48), smooth, of little contrast: as scanners and cameras give it."""
+    return 60 + np.asarray(picture(number).convert("L")).astype(np.uint16) // 4
+
+
+@pytest.mark.parametrize(("times", "offset", "text"), [
+    (1, 0, "of 65535: as RGB "),  # 12 bits in 16
+    (16, 0, "of 65535, in steps of 16: as RGB "),  # moved up
+    (1, 30_000, "values go from 300"),
+])  # fmt: skip
+def test_few_bits_of_16_are_read_as_channels(
+    times: int, offset: int, text: str, tmp_path: Path, ask: Callable[..., Said]
+) -> None:
+    deep(tmp_path / "scans", lambda i: twelve_bits(i) * times + offset)
+    said = ask("scans")
+    assert (said.code, said.fact("near-empty"), said.fact("pixels")) == (0, "none", "8 1 channel of uint16")
+    reason = said.report["suggestions"][0]["reason"]
+    assert text in reason
+    assert reason.endswith(" grey levels would be left")
+    config = runs_as_printed(said)
+    assert (config.data.channels, config.model.in_channels) == (("1",), 1)
+    every = np.stack([twelve_bits(i) * times + offset for i in range(8)]).astype(float)
+    np.testing.assert_allclose([*config.data.mean, *config.data.std], [every.mean(), every.std()], rtol=1e-5)
+
+
+def test_16_bits_that_are_used_stay_rgb(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    deep(tmp_path / "scans", lambda i: np.asarray(picture(i).convert("L")).astype(np.uint16) * 256)
+    said = ask("scans")
+    assert said.fact("pixels").startswith("8 grey 16 bit")
+    assert "in steps of 256" in said.fact("pixels")
+    assert "model.in_channels" not in values_of(said)
+
+
+def test_dark_pictures_of_16_bits_among_photos_are_not_empty(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    folder = photos(tmp_path / "photos", 10)
+    Image.fromarray(twelve_bits(0) * 16).save(folder / "scan.png")
+    Image.fromarray(np.full((40, 48), 4000, np.uint16)).save(folder / "empty.png")
+    said = ask("photos")
+    assert said.fact("near-empty") == "1 (8.3%): almost one colour, nothing to learn from: empty.png"
+    assert said.code == 0
+
+
+def test_pages_are_mentioned(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    for name, kind, times in (("deep", np.uint16, 16), ("plain", np.uint8, 1)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            pages = np.stack([twelve_bits(i + page) for page in range(3)]).astype(kind) * times
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", pages.astype(kind), photometric="minisblack")
+    said = ask("plain")
+    text = "4 (100.0%): TIFF of 3 pages; as RGB only the first is read; with --data.channels each is a channel"
+    assert said.fact("frames").startswith(text)
+    said = ask("deep")
+    assert said.fact("frames") == "4 (100.0%): TIFF of 3 pages; each is a channel"
+    assert runs_as_printed(said).data.channels == ("1", "2", "3")
+
+
+def test_frames_are_mentioned(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    folder = photos(tmp_path / "photos", 4)
+    more = {"save_all": True, "append_images": [picture(90)]}
+    for suffix in ("gif", "webp", "avif", "png"):
+        picture(80).save(folder / f"a.{suffix}", **more)
+    said = ask("photos")
+    kinds = {"GIF", "WebP", "AVIF", "PNG"}
+    assert said.report["images"]["frames"] == {f"{kind} of several frames": 1 for kind in kinds}
+    assert "the first one is read" in said.fact("frames")
+
+
+def test_untagged_nodata_is_suggested(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    scenes(tmp_path / "satellite", 12, channels=4, kind="i2", gap=-9999)
+    said = ask("satellite")
+    text = "-9999 is in 12 of 12 images, 20.00% of the pixels, far from all other values: it may mark missing pixels"
+    assert said.fact("suspicion") == f"{text}; this table is with it, the command at the end without"
+    assert said.fact("gaps") == "none that files or options mark"
+    config = runs_as_printed(said)
+    assert config.data.nodata == -9999
+    assert (min(config.data.mean) > 1900, max(config.data.std) < 1300) == (True, True)
+    again = ask("satellite", *said.report["command"][said.report["command"].index("--data.source") + 2 :])
+    assert (again.fact("gaps"), again.report["images"]["channels"]["nodata"]) == (
+        "20.00% of the pixels are not there",
+        [],
+    )
+    assert "suspicion" not in again.page
+
+
+def test_frames_of_0_are_a_suspicion_only(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    scenes(tmp_path / "satellite", 12, channels=4)
+    said = ask("satellite")
+    assert said.fact("suspicion").startswith("0 is in 12 of 12 images, 20.00% of the pixels")
+    assert said.fact("suspicion").endswith("look again with --data.nodata 0; these figures are with it")
+    config = runs_as_printed(said)
+    assert (config.data.nodata, max(config.data.mean) < 1700) == (None, True)
+
+
+def test_constant_channels_are_left_out_of_the_command(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    (tmp_path / "arrays").mkdir()
+    for number in range(6):
+        values = np.random.default_rng(number).integers(0, 900, (40, 48, 4)).astype(np.int16)
+        values[:, :, 2] = 7
+        values[:5] = -9999
+        np.save(tmp_path / "arrays" / f"{number}.npy", values)
+    for flags in ((), ("--data.channels", "1", "2", "3", "4"), ("--data.channels", "4", "3")):
+        said = ask("arrays", *flags, *(("--model.in_channels", str(len(flags) - 1)) if flags else ()))
+        assert (said.code, len(said.report["reasons"])) == (2, 1)
+        config = runs_as_printed(said)
+        assert config.data.channels == (("4",) if len(flags) == 3 else ("1", "2", "4"))
+        assert (config.data.nodata, min(config.data.std) > 200) == (-9999, True)
+        assert len(config.data.mean) == config.model.in_channels == len(config.data.channels)
+        assert said.report["steps"] is not None  # measured with what would be run
+    said = ask("arrays", "--data.channels", "3", "--model.in_channels", "1")
+    assert said.report["reasons"][0].startswith("every channel (3) has one value")
+    assert (len(said.report["reasons"]), "--data.std" in said.page) == (1, False)
+
+
+def test_edges_of_one_colour(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    folder = photos(tmp_path / "photos", 8)
+    for number in range(2):
+        framed = Image.new("RGB", (64, 64))
+        framed.paste(picture(number + 60, (64, 32)), (0, 16))
+        framed.save(folder / f"framed{number}.jpg")
+    assert ask("photos").fact("edges").startswith("2 (20.0%) are black at two edges at least")
+    assert doctor_look.edge_colour(Image.new("RGB", (9, 9), "white")) == "white"
+    source = open_blue_marble()[0]
+    tiles = [source.image(index) for index in range(0, len(source), 100)]
+    assert {doctor_look.edge_colour(image) for image in [*tiles, *map(picture, range(100))]} == {""}
+
+
+def test_colour_profiles_are_counted(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    folder = photos(tmp_path / "photos", 4)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture(70).save(folder / "srgb.jpg", icc_profile=srgb)
+    Image.merge("LAB", picture(71).split()).save(folder / "lab.tif", icc_profile=profile)
+    said = ask("photos")
+    assert list(said.report["images"]["profiles"].values()) == [1]
+    assert said.fact("colours").endswith("converted to sRGB; --data.color_profile ignore leaves them")
+    assert ask("photos", "--data.color_profile", "ignore").report["images"]["profiles"] == {}
+
+
+def test_images_that_are_too_large(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    folder = photos(tmp_path / "photos", 9)
+    picture(99, (600, 400)).save(folder / "large.jpg")
+    said = ask("photos", "--data.max_pixels", "10000")
+    text = (
+        "1 (10.0%), counted as broken: set --data.max_pixels 240000, or cut them: swin-mim prepare photos TILES --tile"
+    )
+    assert said.fact("too large").startswith(text)
+    assert "too large" not in ask("photos", "--data.max_pixels", "240000").page
+    scenes(tmp_path / "satellite", 4)
+    said = ask("satellite", "--model.in_channels", "13", "--data.max_pixels", "1000")
+    assert said.fact("too large").startswith("4 (100.0%), counted as broken: set --data.max_pixels")
+
+
+def test_folders_without_images_and_classes(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    for name in ("cats", "dogs"):
+        photos(tmp_path / "photos" / name, 4)
+    (tmp_path / "photos" / "birds").mkdir()
+    (tmp_path / "photos" / "birds" / "a.pdf").write_text("x")
+    said = ask("photos")
+    assert "fine-tuning takes them as 2 classes" in said.fact("folders")
+    assert "error in birds: none of its files is an image: 1 .pdf; as a class it has no image" in said.fact("folders")
+    assert said.fact("other files") == "1 .pdf; they are not read"
+    assert "left out" not in said.errors  # the page says it

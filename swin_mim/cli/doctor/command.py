@@ -10,11 +10,13 @@ does a few steps on random images. Exit code: 0 if a run can start, 2 if not.
 """
 
 import argparse
+import logging
 import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -110,8 +112,10 @@ def examine(job: Job) -> "Report":
     from swin_mim.cli.doctor.page import Report
 
     reasons, load = _Reasons(), os.getloadavg()[0]
-    config, opened, images, changes = _found(job, reasons)
-    valid = reasons.of(lambda: _is_valid(config)) or False
+    with _unsaid("swin_mim.data.sources.listing"):
+        config, opened, images, changes = _found(job, reasons)
+    varied = not (images and images.channels and not images.channels.varied)
+    valid = varied and (reasons.of(lambda: _is_valid(config)) or False)
     if valid:
         reasons.of(lambda: _fits_this_machine(config))
     plan = reasons.of(lambda: _plan(config, len(opened.training))) if opened and valid else None
@@ -148,19 +152,25 @@ def _found(
 ) -> "tuple[PretrainConfig, _Opened | None, Images | None, tuple[Suggestion, ...]]":
     """The config with what the images need, all of them, what they are, and what that changes."""
     from swin_mim.cli.doctor.page import Suggestion
-    from swin_mim.cli.doctor.rasters import constant_channels, with_channels, with_statistics
+    from swin_mim.cli.doctor.rasters import constant_channels, with_channels, with_values
 
     prepared = reasons.of(lambda: with_channels(job.config))
     if prepared is None:
         return job.config, None, None, ()
     config, changes = prepared
     opened = reasons.of(lambda: _open(config))
-    images = reasons.of(lambda: _look(job, config, opened.source)) if opened else None
+    source = opened.source if opened else None
+    images = reasons.of(lambda: _look(job, config, source)) if source else None
     if images and images.channels:
         reasons.found += constant_channels(images.channels)
-        config, more = with_statistics(config, images.channels)
+        read = config.data.channels, config.data.nodata
+        config, more = with_values(config, images.channels)
         changes += more
-    return config, opened, images, tuple(Suggestion(each.key, shlex.join(each.words), each.reason) for each in changes)
+        if (config.data.channels, config.data.nodata) != read:
+            opened = reasons.of(lambda: _open(config))
+    last = {each.key: each for each in changes}
+    suggestions = tuple(Suggestion(each.key, shlex.join(each.words), each.reason) for each in last.values())
+    return config, opened, images, suggestions
 
 
 class _Reasons:
@@ -223,10 +233,9 @@ def _fits_this_machine(config: PretrainConfig) -> None:
 
 
 def _open(config: PretrainConfig) -> _Opened:
-    from swin_mim.cli.doctor.images import other_files
     from swin_mim.data.blue_marble.tiles import open_blue_marble
     from swin_mim.data.sources.open import open_source
-    from swin_mim.training.images import channels_of_settings
+    from swin_mim.training.images import channels_of_settings, decode_options
 
     data = config.data
     if data.source == "blue_marble":
@@ -237,16 +246,9 @@ def _open(config: PretrainConfig) -> _Opened:
             "data.streaming: this tool looks at images of all parts of a source, which would bring every shard: "
             "give it a folder with a few of them"
         )
-    try:
-        where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
-        source = open_source(data.source, **where, bands=channels_of_settings(config), stack=data.stack)
-    except UserError as error:
-        folder = Path(data.source).expanduser()
-        others = other_files(folder) if folder.is_dir() else {}
-        if not others:
-            raise
-        found = ", ".join(f"{number} {suffix}" for suffix, number in list(others.items())[:3])
-        raise UserError(f"{error}; its {found} files cannot be read") from None
+    where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
+    decoding = decode_options(data)
+    source = open_source(data.source, **where, bands=channels_of_settings(config), stack=data.stack, decoding=decoding)
     return _Opened(source, *source.split(max(data.heldout, 0), config.run.seed))
 
 
@@ -254,11 +256,11 @@ def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":
     from swin_mim.architecture import as_pair
     from swin_mim.cli.doctor.images import look_at_all
 
-    folder, sides = Path(job.source).expanduser(), config.model.image_size
+    sides = config.model.image_size
     size = as_pair(sides) if len(sides) in (1, 2) else (0, 0)
     workers = len(os.sched_getaffinity(0))
     _print_progress(f"looking at {min(job.images, len(source)):,} of {len(source):,} images")
-    return look_at_all(source, folder if folder.is_dir() else None, job.images, size, workers)
+    return look_at_all(source, job.images, size, workers)
 
 
 def _plan(config: PretrainConfig, images: int) -> "TrainingSchedule":
@@ -401,6 +403,18 @@ def _gpus() -> int:
 
 def _run_folder(config: PretrainConfig) -> Path:
     return Path(config.run.root).expanduser() / config.run.name
+
+
+@contextmanager
+def _unsaid(name: str) -> Iterator[None]:
+    """Keep to itself what a logger says inside, as the page says it."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _print_progress(text: str) -> None:

@@ -2,80 +2,29 @@
 
 import os
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from io import BytesIO
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from swin_mim.cli.doctor.depth import Depth
+from swin_mim.cli.doctor.look import Look, look_at
 from swin_mim.cli.doctor.rasters import Channels
-from swin_mim.data.decoding.array_files import is_npy, is_npz
-from swin_mim.data.decoding.channel_reader import numbers
-from swin_mim.data.decoding.decode_limits import BrokenImage, check_metadata
-from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES
-from swin_mim.data.decoding.rgb import FORMATS, decode_image
-from swin_mim.data.decoding.tiff_files import is_tiff
 from swin_mim.data.loading.workers import load_batches
+from swin_mim.data.nodata import find_nodata, statistics_without
 from swin_mim.data.sampling import Place
 from swin_mim.data.sources.base import Source
-from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource
+from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.statistics import Statistics, spread_indices
-from swin_mim.files import sha256
 
-FLAT = 2.0
-"""Standard deviation, of values from 0 to 255, up to which a picture shrunk to 32 x 32 counts as near-empty."""
 READABLE = "grey, RGB, palette and CMYK, with or without transparency"
 
-_SHRUNK = (32, 32)
 _TOGETHER = 8
 _FIRST = 5  # names that are listed
-_PIXELS = {
-    "1": "black and white",
-    "L": "grey",
-    "LA": "grey with transparency",
-    "La": "grey with transparency",
-    "P": "palette",
-    "PA": "palette with transparency",
-    "RGB": "RGB",
-    "RGBA": "RGB with transparency",
-    "RGBX": "RGB",
-    "CMYK": "CMYK",
-    "YCbCr": "YCbCr",
-    "LAB": "Lab",
-}
-_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF tags
-
-
-class Look(NamedTuple):
-    """What one image is."""
-
-    name: str
-    format: str = ""
-    pixels: str = ""
-    """ "RGB 8 bit"."""
-    size: tuple[int, int] = (0, 0)
-    """Width and height, upright."""
-    digest: str = ""
-    """sha256 of its bytes."""
-    flat: bool = False
-    reason: str = ""
-    """Why it cannot be read; empty if it can."""
-    channels: int = 0
-    """Known of a raster, or of a TIFF that cannot be read."""
-    dtype: str = ""
-    """Known of a raster."""
-    statistics: Statistics | None = None
-    """Known of a raster."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +61,20 @@ class Images:
     """Images in each folder at the top."""
     other_files: dict[str, int]
     """Files that are not read, by suffix."""
+    too_large: int
+    """Broken images that are too large."""
+    max_pixels: int
+    """The data.max_pixels with which those are read that can be; 0: none can."""
+    depth: Depth | None
+    """The values of images of more than 8 bits that are read as RGB."""
+    frames: dict[str, int]
+    """Images of files that hold several pictures: "TIFF of 3 pages"."""
+    profiles: dict[str, int]
+    """Images that are converted from a colour profile, by its name."""
+    edges: dict[str, int]
+    """Images read as RGB of which two edges at least are "black", or "white"."""
+    without_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Folders at the top without an image: the files in each, by suffix."""
     channels: Channels | None = None
     """Known of rasters."""
 
@@ -120,11 +83,10 @@ class Images:
         return self.broken / self.looked_at
 
 
-def look_at_all(source: Source, folder: Path | None, most: int, size: tuple[int, int], workers: int) -> Images:
+def look_at_all(source: Source, most: int, size: tuple[int, int], workers: int) -> Images:
     """Decode up to `most` images, evenly spread and the same ones each time.
 
     Args:
-        folder: that the source is, if it is one.
         size: (H, W) of training.
         workers: processes that decode.
 
@@ -140,27 +102,33 @@ def look_at_all(source: Source, folder: Path | None, most: int, size: tuple[int,
         for batch in loaded:
             looks += batch
             bar.update(len(batch))
+    found = summary(looks, len(source), size)
+    if isinstance(source, RasterSource):
+        found = replace(found, channels=_channels(looks, source.channels))
     files = source.source if isinstance(source, RasterSource) else source
-    paths = files.paths if isinstance(files, FolderSource) else []
-    folders = Counter(path.split(os.sep)[0] for path in paths if os.sep in path)
-    read = IMAGE_SUFFIXES if files is source else RASTER_SUFFIXES
-    found = summary(looks, len(source), size, dict(folders), other_files(folder, read) if folder else {})
-    return replace(found, channels=_channels(looks, source.channels)) if isinstance(source, RasterSource) else found
+    if not isinstance(files, FolderSource):
+        return found
+    folders = Counter(path.split(os.sep)[0] for path in files.paths if os.sep in path)
+    return replace(
+        found, folders=dict(folders), other_files=dict(files.left_out), without_images=dict(files.without_images)
+    )
 
 
 def _channels(looks: Sequence[Look], names: Sequence[str]) -> Channels | None:
     """None: no image can be read."""
     counts = Counter(look.channels for look in looks if look.channels)
-    measured = [look.statistics for look in looks if look.statistics is not None]
+    measured = [(look.statistics, look.suspects) for look in looks if look.statistics is not None]
     if not measured:
         return None
-    dtypes = _counted(look.dtype for look in looks if look.dtype)
-    return Channels.of(names, dict(counts.most_common()), dtypes, reduce(Statistics.merge, measured))
+    total = reduce(Statistics.merge, (statistics for statistics, _ in measured))
+    found = Channels.of(names, dict(counts.most_common()), _counted(look.dtype for look in looks if look.dtype), total)
+    nodata = find_nodata([suspects for _, suspects in measured], total.valid)
+    apart = [each.value for each in nodata if each.apart][:1]
+    without = statistics_without(apart[0], iter(measured)) if apart else None
+    return replace(found, nodata=nodata, without_nodata=None if without is None else found.with_values(without))
 
 
-def summary(
-    looks: Sequence[Look], total: int, size: tuple[int, int], folders: dict[str, int], others: dict[str, int]
-) -> Images:
+def summary(looks: Sequence[Look], total: int, size: tuple[int, int]) -> Images:
     readable, broken = [look for look in looks if not look.reason], [look for look in looks if look.reason]
     by_area = sorted((look.size for look in readable), key=lambda size: size[0] * size[1])
     flat = [look.name for look in readable if look.flat]
@@ -185,18 +153,15 @@ def summary(
         first_near_empty=tuple(flat[:_FIRST]),
         copies=sum(len(group) - 1 for group in groups),
         first_copies=tuple(group[:_FIRST] for group in groups[:_FIRST]),
-        folders=folders,
-        other_files=others,
+        folders={},
+        other_files={},
+        too_large=sum(look.too_large is not None for look in broken),
+        max_pixels=max((look.too_large or 0 for look in broken), default=0),
+        depth=reduce(Depth.merge, depths) if (depths := [look.depth for look in readable if look.depth]) else None,
+        frames=_counted(look.frames for look in readable if look.frames),
+        profiles=_counted(look.profile for look in readable if look.profile),
+        edges=_counted(look.edges for look in readable if look.edges),
     )
-
-
-def other_files(folder: Path, read: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, int]:
-    """Files below a folder that are neither read nor tables, by suffix, the most frequent first; no hidden ones."""
-    found: Counter[str] = Counter()
-    for _, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found.update(os.path.splitext(name)[1].lower() or "without a suffix" for name in names if name[0] != ".")
-    return {suffix: n for suffix, n in found.most_common() if suffix not in read + TABLE_SUFFIXES}
 
 
 class _Looks(Dataset[Look]):
@@ -205,103 +170,6 @@ class _Looks(Dataset[Look]):
 
     def __getitem__(self, place: Place) -> Look:
         return look_at(self._source, place.image)
-
-
-def look_at(source: Source, index: int) -> Look:
-    """Read and decode one image."""
-    if isinstance(source, RasterSource):
-        return _look_at_raster(source, index)
-    look, data = Look(source.name(index)), b""
-    try:
-        if files := source.files(index):
-            data = files[0][1]
-            look = look._replace(digest=sha256([data]))
-            image = decode_image(data)
-            format, pixels = header(data)
-            look = look._replace(format=format, pixels=pixels)
-        else:
-            image = source.image(index)
-            look = look._replace(digest=sha256([image.tobytes()]))
-            look = look._replace(format="crops of a picture in memory", pixels="RGB 8 bit")
-    except BrokenImage as error:
-        channels, bits = tiff_layout(data)
-        reason = f"TIFF of {channels} channels of {bits} bit" if channels > 4 else str(error)
-        return look._replace(reason=reason, channels=channels)
-    return look._replace(size=image.size, flat=is_flat(image))
-
-
-def _look_at_raster(source: RasterSource, index: int) -> Look:
-    look = Look(source.name(index))
-    try:
-        files = source.files(index)
-        digest = sha256(content for _, content in files)
-        # known also of images that have others than are read
-        mask, names = source.bands.mask, source.names_of(files)
-        count = sum(mask not in (name, number) for name, number in zip(names, numbers(len(names)), strict=True))
-        look = look._replace(digest=digest, channels=count)
-        raster = source.decode(files)
-    except BrokenImage as error:
-        return look._replace(reason=str(error))
-    format = raster_format(files[0][1]) if len(files) == 1 else f"of {len(files)} files"
-    statistics = Statistics.of(raster)
-    return look._replace(
-        format=format,
-        pixels=f"{plural_channels(raster.values.shape[2])} of {raster.values.dtype}",
-        size=(raster.values.shape[1], raster.values.shape[0]),
-        flat=statistics.min == statistics.max,
-        dtype=raster.values.dtype.name,
-        statistics=statistics,
-    )
-
-
-def plural_channels(count: int) -> str:
-    return f"{count} channel{'' if count == 1 else 's'}"
-
-
-def raster_format(data: bytes) -> str:
-    """ "TIFF", of a file that can be decoded."""
-    if is_npy(data) or is_npz(data):
-        return "npy" if is_npy(data) else "npz"
-    return "TIFF" if is_tiff(data) else header(data)[0]
-
-
-def header(data: bytes) -> tuple[str, str]:
-    """("JPEG", "RGB 8 bit") of a file that can be decoded."""
-    with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data), formats=FORMATS) as image:
-        kind = _PIXELS.get(image.mode, "grey")
-        bits = {"1": "1 bit", "F": "floating point"}.get(image.mode) or f"{_bits(image, data)} bit"
-        return ("JPEG" if image.format == "MPO" else image.format or ""), f"{kind} {bits}"
-
-
-def _bits(image: Image.Image, data: bytes) -> int:
-    # Pillow's mode knows of 16 bits in grey only
-    by_mode = 16 if image.mode.startswith("I;16") else 32 if image.mode.startswith("I") else 8
-    if image.format == "PNG":
-        return max(data[24], by_mode) if image.mode != "P" else by_mode
-    return max(by_mode, tiff_layout(data)[1])
-
-
-def tiff_layout(data: bytes) -> tuple[int, int]:
-    """(channels, bits of a channel) of a TIFF file; (0, 0) of any other."""
-    if not data.startswith((b"II", b"MM")):
-        return 0, 0
-    try:
-        check_metadata(data)
-        tags = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
-        file = BytesIO(data)
-        file.seek(tags.next)
-        with warnings.catch_warnings(action="ignore"):
-            tags.load(file)
-        bits = tags.get(_BITS_PER_SAMPLE, (1,))
-        return int(tags.get(_SAMPLES_PER_PIXEL, 1)), int(max(bits) if isinstance(bits, tuple) else bits)
-    except Exception:  # a damaged header can raise anything, and then says nothing
-        return 0, 0
-
-
-def is_flat(image: Image.Image) -> bool:
-    """Whether a picture is almost constant; noise does not count."""
-    small = np.asarray(image.resize(_SHRUNK, Image.Resampling.BOX), dtype=np.float32)
-    return bool(small.std(axis=(0, 1)).max() <= FLAT)
 
 
 def _counted(values: Iterator[str]) -> dict[str, int]:

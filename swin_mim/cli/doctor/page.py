@@ -1,16 +1,23 @@
 """The page of `swin-mim doctor`: what was found, as a person reads it."""
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swin_mim.cli.doctor.geometry import Geometry, Pair
-from swin_mim.cli.doctor.images import READABLE, Images, plural_channels
+from swin_mim.cli.doctor.images import READABLE, Images
+from swin_mim.cli.doctor.look import plural_channels
 from swin_mim.cli.doctor.rasters import Channels
 from swin_mim.cli.doctor.speed import ENOUGH, Duration, Loading, Steps
+from swin_mim.data.sources.listing import counts_text
 from swin_mim.training.loop.data_wait import STAGES
 
 WIDTH = 100
+EDGES = 0.01
+"""Share of the images from which edges of one colour are worth a word."""
+FOLDERS = 5
+"""Folders without images that are named."""
 _NAMES = 12  # columns of the names of facts
 
 
@@ -89,11 +96,7 @@ def _images(report: Report) -> Iterator[str]:
     if images.formats:
         yield fact("formats", counts(images.formats))
         yield fact("pixels", counts(images.pixels))
-        if not images.channels and any("16 bit" in kind for kind in images.pixels):
-            yield fact("", "values of 16 bit are divided by 257: a model sees 8 bit")
-            yield fact("", "with --data.channels (1 for grey, 1 2 3 for RGB) a model sees all 16: look at them so too")
-        if not images.channels and any("32 bit" in kind or "floating" in kind for kind in images.pixels):
-            yield fact("", "wider values are stretched to 8 bit, each image by its own range")
+        yield from _depths(images)
     if images.smallest and images.median and images.largest:
         sizes = [by(size) for size in (images.smallest, images.median, images.largest)]
         text = "all " + sizes[0] if len(set(sizes)) == 1 else "smallest {}, median {}, largest {}".format(*sizes)
@@ -101,26 +104,64 @@ def _images(report: Report) -> Iterator[str]:
         if images.too_small:
             yield fact("", f"{of(images.too_small, images)} smaller than the training size: crops are enlarged")
     if images.channels:
-        yield from _channels(images.channels)
+        yield from _channels(images.channels, report)
     yield from _flaws(report, images)
     if images.folders:
         names = ", ".join(f"{name} ({number:,})" for name, number in list(images.folders.items())[:4])
         more = f" and {len(images.folders) - 4} more" if len(images.folders) > 4 else ""
-        yield fact("folders", f"{names}{more}; pretraining takes no notice of them")
+        classes = f"fine-tuning takes them as {len(images.folders)} classes" if len(images.folders) > 1 else ""
+        yield fact("folders", f"{names}{more}; pretraining takes no notice of them{', ' * bool(classes)}{classes}")
+    for name, inside in list(images.without_images.items())[:FOLDERS]:
+        what = f"none of its files is an image: {counts_text(inside)}" if inside else "it is empty"
+        yield fact("", f"error in {name}: {what}; as a class it has no image")
     if images.other_files:
-        yield fact("other files", f"{counts(dict(list(images.other_files.items())[:5]))}; they are not read")
+        yield fact("other files", f"{counts_text(images.other_files)}; they are not read")
 
 
-def _channels(found: Channels) -> Iterator[str]:
+def _depths(images: Images) -> Iterator[str]:
+    """What becomes of values of more than 8 bits, of colours that are converted, and of pictures behind the first."""
+    if not images.channels and any("16 bit" in kind for kind in images.pixels):
+        yield fact("", "values of 16 bit are divided by 257: a model sees 8 bit")
+        yield fact("", "with --data.channels (1 for grey, 1 2 3 for RGB) a model sees all 16: look at them so too")
+    if not images.channels and any("32 bit" in kind or "floating" in kind for kind in images.pixels):
+        yield fact("", "wider values are stretched to 8 bit, each image by its own range")
+    if images.depth:
+        yield fact("", images.depth.text)
+    if images.profiles:
+        yield fact("colours", f"{counts(images.profiles)}: converted to sRGB; --data.color_profile ignore leaves them")
+    for name, number in images.frames.items():
+        yield fact("frames", f"{of(number, images)}: {name}; {_frames_read(name, images)}")
+
+
+def _frames_read(name: str, images: Images) -> str:
+    if not name.startswith("TIFF"):
+        return "the first one is read"
+    if images.channels:
+        return "each is a channel"
+    return "as RGB only the first is read; with --data.channels each is a channel, by its number"
+
+
+def _channels(found: Channels, report: Report) -> Iterator[str]:
     total = sum(found.counts.values())
     mixed = ", ".join(f"{number:,} have {plural_channels(count)}" for count, number in found.counts.items())
-    yield fact("channels", f"{len(found.names)} are read: {', '.join(found.names)}")
+    yield fact(
+        "channels", f"{len(found.names)} {'is' if len(found.names) == 1 else 'are'} read: {', '.join(found.names)}"
+    )
     if len(found.counts) > 1:
         yield fact("", f"not all images have as many: of {total:,}, {mixed}")
     if len(found.dtypes) > 1:
         yield fact("", f"not all are of one type: {counts(found.dtypes)}")
     gaps = 1 - found.valid_share
-    yield fact("gaps", f"{gaps:.2%} of the pixels are not there" if gaps else "none: all pixels are there")
+    none = "none that files or options mark" if found.nodata else "none: all pixels are there"
+    yield fact("gaps", f"{gaps:.2%} of the pixels are not there" if gaps else none)
+    suggested = any(each.key == "data.nodata" for each in report.suggestions)
+    for place, suspect in enumerate(found.nodata):
+        text = (
+            "this table is with it, the command at the end without"
+            if suggested and not place
+            else (f"if it does, look again with --data.nodata {suspect.text}; these figures are with it")
+        )
+        yield fact("" if place else "suspicion", f"{suspect.said(total)}; {text}")
     rows: list[tuple[str, ...]] = [("channel", "mean", "std", "min", "max")]
     columns = (found.mean, found.std, found.min, found.max)
     rows += [(name, *(f"{value:.6g}" for value in each)) for name, *each in zip(found.names, *columns, strict=True)]
@@ -139,6 +180,10 @@ def _flaws(report: Report, images: Images) -> Iterator[str]:
             "broken", f"{of(images.broken, images)}, {over} data.max_broken ({report.max_broken:.1%}); the first:"
         )
         yield from (fact("", f"{broken.name}: {broken.reason}") for broken in images.first_broken)
+    if images.too_large:
+        fits = f"set --data.max_pixels {images.max_pixels}, or " if images.max_pixels else ""
+        tiles = f"cut them: swin-mim prepare {shlex.quote(report.source)} TILES --tile 512"
+        yield fact("too large", f"{of(images.too_large, images)}, counted as broken: {fits}{tiles}")
     for channels, number in images.too_many_channels.items() if not images.channels else ():
         yield fact("", f"{number:,} are TIFF files of {channels} channels. What is read as RGB: {READABLE}")
     if images.near_empty:
@@ -146,6 +191,9 @@ def _flaws(report: Report, images: Images) -> Iterator[str]:
         yield fact("near-empty", f"{of(images.near_empty, images)}: almost one colour, nothing to learn from: {first}")
     else:
         yield fact("near-empty", "none")
+    for colour, number in images.edges.items():
+        if number >= EDGES * images.looked_at:
+            yield fact("edges", f"{of(number, images)} are {colour} at two edges at least: cut off what is a frame")
     if images.copies:
         groups = "; ".join(" = ".join(group) for group in images.first_copies[:3])
         yield fact("duplicates", f"{of(images.copies, images)} byte for byte equal to another one: {groups}")
