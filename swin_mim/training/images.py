@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from swin_mim.counts import counted
 from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
@@ -25,9 +26,9 @@ class Images(NamedTuple):
 
     def text(self, size: tuple[int, int]) -> str:
         """What they are, for the first line of the log; `size` is (H, W) of the model's input."""
-        channels = f" of {len(self.channels)} channels" if self.channels else ""
+        channels = f" of {counted(len(self.channels), 'channel')}" if self.channels else ""
         decoder = "" if self.channels else f", decoded by {decoder_text()}"
-        counts = f"{len(self.training)} images and {len(self.heldout)} held out{decoder}"
+        counts = f"{counted(len(self.training), 'image')} and {len(self.heldout)} held out{decoder}"
         return f"{size[0]}x{size[1]} px{channels}, {counts}"
 
 
@@ -61,9 +62,10 @@ def _open(config: PretrainConfig) -> Source:
     data = config.data
     where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
     where["bands"] = channels_of_settings(config)
+    where["decoding"] = decode_options(data)
     if not data.streaming:
-        return open_source(data.source, stack=data.stack, decoding=decode_options(data), **where)
-    from swin_mim.data.streaming.source import open_streamed  # what does not stream needs none of it
+        return open_source(data.source, stack=data.stack, **where)
+    from swin_mim.data.streaming.source import CacheOptions, open_streamed  # what does not stream needs none of it
 
-    cache: dict[str, Any] = {"cache": data.cache, "cache_gb": data.cache_gb}
-    return open_streamed(data.source, shards_at_once=data.shards_at_once, **where, **cache)
+    cache = CacheOptions(data.cache, data.cache_gb)
+    return open_streamed(data.source, shards_at_once=data.shards_at_once, cache=cache, **where)

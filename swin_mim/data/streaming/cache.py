@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -21,21 +21,23 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from swin_mim.data.decoding.decode_limits import MAX_PIXELS
 from swin_mim.data.streaming import storage
 from swin_mim.data.streaming.cache_file import Damaged, read_image, table_bytes, write_images
-from swin_mim.data.streaming.formats import images_of
+from swin_mim.data.streaming.formats import Layout, explain, images_of
 from swin_mim.data.streaming.storage import (
     DIGESTS,
     Interrupted,
     StoredFile,
     changed,
-    check_same,
+    check_unchanged,
     is_local,
     local_path,
     one_line,
     store_of,
     with_retries,
 )
+from swin_mim.data.streaming.tar_index import Unusable
 from swin_mim.errors import CANNOT_WRITE, UNAVAILABLE, UserError
 from swin_mim.files import LockHeld, lock, replacing, sha256
 from swin_mim.redaction import public_url
@@ -49,6 +51,8 @@ _READY, _BROUGHT, _WRITTEN = ".images", ".part", ".new"
 _LOCK, _COUNTING, _ROWS, _AWAY = "lock", "rows.lock", "rows.jsonl", "unreachable"
 _OWN = re.compile(rf"[0-9a-f]{{40}}({_READY}|{_BROUGHT}|{_WRITTEN})".replace(".", r"\."))
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ROWS_OF_TARS = 2
+"""Version of what counts as a row of a tar: 1 were samples, also without an image, and 2 are images."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,10 +66,7 @@ class Shard(NamedTuple):
     """A file of images, one for each row."""
 
     file: StoredFile
-    kind: str
-    """Its suffix: .parquet or .tar."""
-    column: str | None
-    """Column of a parquet file; field of a tar, None if its samples have one image each."""
+    layout: Layout
     name: str
     """What messages call it: its path below the folder that all shards share."""
     rows: int = -1
@@ -76,8 +77,19 @@ class Shard(NamedTuple):
         """Name of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
         digest = self.file.version if self.file.version.startswith(DIGESTS) else ""
         place = public_url(self.file.url) if self.file.version else self.file.url  # a query may name another file
-        parts = (digest or (place, self.file.version), self.file.size, self.kind, self.column)
+        kind, column, rasters = self.layout
+        parts = [digest or (place, self.file.version), self.file.size, kind, column]
+        if kind == ".tar":  # other rows than an earlier version may have counted under the same key
+            parts += [_ROWS_OF_TARS, rasters]
         return sha256([json.dumps(parts).encode()])[:40]
+
+
+class Counted(NamedTuple):
+    """What was found when a shard was counted."""
+
+    rows: int
+    left_out: Counter[str]
+    """Suffixes of what a tar has besides images."""
 
 
 class ShardCache:
@@ -87,6 +99,8 @@ class ShardCache:
         self.folder, self.limit = folder, limit
         self.brought = 0
         """Shards that this process has brought."""
+        self.left_out: dict[str, Counter[str]] = {}
+        """Suffixes of what these had besides images, by the keys of the shards."""
         self._make_folder()
 
     def ensure(self, shard: Shard, *, unless: CancelToken | None = None, patience: float | None = None) -> int:
@@ -123,7 +137,7 @@ class ShardCache:
         self.brought += 1
         return rows
 
-    def read(self, shard: Shard, row: int) -> bytes:
+    def read(self, shard: Shard, row: int, max_pixels: int = MAX_PIXELS) -> bytes:
         """The bytes of an image.
 
         Raises:
@@ -133,7 +147,7 @@ class ShardCache:
         path = self._path(shard)
         for _ in range(3):
             try:
-                return read_image(str(path), row, shard.rows)
+                return read_image(str(path), row, shard.rows, max_pixels)
             except FileNotFoundError:
                 self.ensure(shard)
             except Damaged as error:
@@ -155,21 +169,26 @@ class ShardCache:
         """Bytes in the folder."""
         return sum(size for _, size, _ in self._files())
 
-    def known_rows(self) -> dict[str, int]:
-        """Rows of shards that were counted before, by their keys."""
+    def known_rows(self) -> dict[str, Counted]:
+        """What was counted before, by the keys of the shards."""
         path = self.folder / _ROWS
-        known: dict[str, int] = {}
+        known: dict[str, Counted] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             with suppress(ValueError, KeyError, TypeError):  # a line that was cut off is counted again
                 entry = json.loads(line)
-                known[entry["key"]] = int(entry["rows"])
+                known[entry["key"]] = Counted(int(entry["rows"]), Counter(entry.get("left_out", {})))
         return known
 
-    def remember_rows(self, shards: list[Shard]) -> None:
+    def remember_rows(self, counted: list[tuple[Shard, Counted]]) -> None:
         """Keep what was counted for the next start."""
-        lines = [json.dumps({"key": shard.key, "rows": shard.rows, "name": shard.name}) + "\n" for shard in shards]
+        entries = [
+            {"key": shard.key, "rows": found.rows, "name": shard.name}
+            | ({"left_out": found.left_out} if found[1] else {})
+            for shard, found in counted
+        ]
         with self._alone(), self._writing(), (self.folder / _ROWS).open("a") as file:
-            file.writelines(["\n", *lines])  # behind a line that was cut off
+            # behind a line that was cut off
+            file.writelines(["\n", *(json.dumps(entry) + "\n" for entry in entries)])
 
     def _make_folder(self) -> None:
         with self._writing():
@@ -196,9 +215,9 @@ class ShardCache:
             # under a name of its own, by which a leftover is known and counted
             with replacing(path, temporary=path.with_suffix(_WRITTEN)) as written:
                 if is_local(shard.file.url):  # it need not be copied first
-                    _check_unchanged(shard.file)
+                    check_unchanged(shard.file)
                     rows = self._rewrite(shard, local_path(shard.file.url), written, unless)
-                    _check_unchanged(shard.file)
+                    check_unchanged(shard.file)
                 else:
                     self._download(shard.file, brought, unless, patience)
                     rows = self._rewrite(shard, str(brought), written, unless)
@@ -217,13 +236,15 @@ class ShardCache:
                 digest.update(block)
                 target.write(block)
         if not expected:
-            _check_unchanged(file)
+            check_unchanged(file)
         elif digest.hexdigest() != expected:
             raise changed(file, f"{file.version.split(':')[0]}:{digest.hexdigest()}")
 
     def _rewrite(self, shard: Shard, source: str, target: Path, unless: CancelToken | None) -> int:
+        self.left_out[shard.key] = left_out = Counter[str]()
+        images = _images(shard, source, left_out)
         with self._writing():
-            return write_images(target, self._with_room(target, shard.file.size, _images(shard, source), unless))
+            return write_images(target, self._with_room(target, shard.file.size, images, unless))
 
     def _with_room(self, path: Path, size: int, images: Iterator[bytes], unless: CancelToken | None) -> Iterator[bytes]:
         """The images, with room for them in a file: most often not more than the size of the shard they are from."""
@@ -301,17 +322,22 @@ class ShardCache:
             ) from error
 
 
-def _images(shard: Shard, path: str) -> Iterator[bytes]:
+def _images(shard: Shard, path: str, left_out: Counter[str]) -> Iterator[bytes]:
     """The images of a shard that lies here; whatever is wrong with it becomes a `UserError`."""
+    head = b""
     try:
         with open(path, "rb") as file:
-            yield from images_of(shard.kind, file, shard.column)
-    except UserError as error:
+            head = file.read(512)
+            file.seek(0)
+            yield from images_of(shard.layout, file, left_out)
+    except Unusable as error:
         raise UserError(f"shard {shard.name}: {error}", local=True) from None
     except Exception as error:  # whatever pyarrow and tarfile raise
+        if reason := explain(head):
+            raise UserError(f"shard {shard.name} is no {shard.layout.kind} file: {reason}", local=True) from error
         raise UserError(
-            f"shard {shard.name} is no whole {shard.kind} file ({type(error).__name__}: {one_line(error)}): replace it "
-            "where it comes from, and start a new run (run.name)",
+            f"shard {shard.name} is no whole {shard.layout.kind} file ({type(error).__name__}: {one_line(error)}): "
+            "replace it where it comes from, and start a new run (run.name)",
             local=True,
         ) from error
 
@@ -319,15 +345,10 @@ def _images(shard: Shard, path: str) -> Iterator[bytes]:
 def _check_rows(shard: Shard, rows: int) -> None:
     if shard.rows not in (-1, rows):
         raise UserError(
-            f"shard {shard.name} has {rows} rows, and {shard.rows} were counted, or stand in the sizes.json beside it: "
-            "mend or remove that file, and start a new run (run.name)",
+            f"shard {shard.name} has {rows} rows, and {shard.rows} were counted, or stand in the sizes.json beside it, "
+            "where samples without an image are none: mend or remove that file, and start a new run (run.name)",
             local=True,
         )
-
-
-def _check_unchanged(file: StoredFile) -> None:
-    store = store_of(file.url)
-    check_same(file, with_retries(lambda: store.describe(file.url), public_url(file.url)))
 
 
 def _digest(file: StoredFile) -> "tuple[hashlib._Hash, str]":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swin_mim.data.decoding.decode_limits import BrokenImage, check_length
+from swin_mim.data.decoding.decode_limits import MAX_PIXELS, BrokenImage, check_length
 
 _TAIL = struct.Struct("<q8s")
 _MAGIC = b"SWINIMG1"
@@ -45,8 +45,8 @@ def write_images(path: Path, images: Iterable[bytes]) -> int:
     return len(checks)
 
 
-def read_image(path: str, row: int, rows: int) -> bytes:
-    """One of `rows` images.
+def read_image(path: str, row: int, rows: int, max_pixels: int = MAX_PIXELS) -> bytes:
+    """One of `rows` images, of a length that `check_length` passes.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -56,12 +56,12 @@ def read_image(path: str, row: int, rows: int) -> bytes:
     # opened for one image: an open file would keep its room on the disk after it was removed
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _read(descriptor, row, rows)
+        return _read(descriptor, row, rows, max_pixels)
     finally:
         os.close(descriptor)
 
 
-def _read(descriptor: int, row: int, rows: int) -> bytes:
+def _read(descriptor: int, row: int, rows: int, max_pixels: int) -> bytes:
     size = os.fstat(descriptor).st_size
     table = size - table_bytes(rows)
     if table < 0 or os.pread(descriptor, _TAIL.size, size - _TAIL.size) != _TAIL.pack(rows, _MAGIC):
@@ -71,7 +71,7 @@ def _read(descriptor: int, row: int, rows: int) -> bytes:
         raise Damaged(f"its table of row {row} is no table")
     if start == end:
         raise BrokenImage("the row has no image")
-    check_length(end - start)
+    check_length(end - start, max_pixels)
     image = os.pread(descriptor, end - start, start)
     (check,) = struct.unpack("<I", os.pread(descriptor, 4, table + 8 * (rows + 1) + 4 * row))
     if len(image) != end - start or zlib.crc32(image) != check:

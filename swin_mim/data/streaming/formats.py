@@ -1,21 +1,47 @@
-"""What a shard holds: the images of a parquet file or of a tar in the order of WebDataset, as bytes."""
+"""What a shard holds: the images of a parquet file or of a tar, as bytes."""
 
 import io
 import os
-import re
-import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES
-from swin_mim.errors import UserError
+from swin_mim.data.streaming.tar_index import Unusable, index_tar, read_member
 
 KINDS = (".parquet", ".tar")
 """Suffixes of shards."""
 
 _BATCH = 32  # rows of a parquet file in memory
-_MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]*)")  # as WebDataset parts a name: sample, and field
 _BUFFER = 2**20
+
+
+class Layout(NamedTuple):
+    """Where a shard has its images."""
+
+    kind: str
+    """Its suffix: .parquet or .tar."""
+    column: str | None
+    """Column of a parquet file; of a tar as `index_tar` takes it."""
+    rasters: bool = False
+    """Whether images are of any channels."""
+
+
+class Compression(NamedTuple):
+    """A way in which tars are compressed, so that no image of them can be read without all before it."""
+
+    suffixes: tuple[str, ...]
+    begins: bytes
+    command: str
+    """What unpacks a file."""
+
+
+COMPRESSIONS = (
+    Compression((".tar.gz", ".tgz"), b"\x1f\x8b", "gunzip"),
+    Compression((".tar.zst", ".tzst"), b"\x28\xb5\x2f\xfd", "zstd -d"),
+    Compression((".tar.xz", ".txz"), b"\xfd7zXZ\0", "unxz"),
+    Compression((".tar.bz2", ".tbz2", ".tbz"), b"BZh", "bunzip2"),
+    Compression((".tar.lz4",), b"\x04\x22\x4d\x18", "unlz4"),
+)
 
 
 def kind_of(name: str) -> str:
@@ -24,21 +50,51 @@ def kind_of(name: str) -> str:
     return suffix if suffix in KINDS else ""
 
 
-def count_rows(kind: str, file: io.RawIOBase) -> int:
-    """How many samples a shard has: from the footer of a parquet file, from the headers of a tar."""
-    if kind == ".parquet":
-        return int(_parquet(file).metadata.num_rows)
-    buffered = io.BufferedReader(file, 4096)  # what is between two headers is skipped
-    return sum(1 for _ in _samples(buffered))
+def suffix_of(name: str) -> str:
+    """The suffix of a file, that of a compressed tar whole; "no suffix"."""
+    packed = (suffix for each in COMPRESSIONS for suffix in each.suffixes if name.lower().endswith(suffix))
+    return next(packed, os.path.splitext(name.lower())[1]) or "no suffix"
 
 
-def images_of(kind: str, file: BinaryIO, column: str | None) -> Iterator[bytes]:
-    """The bytes of the image of every sample, in order; b"" if it has none.
+def count_rows(layout: Layout, file: BinaryIO | io.RawIOBase, left_out: Counter[str]) -> int:
+    """How many images a shard has: from the footer of a parquet file, from the headers of a tar.
+
+    Args:
+        left_out: is told the suffixes of what a tar has besides.
 
     Raises:
-        UserError: there is no such column, or not one image; does not name the shard.
+        Unusable: it cannot be read by its samples.
     """
-    return _of_parquet(file, column or "") if kind == ".parquet" else _of_tar(file, column)
+    if layout.kind == ".parquet":
+        return int(_parquet(file).metadata.num_rows)
+    index = index_tar(file, layout.column, rasters=layout.rasters)
+    left_out.update(index.left_out)
+    return len(index.images)
+
+
+def images_of(layout: Layout, file: BinaryIO, left_out: Counter[str]) -> Iterator[bytes]:
+    """The bytes of every image, in order; b"" of a row of a parquet file that has none. Otherwise as `count_rows`."""
+    if layout.kind == ".parquet":
+        yield from _of_parquet(file, layout.column or "")
+        return
+    index = index_tar(file, layout.column, rasters=layout.rasters)
+    left_out.update(index.left_out)
+    for image in index.images:
+        yield read_member(file, image)
+
+
+def explain(head: bytes) -> str | None:
+    """What a file is that begins so and is no shard, and the way out; None: nobody knows."""
+    for each in COMPRESSIONS:
+        if head.startswith(each.begins):
+            return f"it is compressed: unpack it, as {each.command} does"
+    if head.startswith(b"PK\3\4"):
+        return "it is a zip file: unpack it to a folder, and give that as data.source without data.streaming"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS in the place of the file: bring it by git lfs pull"
+    if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a page of a web server in the place of the file: bring it again"
+    return None
 
 
 def features_of(file: io.RawIOBase) -> Any:
@@ -61,53 +117,27 @@ def _of_parquet(file: BinaryIO, column: str) -> Iterator[bytes]:
     # not the whole of a row group, which may be gigabytes
     opened = pq.ParquetFile(file, buffer_size=_BUFFER)
     if column not in opened.schema_arrow.names:
-        raise UserError(f"it has no column {column!r}")
+        raise Unusable(f"it has no column {column!r}")
     kind = opened.schema_arrow.field(column).type
     inside = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     if not _is_bytes(kind.field("bytes").type if inside else kind):
-        raise UserError(f"its column {column!r} holds no bytes, but {kind}")
+        raise Unusable(f"its column {column!r} holds no bytes, but {kind}")
+    found = False
     for batch in opened.iter_batches(_BATCH, columns=[column], use_threads=False):
         cells = batch.column(0)
         for cell in cells.field("bytes") if inside else cells:
-            yield cell.as_py() or b""
+            content = cell.as_py() or b""
+            found = found or bool(content)
+            yield content
+    if not found:
+        raise Unusable(
+            f"its column {column!r} has the bytes of no image, at most names of files: embed these, as push_to_hub of "
+            "the datasets library does, or leave out data.streaming"
+        )
 
 
 def _is_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _of_tar(file: BinaryIO, column: str | None) -> Iterator[bytes]:
-    for key, fields, archive in _samples(file):
-        chosen = [name for name in fields if _is_image(name, column)]
-        if len(chosen) > 1:
-            raise UserError(f"sample {key!r} has several images, {', '.join(chosen)}: set data.column to one of them")
-        member = archive.extractfile(fields[chosen[0]]) if chosen else None
-        yield member.read() if member else b""
-
-
-def _is_image(field: str, column: str | None) -> bool:
-    return field == column if column else f".{field.rsplit('.', 1)[-1].lower()}" in IMAGE_SUFFIXES
-
-
-def _samples(file: Any) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], tarfile.TarFile]]:
-    """(name, members by field, the archive) of each run of members with one name."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        key, fields = "", dict[str, tarfile.TarInfo]()
-        for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            parts = _MEMBER.fullmatch(member.name)
-            if not parts or not member.isfile():
-                continue
-            if fields and parts[1] != key:
-                yield key, fields, archive
-                fields = {}
-            key = parts[1]
-            fields[parts[2]] = member
-        if fields:
-            yield key, fields, archive
-        # a header that is none ends the reading without a word, and so does the end of what is left of the file
-        file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"byte {archive.offset} begins neither a member nor the mark of the end")
+    # of nulls only: what says so reads them
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)

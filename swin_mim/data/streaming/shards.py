@@ -8,28 +8,34 @@ import re
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 
+from swin_mim.counts import counted
+from swin_mim.data.decoding.kinds import RASTER_SUFFIXES
 from swin_mim.data.sources.folder import files_below
 from swin_mim.data.sources.tables import image_column
-from swin_mim.data.streaming.cache import Shard, ShardCache
-from swin_mim.data.streaming.formats import KINDS, count_rows, features_of, kind_of
+from swin_mim.data.streaming.cache import Counted, Shard, ShardCache
+from swin_mim.data.streaming.formats import COMPRESSIONS, KINDS, Layout, count_rows, explain, features_of, suffix_of
 from swin_mim.data.streaming.storage import (
     RangeFile,
     StoredFile,
+    check_unchanged,
     expand,
     find_files,
     in_threads,
     is_local,
+    local_path,
     one_line,
     sampled,
     store_of,
     with_retries,
 )
+from swin_mim.data.streaming.tar_index import Unusable
 from swin_mim.errors import UNAVAILABLE, UserError
 from swin_mim.redaction import public_url
 
@@ -43,20 +49,19 @@ _TOLD_EVERY = 30.0  # seconds
 _log = logging.getLogger(__name__)
 
 
-def list_shards(spec: str, config: str | None, split: str, column: str | None) -> list[Shard]:
+def list_shards(spec: str, config: str | None, split: str, column: str | None, *, rasters: bool = False) -> list[Shard]:
     """The shards by name, their rows not counted.
+
+    Args:
+        rasters: the images are of any channels.
 
     Raises:
         UserError: there are none, they cannot be listed, are not all parquet or all tar, or have no such column.
     """
     files = _files(spec, config, split)
-    kinds = Counter(kind_of(public_url(file.url)) or Path(public_url(file.url)).suffix or "no suffix" for file in files)
+    kinds = Counter(suffix_of(public_url(file.url)) for file in files)
     if len(kinds) != 1 or not set(kinds) <= set(KINDS):
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
-        raise UserError(
-            f"data.source {public_url(spec)!r} has {found}: data.streaming needs shards that are all .parquet or all "
-            ".tar; without it the data set is read as a whole"
-        )
+        raise _no_shards(spec, kinds)
     if empty := [file for file in files if not file.size]:
         raise UserError(
             f"data.source {public_url(spec)!r}: {public_url(empty[0].url)} is empty: bring it again, or leave it out"
@@ -68,29 +73,77 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None) -
         text = "%s and %d others: nothing tells their versions: a change of the same size may go unnoticed during a run"
         _log.warning(text, public_url(silent[0].url), len(silent) - 1)
     files = in_threads(sampled, files)
-    shards = [Shard(file, kind, column, name) for file, name in zip(files, _names(spec, files), strict=True)]
+    layout = Layout(kind, column, rasters)
+    shards = [Shard(file, layout, name) for file, name in zip(files, _names(spec, files), strict=True)]
     return sorted(shards, key=lambda shard: shard.name)
 
 
-def count_all(shards: Sequence[Shard], cache: ShardCache) -> list[Shard]:
+def count_all(spec: str, shards: Sequence[Shard], cache: ShardCache) -> list[Shard]:
     """The shards with their rows: as counted before, or from footers, from a sizes.json, or by passing over each.
 
+    What tars have besides images is told in the log.
+
     Raises:
-        UserError: a shard cannot be read.
+        UserError: a shard cannot be read, or none has an image.
     """
     with cache.counting():  # the other processes of this machine find it counted
         known = cache.known_rows()
         missing = [shard for shard in shards if shard.key not in known]
         given = _given_rows(missing)
         quick = [
-            each for each in missing if each.name not in given and (each.kind != ".tar" or is_local(each.file.url))
+            each
+            for each in missing
+            if each.name not in given and (each.layout.kind != ".tar" or is_local(each.file.url))
         ]
         for start in range(0, len(quick), 256):  # an interrupted count goes on behind the last ones
             cache.remember_rows(in_threads(_counted, quick[start : start + 256]))
         slow = [each for each in missing if each.name not in given and each not in quick]
         _count_by_bringing(slow, cache)
-        known = cache.known_rows() | {shard.key: given[shard.name] for shard in missing if shard.name in given}
-    return [shard._replace(rows=known[shard.key]) for shard in shards]
+        known = cache.known_rows()
+        known |= {shard.key: Counted(given[shard.name], Counter()) for shard in missing if shard.name in given}
+    left_out = sum((known[shard.key].left_out for shard in shards), Counter[str]())
+    _tell_left_out(spec, left_out)
+    if not any(known[shard.key].rows for shard in shards):
+        raise _no_images(spec, shards[0].layout, left_out)
+    return [shard._replace(rows=known[shard.key].rows) for shard in shards]
+
+
+def _tell_left_out(spec: str, left_out: Counter[str]) -> None:
+    if count := left_out.total():
+        text = "data.source %r: %s of its tars %s: %s"
+        end = "belongs to no image and is left out" if count == 1 else "belong to no image and are left out"
+        _log.warning(text, public_url(spec), counted(count, "file"), end, _counts(left_out))
+
+
+def _no_images(spec: str, layout: Layout, left_out: Counter[str]) -> UserError:
+    if layout.kind == ".parquet" or not left_out:
+        return UserError(f"data.source {public_url(spec)!r} has no rows: choose another data.split")
+    column = f" with data.column {layout.column!r}" if layout.column else ""
+    return UserError(
+        f"data.source {public_url(spec)!r} has no image{column} in its tars, but {_counts(left_out)}: check "
+        "data.source and data.column"
+    )
+
+
+def _no_shards(spec: str, kinds: Counter[str]) -> UserError:
+    """Says why files, by their suffixes, are no shards, and how they can be read."""
+    found = f"data.source {public_url(spec)!r} has {_counts(kinds) or 'no files'}"
+    (suffix, count), *_ = kinds.most_common(1) or [("", 0)]
+    for each in COMPRESSIONS:
+        if suffix in each.suffixes:
+            where = os.path.join(os.path.expanduser(spec), f"*{suffix}") if os.path.isdir(spec) else public_url(spec)
+            return UserError(f"{found}, of which no image can be read by itself: unpack them: {each.command} {where}")
+    if suffix in RASTER_SUFFIXES and count:
+        return UserError(f"{found}, and data.streaming reads .parquet and .tar: leave out data.streaming")
+    return UserError(
+        f"{found}: data.streaming needs shards that are all .parquet or all .tar; without it the data set is read as a "
+        "whole"
+    )
+
+
+def _counts(suffixes: Counter[str]) -> str:
+    """ "3 .txt, 2 .db"."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
 
 
 def _files(spec: str, config: str | None, split: str) -> list[StoredFile]:
@@ -128,12 +181,14 @@ def _check_folder(folder: Path) -> None:
     where = str(folder.resolve())
     if where != glob.escape(where):
         raise UserError(f"data.source {where!r} has characters of a pattern, * ? or [, in its name: rename it")
-    kinds = Counter(kind_of(path) for path, _ in files_below(folder, KINDS))
+    kinds = Counter(suffix_of(path) for path, _ in files_below(folder, KINDS))
     if len(kinds) > 1:
         found = " and ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         raise UserError(
             f"data.source {where!r} holds {found} files: name those that you mean by a pattern, such as {where}/*.tar"
         )
+    if not kinds:
+        raise _no_shards(str(folder), Counter(suffix_of(path) for path, _ in files_below(folder, ("",))))
 
 
 def _found(spec: str) -> list[StoredFile]:
@@ -198,19 +253,38 @@ def _features(file: StoredFile) -> Any:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise _unreadable(public_url(file.url), error) from error
+        raise _unreadable(public_url(file.url), file, error) from error
 
 
-def _counted(shard: Shard, over: threading.Event) -> Shard:
+def _counted(shard: Shard, over: threading.Event) -> tuple[Shard, Counted]:
+    left_out = Counter[str]()
     try:
-        return shard._replace(rows=count_rows(shard.kind, RangeFile(shard.file, over)))
+        with _opened(shard.file, over) as file:
+            return shard, Counted(count_rows(shard.layout, file, left_out), left_out)
+    except Unusable as error:
+        raise UserError(f"shard {shard.name}: {error}") from error
     except UserError:
         raise
     except (tarfile.TarError, ValueError, OSError) as error:
-        raise _unreadable(shard.name, error) from error
+        raise _unreadable(shard.name, shard.file, error) from error
 
 
-def _unreadable(name: str, error: Exception) -> UserError:
+@contextmanager
+def _opened(file: StoredFile, over: threading.Event) -> Iterator[BinaryIO | RangeFile]:
+    """A stored file to be read; one of this machine without a request for each part of it."""
+    if not is_local(file.url):
+        yield RangeFile(file, over)
+        return
+    check_unchanged(file)
+    # what is between two headers of a tar is skipped
+    with open(local_path(file.url), "rb", buffering=4096) as opened:
+        yield opened
+    check_unchanged(file)
+
+
+def _unreadable(name: str, file: StoredFile, error: Exception) -> UserError:
+    if reason := explain(RangeFile(file).read(512) or b""):
+        return UserError(f"shard {name} cannot be read: {reason}")
     return UserError(
         f"shard {name} cannot be read ({type(error).__name__}: {one_line(error)}): bring it again, or leave it out"
     )
@@ -219,7 +293,7 @@ def _unreadable(name: str, error: Exception) -> UserError:
 def _given_rows(shards: Iterable[Shard]) -> dict[str, int]:
     """What the sizes.json files beside tars say, by the names of the shards."""
     given: dict[str, int] = {}
-    tars = [shard for shard in shards if shard.kind == ".tar"]
+    tars = [shard for shard in shards if shard.layout.kind == ".tar"]
     for folder in sorted({shard.file.url.split("?")[0].rpartition("/")[0] for shard in tars}):
         sizes = _read_sizes(f"{folder}/{SIZES}")
         for shard in tars:
@@ -255,7 +329,8 @@ def _count_by_bringing(shards: Sequence[Shard], cache: ShardCache) -> None:
     )
     told = monotonic()
     for number, shard in enumerate(shards, 1):
-        cache.remember_rows([shard._replace(rows=cache.ensure(shard))])
+        rows = cache.ensure(shard)
+        cache.remember_rows([(shard, Counted(rows, cache.left_out[shard.key]))])
         if monotonic() - told > _TOLD_EVERY:
             told = monotonic()
             _log.warning("counted %d of %d tars", number, len(shards))

@@ -11,10 +11,12 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sampling import HELDOUT_EPOCH, Place, ShardGroup, ShardOrder, epoch_order
 from swin_mim.data.sources.base import FileSource, Lookahead, StreamStatus
@@ -30,28 +32,36 @@ from swin_mim.redaction import public_url
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where shards are kept, and how many."""
+
+    folder: str | None = None
+    """None is one in the user's cache folder."""
+    max_gb: float = 20.0
+    """Most bytes in it, in units of 10^9."""
+
+
 def open_streamed(
     spec: str,
     *,
     config: str | None = None,
     split: str = "train",
     column: str | None = None,
-    cache: str | None = None,
-    cache_gb: float = 20.0,
+    cache: CacheOptions = CacheOptions(),
     shards_at_once: int = 4,
     bands: ChannelSpec | None = None,
+    decoding: DecodeOptions = USUAL,
 ) -> "StreamedSource | RasterSource":
     """Open the parquet or tar shards of a Hub data set, of a folder, or at addresses that fsspec or a web server opens.
 
     Only their sizes and rows are asked for: of parquet files from their footers, of tars from a sizes.json beside
     them, or by reading each once. A tar is a WebDataset: members of one name are a sample, of which the only image
-    is taken, or the one with the suffix `column`.
+    is taken, or the one with the suffix `column`; with "*" each image is a sample of its own.
 
     Args:
         spec: user/name, a folder, or a pattern: https://host/train-{000..127}.tar, s3://bucket/*.parquet.
         config, split: of a Hub data set or a folder.
-        cache: the folder for shards; None is one in the user's cache folder.
-        cache_gb: most bytes in it, in units of 10^9.
         shards_at_once: shards whose images are mixed.
         bands: as in `open_source`: the images are of any channels. The first shard is brought to look at one.
 
@@ -59,13 +69,12 @@ def open_streamed(
         UserError: there are no such shards, they cannot be read, the cache does not hold enough of them, or their
             images have other channels than `bands` says.
     """
-    listed = list_shards(spec, config, split, column)
-    kept = ShardCache(Path(cache).expanduser() if cache else default_cache(), int(cache_gb * 1e9))
+    listed = list_shards(spec, config, split, column, rasters=bands is not None)
+    kept = ShardCache(Path(cache.folder).expanduser() if cache.folder else default_cache(), int(cache.max_gb * 1e9))
     _check_room([shard.file.size for shard in listed], shards_at_once, kept)
-    shards = count_all(listed, kept)
-    if not any(shard.rows for shard in shards):
-        raise UserError(f"data.source {public_url(spec)!r} has no rows: choose another data.split")
+    shards = count_all(spec, listed, kept)
     source = StreamedSource(shards, kept, shards_at_once, [range(shard.rows) for shard in shards])
+    source.decoding = decoding
     if bands is None:
         return source
     rasters = RasterSource(source, bands)
@@ -100,7 +109,7 @@ class StreamedSource(FileSource):
 
     def _described(self) -> Iterator[bytes]:
         for shard, rows in zip(self._shards, self._rows, strict=True):
-            about = (shard.name, shard.file.size, shard.file.content, shard.column, shard.rows, len(rows))
+            about = (shard.name, shard.file.size, shard.file.content, shard.layout.column, shard.rows, len(rows))
             yield ("\0".join(map(str, about)) + "\n").encode()
             if len(rows) != shard.rows:
                 yield np.asarray(rows, dtype="<i8").tobytes()
@@ -120,7 +129,7 @@ class StreamedSource(FileSource):
             UserError: its shard cannot be brought, or is not what it was.
         """
         with reading():
-            return self.cache.read(*self._place(index))
+            return self.cache.read(*self._place(index), self.decoding.max_pixels)
 
     def inventory(self) -> Iterator[tuple[str, int]]:
         """Yield (name, size) of every shard, the name with what else identifies it."""
@@ -157,7 +166,9 @@ class StreamedSource(FileSource):
         return self._of(training), self._of(heldout)
 
     def _of(self, rows: Sequence[np.ndarray | range]) -> "StreamedSource":
-        return StreamedSource(self._shards, self.cache, self.at_once, rows)
+        part = StreamedSource(self._shards, self.cache, self.at_once, rows)
+        part.decoding = self.decoding
+        return part
 
     def ensure(self, indices: Iterable[int], unless: CancelToken | None = None) -> None:
         """Bring the shards of images that are about to be read. Raises as the cache's `ensure`."""

@@ -229,7 +229,9 @@ class FsspecStore:
         if not any(character in pattern for character in "*?["):
             return [self.describe(pattern)]
         found = self._here().glob(_inside(pattern), detail=True)
-        return [self._described(f"{self._protocol}://{path}", info) for path, info in found.items()]
+        # hidden ones, as of macOS, are not what * means in a folder either
+        shown = {path: info for path, info in found.items() if not path.rpartition("/")[2].startswith(".")}
+        return [self._described(f"{self._protocol}://{path}", info) for path, info in shown.items()]
 
     def describe(self, url: str) -> StoredFile:
         system = self._here()
@@ -296,6 +298,12 @@ def check_same(listed: StoredFile, now: StoredFile) -> None:
     """Raises a `UserError` for a file that is no longer what was listed."""
     if (listed.size, listed.version) != (now.size, now.version):
         raise changed(listed, f"{now.size} bytes, {now.version or 'no version'}")
+
+
+def check_unchanged(file: StoredFile) -> None:
+    """Ask for a file again. Raises a `UserError` if it is no longer what was listed, or cannot be asked for."""
+    store = store_of(file.url)
+    check_same(file, with_retries(lambda: store.describe(file.url), public_url(file.url)))
 
 
 def changed(listed: StoredFile, found: str) -> UserError:

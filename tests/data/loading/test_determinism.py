@@ -19,7 +19,7 @@ from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.open import open_source
-from swin_mim.data.streaming.source import open_streamed
+from swin_mim.data.streaming.source import CacheOptions, open_streamed
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.masking import block_mask
 
@@ -44,7 +44,7 @@ def streamed(photos: Path, empty: Path) -> Source:
         with tarfile.open(empty / f"{start:02d}.tar", "w") as shard:
             for file in files[start : start + 7]:
                 shard.add(file, file.name)
-    return open_streamed(str(empty), cache=str(empty / "cache"), cache_gb=0.01, shards_at_once=2)
+    return open_streamed(str(empty), cache=CacheOptions(str(empty / "cache"), 0.01), shards_at_once=2)
 
 
 KINDS: dict[str, Callable[[Path, Path], Source]] = {

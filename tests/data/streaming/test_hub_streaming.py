@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 import test_streaming
 from swin_mim.data.streaming import storage as stores
-from swin_mim.data.streaming.source import open_streamed
+from swin_mim.data.streaming.source import CacheOptions, open_streamed
 from swin_mim.errors import UserError
 
 port, root = sys.argv[1], Path(sys.argv[2])
@@ -33,7 +33,7 @@ def end(server):
     server.wait()
 
 def opened(spec, **settings):
-    return open_streamed(spec, cache=str(root / "cache"), **{"cache_gb": 0.01, "shards_at_once": 1} | settings)
+    return open_streamed(spec, cache=CacheOptions(str(root / "cache"), 0.01), **{"shards_at_once": 1} | settings)
 
 def refused(spec, **settings):
     try:
