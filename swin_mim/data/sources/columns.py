@@ -16,7 +16,8 @@ Columns = dict[str, list[Any]]
 
 _DELIMITERS = (",", ";", "\t", "|")
 _MAX_COLUMNS = 10_000
-_ROWS = 4096  # of parquet and arrow that are read at a time
+_MAX_VALUES = 2 * MAX_BYTES  # of parquet and arrow files, which may be compressed
+_ROWS = 1024  # of them that are read at a time
 
 
 def read_columns(path: Path) -> Columns:
@@ -98,8 +99,8 @@ def _arrow_columns(path: Path) -> Columns:
         for batch in _batches(pq.ParquetFile(file) if path.suffix.lower() == ".parquet" else _reader(file)):
             # a few bytes of a file may stand for any number of rows
             total += batch.nbytes
-            if total > 4 * MAX_BYTES:
-                raise UserError(f"the table {str(path)!r} has more than {4 * MAX_BYTES:,} bytes: {_WAY_OUT}")
+            if total > _MAX_VALUES:
+                raise UserError(f"the table {str(path)!r} has values of more than {_MAX_VALUES:,} bytes: {_WAY_OUT}")
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 columns.setdefault(name, []).extend(map(_stripped, column.to_pylist()))
     return columns

@@ -11,6 +11,8 @@ from swin_mim.data.sources.base import Source
 from swin_mim.files import replacing
 
 _SHOWN = 3
+_FIRST_KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".npz")
+_MORE_KINDS = "earlier versions did not read files of these suffixes, move them to another folder to go on"
 
 
 def save_inventory(path: Path, source: Source) -> None:
@@ -40,7 +42,13 @@ def explain_change(path: Path, source: Source) -> str:
     if not any(parts):
         counts = counted(len(now), what)
         return f"its {counts} have the names and sizes they had: others of them are held out, or others chosen"
-    return f"of {counted(len(before), what)} then and {len(now)} now, {', '.join(filter(None, parts))}"
+    change = f"of {counted(len(before), what)} then and {len(now)} now, {', '.join(filter(None, parts))}"
+    more = not any(parts[1:]) and _has_first_kinds(before) and not _has_first_kinds(now.keys() - before.keys())
+    return f"{change}: {_MORE_KINDS}" if more else change
+
+
+def _has_first_kinds(names: Collection[str]) -> bool:
+    return any(name.lower().endswith(_FIRST_KINDS) for name in names)
 
 
 def _load(path: Path) -> dict[str, int]:

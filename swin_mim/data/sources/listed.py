@@ -98,7 +98,7 @@ def _plain(name: str) -> str:
 
 
 def _folded(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()
+    return path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
 
 
 def _stem(path: str) -> str:
@@ -158,8 +158,8 @@ class _Lookup:
             places: dict[str, int] = {}
             key = self._KEYS[len(self._places)]
             for place, path in enumerate(self._paths):
-                # of several none is meant
-                places[name] = -1 if (name := key(path)) in places else place
+                name = key(path)
+                places[name] = -1 if name in places else place  # of several none is meant
             self._places.append(places)
         return self._places[level]
 

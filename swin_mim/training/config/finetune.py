@@ -156,6 +156,7 @@ class FinetuneSaveConfig(SaveConfig):
 
 
 MUTABLE = pretrain.MUTABLE | {
+    "data.labels",
     "data.validation",
     "data.validation_split",
     "save.export",

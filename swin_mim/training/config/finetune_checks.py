@@ -116,6 +116,9 @@ def _data_constraints(data: LabelledDataConfig) -> common_checks.Constraints:
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
         yield key, values is None or len(values) == count, f"must have {counted(count, 'entry', 'entries')}, for {what}"
     yield "data.std", data.std is None or min(data.std) > 0, "must be positive"
+    rule = "names files of a folder, and data.source is blue_marble: leave it out"
+    yield "data.labels", data.labels is None or data.source != "blue_marble", rule
+    yield "data.label_column", data.label_column != (), "names no column: leave it out"
     separate = data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 for a tenth"
     rule = "is kept out of data.source, but other images to evaluate on are named, or are blue_marble's own: use 0"

@@ -53,6 +53,17 @@ def test_what_is_new_gone_or_changed_is_named(images: Path, listing: Path) -> No
     )
 
 
+def test_files_that_earlier_versions_left_out_are_told_as_such(images: Path, listing: Path) -> None:
+    write(images / "a.jfif")
+    write(images / "b")
+    assert change(images, listing) == (
+        "of 20 images then and 22 now, 2 are new (a.jfif, b): earlier versions did not read files of these suffixes, "
+        "move them to another folder to go on"
+    )
+    write(images / "c.png")
+    assert change(images, listing) == "of 20 images then and 23 now, 3 are new (a.jfif, b, c.png)"
+
+
 def test_names_of_any_bytes(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a b\n\udce9.png")
     save_inventory(tmp_path / "listing", open_source(str(tmp_path / "images")))

@@ -114,10 +114,18 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 def test_any_config_survives_yaml(
     source: str, label: str | None, mean: list[float] | None, smoothing: float, evaluate: bool, table: str | None
 ) -> None:
-    changes = {"data.source": source, "data.label_column": label, "data.multi_label": evaluate, "evaluate": evaluate}
+    changes = {"data.source": source, "data.labels": label, "data.multi_label": evaluate, "evaluate": evaluate}
+    changes |= {"data.label_column": None if label is None else (label, "kind")}
     changes |= {"data.mean": mean if mean is None else tuple(mean), "augment.label_smoothing": smoothing}
     config = with_settings(DEFAULTS, changes | {"augment.auto": None, "predictions": table})
     assert from_mapping(FinetuneConfig, yaml.safe_load(to_yaml(config)), "text") == config
+
+
+def test_one_label_column_is_a_text_in_yaml_as_it_always_was() -> None:
+    for value, expected in (("kind", ("kind",)), (["a", "b"], ("a", "b")), (None, None)):
+        assert from_mapping(FinetuneConfig, {"run": {"name": "x"}, "data": {"label_column": value}}, "text") == (
+            with_settings(FinetuneConfig(RunConfig("x")), {"data.label_column": expected})
+        )
 
 
 # ---- the command line -----------------------------------------------------------------------------------------
@@ -525,7 +533,7 @@ def test_mixes_says_whether_images_are_ever_mixed(
 def test_each_setting_is_immutable_or_mutable() -> None:
     other = {str: "other", int: 12345, float: 0.12345, bool: True, tuple: ("other",), type(None): "other"}
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 87
+    assert len(keys) == len(set(keys)) == 88
     assert {*keys, *(key for key, _ in leaves(PretrainConfig(RunConfig("x"))))} >= MUTABLE
     for key, value in leaves(DEFAULTS):
         changed = not value if isinstance(value, bool) else other[type(value)]
