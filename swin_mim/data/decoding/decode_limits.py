@@ -17,9 +17,11 @@ MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 30_000
 MAX_BYTES = 512 * 2**20
 """Max bytes of a file; more where more than `MAX_PIXELS` are allowed, in proportion."""
-MAX_MEMORY = 1280 * 2**20
-"""Bytes that decoding takes at most for a while, besides the file: what every data worker may need. A transparent WebP
-image of `MAX_PIXELS` was seen to take 1100 MiB, a progressive JPEG in four colours 770 MiB, others 560 MiB or less."""
+MAX_MEMORY = 1920 * 2**20
+"""Bytes that decoding takes at most for a while, besides the file: what every data worker may need, in proportion
+where other than `MAX_PIXELS` are allowed. Seen at `MAX_PIXELS`: 1860 MiB of a JPEG 2000 of four colours of 16 bit, 1560
+MiB of one of 8 bit, 1300 MiB of a JPEG XL of 16 bit, 1150 MiB of a transparent WebP with a profile, 770 MiB of a
+progressive JPEG in four colours, others less."""
 
 MAX_SCANS = 24
 """How often a JPEG of `MAX_PIXELS` may go over them, a smaller one more often: a progressive one does 10 times, in four

@@ -139,7 +139,8 @@ def _check_avif(data: bytes, pixels: int) -> None:
 def _jpegxl_image(data: bytes, options: DecodeOptions) -> Image.Image:
     """Upright. Grey of more than 8 bits keeps them, colours are cut to 8."""
     header = jpegxl_header(data)
-    check_size((header.width, header.height), options.max_pixels)
+    most = options.max_pixels if header.dtype.kind != "f" else options.max_pixels // 2  # which take 52 bytes a pixel
+    check_size((header.width, header.height), most)
     if header.components > 4:
         raise BrokenImage(f"it has {header.components} channels: name those to be read in data.channels")
     pixels = import_extra("imagecodecs").jpegxl_decode(data, index=0, numthreads=1)

@@ -74,7 +74,7 @@ class TableSource(FileSource):
                 return content
             if path is None:
                 raise BrokenImage("the cell is empty")
-            return read_below(self._roots, path)
+            return read_below(self._roots, path, self.decoding.max_pixels)
 
     def _cell(self, index: int) -> tuple[bytes | None, str | None]:
         cell = self._dataset[int(index)][self.column] or {}

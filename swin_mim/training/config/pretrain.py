@@ -44,7 +44,7 @@ class ImagesConfig:
     mask_channel: str | None = None
     """Channel that is 0 where a pixel is missing, by name or number, in images other than RGB."""
     max_pixels: int = 67_108_864
-    """Max pixels of an image, width x height; larger ones count as broken. Decoding takes up to 20 bytes of memory a
+    """Max pixels of an image, width x height; larger ones count as broken. Decoding takes up to 30 bytes of memory a
     pixel, in every worker."""
     color_profile: Literal["convert", "ignore"] = "convert"
     """Treatment of RGB images with an ICC profile: converted to sRGB, or read as if they were sRGB."""

@@ -657,6 +657,8 @@ LARGE = 4096
         ("RGBA", "PNG", {"compress_level": 1}),
         ("F", "TIFF", {"compression": "packbits"}),
         ("I;16", "TIFF", {}),
+        ("RGBA", "JPEG2000", {}),
+        ("RGBA", "AVIF", {"speed": 10}),
     ],
 )
 def test_memory_that_a_large_picture_takes(mode: str, name: str, options: dict[str, object], tmp_path: Path) -> None:
@@ -670,4 +672,5 @@ def test_memory_that_a_large_picture_takes(mode: str, name: str, options: dict[s
     result = json.loads(child.stdout)
     assert result["outcome"] == IMAGE, result["reason"]
     allowed = MAX_MEMORY * LARGE**2 // MAX_PIXELS
-    assert allowed // 4 < result["memory"] < allowed
+    # two thirds of it are enough for all but JPEG 2000
+    assert allowed // 6 < result["memory"] < (allowed if name == "JPEG2000" else allowed * 2 // 3)
