@@ -172,15 +172,17 @@ def _name_column(table: Path, columns: Columns, lookup: _Lookup, given: str | No
         return given
     count = len(next(iter(columns.values())))
     rows = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int).tolist()
-    share = {name: sum(lookup(cells[row]) >= 0 for row in rows) / len(rows) for name, cells in columns.items()}
+
+    def share(name: str) -> float:
+        return sum(lookup(columns[name][row]) >= 0 for row in rows) / len(rows)
+
     usual = sorted(
         (name for name in columns if _plain(name) in NAME_COLUMNS), key=lambda n: NAME_COLUMNS.index(_plain(n))
     )
-    best = max(share, key=share.__getitem__)
-    for name in usual:
-        if share[name] >= 0.5:
-            return name
-    return best if share[best] or not usual else usual[0]
+    if (fits := next((name for name in usual if share(name) >= 0.5), None)) is not None:
+        return fits
+    best = max(columns, key=share)
+    return best if share(best) or not usual else usual[0]
 
 
 def _check_matches(table: Path, root: Path, paths: Sequence[str], cells: Sequence[Any], files: np.ndarray) -> None:
