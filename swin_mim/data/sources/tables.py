@@ -112,6 +112,8 @@ def image_column(spec: str, features: Mapping[str, Any], column: str | None) -> 
     import datasets
 
     columns = f"its columns are {columns_text(features)}"
+    if any(_can_hold_images(getattr(kind, "feature", None)) for kind in features.values()):
+        columns += ": lists of images are not read, give each image a row of its own"
     if column is not None:
         if column not in features:
             raise UserError(f"data.column {column!r} is not in data.source {spec!r}: {columns}")

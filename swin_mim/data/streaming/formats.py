@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -11,6 +12,10 @@ from swin_mim.data.streaming.tar_index import Unusable, index_tar, read_member
 KINDS = (".parquet", ".tar")
 """Suffixes of shards."""
 
+_PIECE = re.compile(
+    r"(\.(?:tar|tgz|tar\.\w+)\.(?:part|split)[-_.]?)(?:\d+|[a-z]{2,4})$|(\.(?:tar|tgz|tar\.\w+)\.)(?:\d{2,}|a[a-z])$"
+)
+"""A name of one of the pieces that `split` makes."""
 _BATCH = 32  # rows of a parquet file in memory
 _BUFFER = 2**20
 
@@ -51,7 +56,9 @@ def kind_of(name: str) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file, that of a compressed tar whole; "no suffix"."""
+    """The suffix of a file, that of a compressed tar whole, of a piece of an archive with * at its end; "no suffix"."""
+    if piece := _PIECE.search(name.lower()):
+        return f"{piece[1] or piece[2]}*"
     packed = (suffix for each in COMPRESSIONS for suffix in each.suffixes if name.lower().endswith(suffix))
     return next(packed, os.path.splitext(name.lower())[1]) or "no suffix"
 
@@ -121,7 +128,7 @@ def _of_parquet(file: BinaryIO, column: str) -> Iterator[bytes]:
     kind = opened.schema_arrow.field(column).type
     inside = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     if not _is_bytes(kind.field("bytes").type if inside else kind):
-        raise Unusable(f"its column {column!r} holds no bytes, but {kind}")
+        raise Unusable(f"its column {column!r} holds no bytes of images, but {kind}: store these, one image a row")
     found = False
     for batch in opened.iter_batches(_BATCH, columns=[column], use_threads=False):
         cells = batch.column(0)

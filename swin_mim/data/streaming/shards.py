@@ -129,9 +129,11 @@ def _no_shards(spec: str, kinds: Counter[str]) -> UserError:
     """Says why files, by their suffixes, are no shards, and how they can be read."""
     found = f"data.source {public_url(spec)!r} has {_counts(kinds) or 'no files'}"
     (suffix, count), *_ = kinds.most_common(1) or [("", 0)]
+    where = os.path.join(spec, f"*{suffix}") if os.path.isdir(spec) else public_url(spec)
+    if suffix.endswith("*"):
+        return UserError(f"{found}, which are pieces of archives: join those of each: cat {where} > NAME.tar")
     for each in COMPRESSIONS:
         if suffix in each.suffixes:
-            where = os.path.join(os.path.expanduser(spec), f"*{suffix}") if os.path.isdir(spec) else public_url(spec)
             return UserError(f"{found}, of which no image can be read by itself: unpack them: {each.command} {where}")
     if suffix in RASTER_SUFFIXES and count:
         return UserError(f"{found}, and data.streaming reads .parquet and .tar: leave out data.streaming")
@@ -225,9 +227,10 @@ def _data_files(
 
 
 def _cannot_list(spec: str, error: Exception) -> UserError:
+    pattern = f", or name its shards by a pattern, as {spec}/*.tar" if os.path.isdir(spec) else ""
     return UserError(
         f"data.source {public_url(spec)!r} cannot be listed: {type(error).__name__}: {one_line(error)}: check that it "
-        "exists and can be reached, and data.config"
+        f"exists and can be reached, and data.config{pattern}"
     )
 
 

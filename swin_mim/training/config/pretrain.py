@@ -33,7 +33,7 @@ class ImagesConfig:
     split: str = "train"
     """Split of a Hub data set."""
     column: str | None = None
-    """Column of the images; None takes the only image column."""
+    """Column of the images; None takes the only image column. Of streamed tars the suffix; '*' takes every image."""
     channels: tuple[str, ...] | None = None
     """Channels to read, by name or by number from 1, in the model's order; images then keep the values of their files.
     None reads every image as RGB, or all channels where model.in_channels is not 3."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from test_streaming import PICTURES, SIZES, TARS, opened, parquet, samples_of, tar, write
@@ -203,8 +205,18 @@ def test_tars_of_macos(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="this machine has no tar")
-@pytest.mark.parametrize("options", [[], ["-S"], ["-S", "--sparse-version=0.1"], ["-b", "1"], ["--label=mine"]])
-@pytest.mark.parametrize("form", ["v7", "ustar", "oldgnu", "gnu", "pax"])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("v7", []),
+        ("ustar", ["-b", "1"]),
+        ("oldgnu", ["-S"]),
+        ("gnu", ["-S"]),
+        ("gnu", ["--label=mine"]),
+        ("pax", []),
+        *(("pax", ["-S", f"--sparse-version={version}"]) for version in ("0.0", "0.1", "1.0")),
+    ],
+)
 def test_tars_of_the_command(tmp_path: Path, form: str, options: list[str]) -> None:
     if "GNU" not in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout:
         pytest.skip("only GNU's tar has these options")
@@ -219,9 +231,7 @@ def test_tars_of_the_command(tmp_path: Path, form: str, options: list[str]) -> N
     shards = tmp_path / "shards"
     shards.mkdir()
     command = ["tar", f"--format={form}", "--sort=name", *options, "-cf", str(shards / "x.tar"), "-C", str(photos), "."]
-    made = subprocess.run(command, capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(made.stderr)
+    subprocess.run(command, check=True)
     source = opened(str(shards), tmp_path / "cache")
     assert sorted(contents(source)) == sorted([A, (photos / "a.b" / "2.bmp").read_bytes(), A])
     assert source.image(1).size == (300, 300)
@@ -284,6 +294,33 @@ def test_compressed_tars(tmp_path: Path, suffix: str, pack: Callable[[bytes], by
 def test_other_files_with_the_name_of_a_shard(tmp_path: Path, content: bytes, message: str, suffix: str) -> None:
     folder = write(tmp_path / "shards", {f"x{suffix}": content})
     assert message in refused(lambda: opened(folder, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "command"),
+    [
+        (("d.tar.part000", "d.tar.part001"), "2 .tar.part*", "*.tar.part* > NAME.tar"),
+        (("d.tar.gz.aa", "d.tar.gz.ab"), "2 .tar.gz.*", "*.tar.gz.* > NAME.tar"),
+        (("d.tar.split.00", "d.tar.split.01"), "2 .tar.split.*", "*.tar.split.* > NAME.tar"),
+    ],
+)
+def test_pieces_of_archives(tmp_path: Path, names: tuple[str, ...], found: str, command: str) -> None:
+    folder = write(tmp_path / "shards", dict.fromkeys(names, b"x"))
+    text = refused(lambda: opened(folder, tmp_path / "cache"))
+    assert text.endswith(f"has {found}, which are pieces of archives: join those of each: cat {folder}/{command}")
+
+
+def test_files_beside_tars_that_are_no_pieces(tmp_path: Path) -> None:
+    for name in ("d.tar.md5", "d.tar.bak", "d.tar.asc", "d.tar.idx"):
+        assert "pieces" not in refused(
+            lambda name=name: opened(write(tmp_path / name, {name: b"x"}), tmp_path / "cache")
+        )
+
+
+def test_a_folder_that_cannot_be_listed_as_a_whole_can_be_by_a_pattern(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shards", {"train-0.tar": TARS["train-00.tar"], "test.json": b"{}"})
+    assert f"name its shards by a pattern, as {folder}/*.tar" in refused(lambda: opened(folder, tmp_path / "cache"))
+    assert len(opened(f"{folder}/*.tar", tmp_path / "cache")) == SIZES[0]
 
 
 def test_folders_that_hold_no_shards(tmp_path: Path) -> None:
@@ -436,6 +473,17 @@ def test_what_remote_tars_have_besides_is_kept_with_their_counts(
         caplog.clear()
         assert len(opened("memory://odd/*.tar", tmp_path / "cache")) == 2
         assert "1 file of its tars belongs to no image and is left out: 1 .txt" in caplog.text
+
+
+def test_columns_of_parquet_files_that_hold_no_images(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shards", {})
+    cells = [[{"bytes": A, "path": None}], [{"bytes": B, "path": None}] * 2]
+    for column, values, message in (
+        ("images", cells, "lists of images are not read, give each image a row of its own"),
+        ("image", ["aGVsbG8="] * 2, "holds no bytes of images, but string: store these, one image a row"),
+    ):
+        pq.write_table(pa.table({column: values}), Path(folder) / "a.parquet")
+        assert message in refused(lambda: opened(folder, tmp_path / "cache").content(0))
 
 
 def test_parquet_files_that_name_their_images_are_one_line(tmp_path: Path) -> None:
