@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from swin_mim.data.decoding.raster import Raster
 
-USUAL = (-999, -2000, -3024, -9999, -32767, -32768, -99999)
+USUAL = (-999, -2000, -3024, -9999, -10000, -32767, -32768, -99999)
 """Numbers that programs write for missing pixels, and that few instruments measure."""
 
 _SHARE = 0.01  # of an image, from which a value that is not apart by far is suspected

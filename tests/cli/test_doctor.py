@@ -14,6 +14,7 @@ import imagecodecs
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pydicom
 import pytest
 import tifffile
 import torch
@@ -756,3 +757,46 @@ def test_folders_without_images_and_classes(tmp_path: Path, ask: Callable[..., S
     assert "error in birds: none of its files is an image: 1 .pdf; as a class it has no image" in said.fact("folders")
     assert said.fact("other files") == "1 .pdf; they are not read"
     assert "left out" not in said.errors  # the page says it
+
+
+def test_a_fill_value_that_would_eat_all_contrast_makes_channels_of_floats(
+    tmp_path: Path, ask: Callable[..., Said]
+) -> None:
+    (tmp_path / "heights").mkdir()
+    for number in range(6):
+        values = np.asarray(picture(number).convert("L")).astype(np.float32) / 100
+        values[:9, :9] = -999
+        tifffile.imwrite(tmp_path / "heights" / f"{number}.tif", values)
+    said = ask("heights")
+    assert "values go from -999 to " in said.report["suggestions"][0]["reason"]
+    config = runs_as_printed(said)
+    assert (config.data.channels, config.data.nodata, config.data.mean[0] > 0) == (("1",), -999, True)
+
+
+def test_pages_that_differ_and_dicom_files(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    for name in ("slides", "scans"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        with tifffile.TiffWriter(tmp_path / "slides" / f"{number}.tif") as file:
+            file.write(np.asarray(picture(number).convert("L")), metadata=None)
+            file.write(np.asarray(picture(number, (12, 10))), photometric="rgb", metadata=None)
+        write_dicom(tmp_path / "scans" / f"{number}", twelve_bits(number))
+    assert ask("slides").fact("frames") == "4 (100.0%): TIFF of pages that differ; the first is read, as RGB only"
+    said = ask("scans")
+    assert said.fact("formats") == "4 DICOM"
+    assert "with --data.channels 1 it sees them as they are" in said.fact("pixels")
+    assert said.fact("frames") == "4 (100.0%): DICOM of 2 frames; the first one is read"
+    assert said.fact("near-empty") == "none"
+
+
+def write_dicom(path: Path, frame: np.ndarray) -> None:
+    """Two frames of 12 bits, without a window."""
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7.3", "1.2.3"
+    file = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    file.Rows, file.Columns, file.NumberOfFrames, file.SamplesPerPixel = *frame.shape, 2, 1
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    file.PhotometricInterpretation = "MONOCHROME2"
+    file.PixelData = np.stack([frame, frame]).astype(np.uint16).tobytes()
+    file.save_as(path, enforce_file_format=True)

@@ -22,21 +22,22 @@ _SHRUNK = (32, 32)
 
 @dataclass(frozen=True)
 class Depth:
-    """The integers in images of more than 8 bits."""
+    """The numbers in images of more than 8 bits."""
 
-    low: int
-    high: int
+    low: float
+    high: float
     mask: int
-    """All bits that are set in some of them; those of low > 0 only."""
+    """All bits that are set in some of them, of integers; 0: of other numbers."""
     limit: int
-    """The largest number of their type."""
+    """The largest number of their type, if it is one of integers; 0: it is not."""
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Depth":
-        """`values` are integers."""
-        low, high = int(values.min()), int(values.max())
+    def of(cls, raster: Raster) -> "Depth":
+        values = raster.values if raster.valid is None else raster.values[raster.valid]
+        if values.dtype.kind == "f":
+            return cls(float(values.min()), float(values.max()), 0, 0)
         mask = int(np.bitwise_or.reduce(values, axis=None))
-        return cls(low, high, mask, int(np.iinfo(values.dtype).max))
+        return cls(int(values.min()), int(values.max()), mask, int(np.iinfo(values.dtype).max))
 
     def merge(self, other: "Depth") -> "Depth":
         low, high, limit = min(self.low, other.low), max(self.high, other.high), max(self.limit, other.limit)
@@ -50,8 +51,9 @@ class Depth:
     @property
     def text(self) -> str:
         """ "values go from 160 to 4080 of 65535, in steps of 16"."""
+        of_all = f" of {self.limit}" if self.limit else ""
         steps = f", in steps of {self.step}" if self.step > 1 else ""
-        return f"values go from {self.low} to {self.high} of {self.limit}{steps}"
+        return f"values go from {self.low:.6g} to {self.high:.6g}{of_all}{steps}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Levels:
 
 
 def deep_values(data: bytes, options: DecodeOptions) -> Raster | None:
-    """A file that can be read as RGB, with its own integers in all channels; None: it has no integers of so many bits.
+    """A file that can be read as RGB, with its own numbers in all channels; None: they are of 8 bits, or fewer.
 
     None too where tifffile or imagecodecs is missing: training reads such a file as RGB without them.
     """
@@ -86,12 +88,13 @@ def deep_values(data: bytes, options: DecodeOptions) -> Raster | None:
         raster = decode_raster([(None, data)], ChannelSpec(len(names), max_pixels=options.max_pixels))
     except (BrokenImage, UserError):
         return None
-    return raster if raster.values.dtype.kind in "iu" and raster.values.dtype.itemsize > 1 else None
+    return raster if raster.values.dtype.itemsize > 1 else None
 
 
 def levels(raster: Raster, rgb: Image.Image) -> Levels:
-    """Compare a file's own integers with its pixels as RGB."""
-    return Levels(Depth.of(raster.values), np.unique(raster.values), np.unique(np.asarray(rgb)))
+    """Compare a file's own numbers with its pixels as RGB."""
+    values = raster.values if raster.valid is None else raster.values[raster.valid]
+    return Levels(Depth.of(raster), np.unique(values), np.unique(np.asarray(rgb)))
 
 
 def is_flat(image: Image.Image) -> bool:
@@ -101,9 +104,11 @@ def is_flat(image: Image.Image) -> bool:
 
 
 def is_flat_in_its_range(raster: Raster) -> bool:
-    """As `is_flat`, for integers of as many bits as the largest of them needs."""
+    """As `is_flat`, for integers of as many bits as the largest of them needs; floats fill their range as RGB too."""
     values = raster.values
-    full = (1 << max(8, int(np.abs(Depth.of(values).high)).bit_length())) - 1
+    if values.dtype.kind == "f":
+        return True
+    full = (1 << max(8, int(abs(Depth.of(raster).high)).bit_length())) - 1
     return max(_shrunk_std(values[:, :, channel]) for channel in range(values.shape[2])) * 255 / full <= FLAT
 
 

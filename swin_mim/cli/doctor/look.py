@@ -70,7 +70,7 @@ class Look(NamedTuple):
     suspects: tuple[Suspect, ...] = ()
     """Values of a raster that may mark missing pixels."""
     depth: Depth | None = None
-    """Known of an image of integers of more than 8 bits that is read as RGB."""
+    """Known of an image of more than 8 bits that is read as RGB."""
     frames: str = ""
     """ "TIFF of 3 pages", "GIF of several frames"; empty: it holds one picture."""
     profile: str = ""
@@ -118,7 +118,7 @@ def _look_at_file(data: bytes, options: DecodeOptions, look: Look) -> Look:
     try:
         image = decode_image(data, options)
     except BrokenImage as error:
-        channels, bits = tiff_layout(data)
+        channels, bits, _ = tiff_layout(data)
         look = _broken(look, error)
         if channels <= 4 or look.too_large is not None:
             return look
@@ -127,7 +127,7 @@ def _look_at_file(data: bytes, options: DecodeOptions, look: Look) -> Look:
     raster = None if 0 < head.bits <= 8 else deep_values(data, options)
     look = look._replace(format=head.format, pixels=head.pixels, frames=head.frames, profile=head.profile)
     if raster is not None:
-        look = look._replace(depth=Depth.of(raster.values))
+        look = look._replace(depth=Depth.of(raster))
         if not head.bits:
             look = look._replace(pixels=f"{plural_channels(raster.values.shape[2])} of {raster.values.dtype}")
     flat = is_flat(image) and (raster is None or is_flat_in_its_range(raster))
@@ -184,7 +184,7 @@ def header(data: bytes, options: DecodeOptions = USUAL) -> Header:
     return Header(kind.upper(), f"{_PIXELS.get(image.mode, 'grey')} {text}", bits, frames, profile or "")
 
 
-def has_deep_integers(data: bytes, options: DecodeOptions) -> bool:
+def has_deep_values(data: bytes, options: DecodeOptions) -> bool:
     """Whether a file that can be decoded as RGB has values of more than 8 bits, or only decoding would tell."""
     return not 0 < header(data, options).bits <= 8
 
@@ -220,7 +220,9 @@ def frames_of(data: bytes) -> str:
         return ""
     try:
         pages = len(channel_names([(None, data)])) // samples
-    except (BrokenImage, UserError):  # its pages are no channels, or what reads them is missing
+    except BrokenImage:
+        return "TIFF of pages that differ" if tiff_layout(data)[2] else ""
+    except UserError:  # what reads them is missing
         return ""
     return f"TIFF of {pages} pages" if pages > 1 else ""
 
@@ -235,10 +237,10 @@ def dicom_frames(data: bytes) -> int:
         return 1
 
 
-def tiff_layout(data: bytes) -> tuple[int, int]:
-    """(channels, bits of a channel) of a TIFF file; (0, 0) of any other."""
+def tiff_layout(data: bytes) -> tuple[int, int, bool]:
+    """(channels, bits of a channel, whether another page follows) of a TIFF file; (0, 0, False) of any other."""
     if not data.startswith((b"II", b"MM")):
-        return 0, 0
+        return 0, 0, False
     try:
         check_metadata(data)
         tags = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
@@ -247,9 +249,10 @@ def tiff_layout(data: bytes) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"):
             tags.load(file)
         bits = tags.get(_BITS_PER_SAMPLE, (1,))
-        return int(tags.get(_SAMPLES_PER_PIXEL, 1)), int(max(bits) if isinstance(bits, tuple) else bits)
+        samples, most = int(tags.get(_SAMPLES_PER_PIXEL, 1)), int(max(bits) if isinstance(bits, tuple) else bits)
+        return samples, most, bool(tags.next)
     except Exception:  # a damaged header can raise anything, and then says nothing
-        return 0, 0
+        return 0, 0, False
 
 
 def edge_colour(image: Image.Image) -> str:

@@ -127,6 +127,8 @@ def _depths(images: Images) -> Iterator[str]:
         yield fact("", "wider values are stretched to 8 bit, each image by its own range")
     if images.depth:
         yield fact("", images.depth.text)
+        if any("channel" in kind for kind in images.pixels):  # DICOM, and what else has no values of its own as RGB
+            yield fact("", "as RGB a model sees 8 bit of them; with --data.channels 1 it sees them as they are")
     if images.profiles:
         yield fact("colours", f"{counts(images.profiles)}: converted to sRGB; --data.color_profile ignore leaves them")
     for name, number in images.frames.items():
@@ -136,6 +138,8 @@ def _depths(images: Images) -> Iterator[str]:
 def _frames_read(name: str, images: Images) -> str:
     if not name.startswith("TIFF"):
         return "the first one is read"
+    if name.endswith("differ"):
+        return "the first is read, as RGB only"
     if images.channels:
         return "each is a channel"
     return "as RGB only the first is read; with --data.channels each is a channel, by its number"

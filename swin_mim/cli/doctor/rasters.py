@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from swin_mim.cli.doctor.depth import Levels, deep_values, levels
-from swin_mim.cli.doctor.look import has_deep_integers, plural_channels, raster_format
+from swin_mim.cli.doctor.look import has_deep_values, plural_channels, raster_format
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.multichannel import channel_names
@@ -223,7 +223,7 @@ def _look_into(content: bytes, data: DataConfig, asked: bool) -> tuple[tuple[str
     rgb = None if asked or raster_format(content) in ("npy", "npz") else _as_rgb(content, options)
     if rgb is None:
         return _names(content, data.mask_channel), None
-    if not has_deep_integers(content, options) or (raster := deep_values(content, options)) is None:
+    if not has_deep_values(content, options) or (raster := deep_values(content, options)) is None:
         return None, None
     return _names(content, None), levels(raster, rgb)
 
