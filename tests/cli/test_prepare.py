@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -103,7 +104,7 @@ def test_broken_images_are_counted(photos: Path, tmp_path: Path, capsys: pytest.
     (source / "good.jpg").write_bytes((photos / "00.jpg").read_bytes())
     prepare.main([str(source), str(tmp_path / "packed"), "--format", "raw", "--workers", "1"])
     out = capsys.readouterr().out
-    assert f"1 images, 1 broken ones left out (see {tmp_path / 'packed' / 'broken_images.jsonl'})" in out
+    assert f"1 image, 1 broken one left out (see {tmp_path / 'packed' / 'broken_images.jsonl'})" in out
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,19 @@ def test_broken_images_are_counted(photos: Path, tmp_path: Path, capsys: pytest.
         (("a", "b", "--quality", "101"), "--quality 101 must be at most 100"),
         (("a", "b", "--shard-mib", "0"), "--shard-mib 0 must be at least 1"),
         (("/nowhere", "b"), "data.source '/nowhere' does not exist"),
+        (("a", "b", "--max_pixels", "0"), "--max_pixels 0 must be at least 1"),
+        (("a", "b", "--overlap", "8"), "--overlap 8 is of --tile PX: leave it out"),
+        (("a", "b", "--tile", "0"), "--tile 0 must be at least 1"),
+        (("a", "b", "--tile", "64", "--overlap", "64"), "--overlap 64 must be less than --tile 64"),
+        (("a", "b", "--tile", "64", "--min-valid", "1.5"), "--min-valid 1.5 must be from 0 to 1"),
+        (("a", "b", "--tile", "64", "--size", "256"), "--size 256 is of packing, and --tile cuts scenes into files"),
+        (("--verify", "b", "--tile", "64"), "--verify b is of packing"),
+        (("a", "b", "--tile", "64", "--format", "raw"), "tiles are lossless, or --format jpeg"),
+        (("a", "b", "--tile", "64", "--quality", "90"), "--quality 90 is of --format jpeg"),
+        (("a", "b", "--tile", "64", "--channels", "1"), "of files of one channel each, with --stack: tiles keep them"),
+        (("a", "b", "--tile", "64", "--stack", "{image}_{channel}.tif"), "--stack is of images of any channels"),
+        (("/nowhere", "b", "--tile", "64"), "data.source '/nowhere' does not exist"),
+        (("a", "b", "--channels", "1", "--color_profile", "ignore"), "--color_profile ignore is of RGB images"),
     ],
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
@@ -154,3 +168,48 @@ def test_help_says_when_256_pixels_are_enough(capsys: pytest.CaptureFixture[str]
     said = " ".join(capsys.readouterr().out.split())
     for part in ("67 to 100 %", "up to an image size of about 190", "--size 288", "--size 320 at 224"):
         assert part in said
+
+
+def test_scenes_larger_than_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes, tiles = tmp_path / "scenes", tmp_path / "tiles"
+    scenes.mkdir()
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 2**16, (128, 192), dtype=np.uint16)
+    picture[:64, :64] = 0
+    tifffile.imwrite(scenes / "deep.tif", picture, tile=(32, 32), compression="zstd", photometric="minisblack")
+    Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(scenes / "small.png")
+    (scenes / "torn.tif").write_bytes(b"II*\0")
+    command = [str(scenes), str(tiles), "--tile", "64", "--workers", "0"]
+    prepare.main(command)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        f"{tiles}: 6 tiles of 64 x 64 pixels (1 .png, 5 .tif) of 2 scenes",
+        "1 scene is not larger than a tile and stays as large",
+        "1 tile left out of a single value",
+    ]
+    assert said[3].startswith(f"1 broken scene left out (see {tiles / 'tiles.json'}), the first: torn.tif: ")
+    assert said[4:] == ["to look at them:", f"swin-mim doctor {tiles}"]
+    code, line = failure(capsys, *command, "--overlap", "8")
+    assert code == MISTAKE
+    assert line.startswith(f"error: {tiles} was cut with overlap 0, not 8: give the same arguments to go on, or name ")
+
+
+def test_tiles_are_interrupted_in_one_line(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    code, line = failure(capsys, str(photos), str(tmp_path / "tiles"), "--tile", "32", "--workers", "0")
+    assert (code, line) == (INTERRUPTED, "interrupted: the same command goes on behind the last whole tile\n")
+
+
+def test_a_packing_may_raise_the_limit_of_pixels(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = failure(capsys, str(photos), str(tmp_path / "less"), "--max_pixels", "2000", "--workers", "0")
+    assert code == MISTAKE
+    assert "60 x 48 are 2880 pixels, more than 2000" in line
+    prepare.main([str(photos), str(tmp_path / "packed"), "--max_pixels", "2880", "--workers", "0"])
+    assert json.loads((tmp_path / "packed" / "packed.json").read_text())["settings"]["max_pixels"] == 2880

@@ -7,12 +7,10 @@ byte. Rows have the order of the source.
 import io
 import json
 import os
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +20,15 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.labels import labels_of_folder
 from swin_mim.data.loading.workers import load_batches
+from swin_mim.data.packing.orphans import end_with
 from swin_mim.data.packing.rasters import Row, raster_row
-from swin_mim.data.packing.writer import STAGING, ShardFile, locked, writing
+from swin_mim.data.packing.writer import STAGING, ShardFile, check_apart, locked, writing
 from swin_mim.data.sampling import Place
-from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.base import FileSource, Source
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.sources.open import as_rasters, open_files
@@ -51,7 +51,6 @@ from swin_mim.files import replace_text
 Format = Literal["jpeg", "raw", "npy"]
 
 _TASK = 8  # images that a worker packs at a time
-_LOOK = 1.0  # seconds between two looks at whether the main process lives
 _VALUES = np.arange(256, dtype=np.int64)
 _MEDIA = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")  # columns of files, which would be copied as they are
 
@@ -72,6 +71,8 @@ class PackOptions:
     """JPEG quality. What was a JPEG is compressed a second time, at 95 with values off by 1 of 255 on average."""
     shard_mib: int = 256
     """A shard is closed when its images have this many MiB."""
+    decoding: DecodeOptions = USUAL
+    """How the images are decoded; of other channels than RGB the limit of pixels counts alone."""
     workers: int = 4
     """Processes that encode; 0: this one does."""
     progress: bool = False
@@ -111,11 +112,15 @@ def pack(
     """
     origin = {"source": spec, "config": config, "split": split, "column": column}
     settings = {name: getattr(options, name) for name in ("size", "format", "quality", "shard_mib")}
+    settings |= {"max_pixels": options.decoding.max_pixels, "color_profile": options.decoding.color_profile}
     if bands is not None:
-        settings |= {"format": "npy"} | _bands_settings(bands, stack)
+        bands = replace(bands, max_pixels=options.decoding.max_pixels)
+        settings |= {"format": "npy", "color_profile": None} | _bands_settings(bands, stack)
     opened = open_files(spec, config=config, split=split, column=column, bands=bands, stack=stack)
-    _check_apart(Path(os.path.expanduser(spec)), folder)
+    check_apart(Path(os.path.expanduser(spec)), folder)
     source = opened.images(column) if isinstance(opened, Table) else opened
+    if isinstance(source, FileSource):
+        source.decoding = options.decoding
     rasters = None if bands is None else as_rasters(opened, spec, column, bands)
     begun = Packed(
         source=origin | {"images": len(source), "fingerprint": source.fingerprint},
@@ -159,10 +164,10 @@ class _Encoder(Dataset[Row]):
     def __init__(self, source: Source, rasters: RasterSource | None, settings: dict[str, Any]) -> None:
         """`rasters` are the images of `source` as such, if they are."""
         self._source, self._rasters, self._settings = source, rasters, settings
-        self._main, self._watched = os.getpid(), False
+        self._main = os.getpid()
 
     def __getitem__(self, place: Place) -> Row:
-        self._end_with_main()
+        end_with(self._main)
         try:
             if self._rasters is None:
                 return self._rgb(place.image)
@@ -185,18 +190,6 @@ class _Encoder(Dataset[Row]):
             sums=tuple((histogram @ _VALUES).tolist()),
             squares=tuple((histogram @ _VALUES**2).tolist()),
         )
-
-    def _end_with_main(self) -> None:
-        """Let a worker end if the main process was killed. It would wait for ever for somebody to take its images."""
-        if self._watched or os.getpid() == self._main:
-            return
-        self._watched = True
-        Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while os.getppid() == self._main:
-            time.sleep(_LOOK)
-        os._exit(1)
 
 
 def shrunk(image: Image.Image, size: int) -> Image.Image:
@@ -326,14 +319,6 @@ def _holds_bytes(kind: Any) -> bool:
     return getattr(kind, "dtype", "") in ("binary", "large_binary") or (isinstance(kind, dict) and "bytes" in kind)
 
 
-def _check_apart(source: Path, folder: Path) -> None:
-    if not source.is_dir():
-        return
-    here, there = source.resolve(), folder.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise UserError(f"{folder} and the source {source} lie inside each other: name a folder outside of it")
-
-
 def _continued(folder: Path, begun: Packed) -> Packed:
     """What is on disk already of the packing that begins as `begun`.
 
@@ -350,7 +335,7 @@ def _continued(folder: Path, begun: Packed) -> Packed:
         if found:
             raise UserError(f"{folder} holds {found[0]} and no {MANIFEST}: name an empty or a new folder")
         return begun
-    if (change := _difference(there.settings, begun.settings)) is not None:
+    if (change := _difference(_settings(there, begun), begun.settings)) is not None:
         raise UserError(
             f"{folder} was packed with {change}: give the same arguments to go on, or name another folder to start anew"
         )
@@ -368,6 +353,18 @@ def _continued(folder: Path, begun: Packed) -> Packed:
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
     return there
+
+
+def _settings(there: Packed, begun: Packed) -> dict[str, Any]:
+    """The settings of a packing that was begun, also of one that is older than some of them.
+
+    What is complete stays valid as it is; what goes on may not mix: then profiles were ignored.
+    """
+    profile = None if there.rasters is not None else "ignore"
+    older = {"max_pixels": USUAL.max_pixels, "color_profile": profile}
+    if there.complete:
+        older["color_profile"] = begun.settings["color_profile"]
+    return older | there.settings
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -104,7 +104,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        way_out = "make room, the same command goes on behind the whole shards" if full else "name another folder"
+        way_out = "make room, the same command goes on where this one ended" if full else "name another folder"
         message = f"cannot write {folder}: {error.strerror or error}: {way_out}"
         raise UserError(message, code=CANNOT_WRITE) from error
 
@@ -127,3 +127,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_apart(source: Path, folder: Path) -> None:
+    """Raises `UserError` for a folder that is written inside the one that is read, or around it."""
+    if not source.is_dir():
+        return
+    here, there = source.resolve(), folder.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise UserError(f"{folder} and the source {source} lie inside each other: name a folder outside of it")

@@ -1,5 +1,6 @@
 """Packed images: what they hold, that nothing but source and settings decides their bytes, and what goes wrong."""
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -15,9 +16,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from swin_mim import files
+from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.decoding.rgb import decode_image
 from swin_mim.data.labels import open_labelled
@@ -347,6 +349,57 @@ def test_other_arguments_are_refused(many: Path, whole: Path, options: dict[str,
     with pytest.raises(UserError, match=message) as refused:
         pack_many(many, whole, **options)
     assert refused.value.code == MISTAKE
+
+
+def test_how_images_are_decoded_cannot_change_within_a_packing(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "_TASK", 1)
+        interrupt_at(patched, 8)
+        with pytest.raises(KeyboardInterrupt):
+            pack_many(many, tmp_path)
+    with pytest.raises(UserError, match="color_profile convert, not ignore"):
+        pack_many(many, tmp_path, decoding=DecodeOptions(color_profile="ignore"))
+    with pytest.raises(UserError, match=r"max_pixels \d+, not 1000000"):
+        pack_many(many, tmp_path, decoding=DecodeOptions(max_pixels=10**6))
+    pack_many(many, tmp_path)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_packings_older_than_the_choice_of_profiles(
+    complete: bool, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ignored profiles: what is complete stays valid, and what goes on goes on so."""
+    ignoring = DecodeOptions(color_profile="ignore")
+    with monkeypatch.context() as patched:
+        if not complete:
+            patched.setattr(packing, "_TASK", 1)
+            interrupt_at(patched, 8)
+        with contextlib.suppress(KeyboardInterrupt):
+            pack_many(many, tmp_path, decoding=ignoring)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["settings"]["color_profile"], manifest["settings"]["max_pixels"]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    if complete:
+        assert pack_many(many, tmp_path).complete
+    else:
+        with pytest.raises(UserError, match="color_profile ignore, not convert"):
+            pack_many(many, tmp_path)
+    assert pack_many(many, tmp_path, decoding=ignoring).complete
+
+
+def test_profiles_are_converted_while_packing(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"xXYZ").replace(b"gXYZ", b"rXYZ").replace(b"xXYZ", b"gXYZ")  # red is green
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / "photos" / "a.png", icc_profile=swapped)
+    colours = []
+    for choice in ("convert", "ignore"):
+        options = PackOptions(size=0, format="raw", workers=0, decoding=DecodeOptions(color_profile=choice))
+        pack(str(tmp_path / "photos"), tmp_path / choice, options=options)
+        colours.append(open_source(str(tmp_path / choice)).image(0).getpixel((0, 0)))
+    assert colours == [(100, 200, 50), (200, 100, 50)]
 
 
 def test_a_changed_source_is_refused(photos: Path, whole: Path) -> None:
