@@ -101,9 +101,7 @@ class Pretrained(nn.Module):
             bias_tables=bias_tables,
             channels=channels,
         )
-        for change in [*weights.selection.lines(), *changes]:
-            lost = change.startswith("left") or "dropped" in change
-            _LOG.log(logging.WARNING if lost else logging.INFO, "%s: %s", source, change)
+        _log_changes([*weights.selection.lines(), *changes], str(source))
         if config is not None:
             _check_same(config, description.config, str(source))
         return cls._assemble(description, tensors, str(source), new_decoder=new_decoder, **options)
@@ -275,6 +273,12 @@ class Pretrained(nn.Module):
             same = loaded.description() == description and all(torch.equal(a, b) for a, b in pairs)
         if not same:
             raise UserError(f"what was written to {folder} is not what is in memory: the disk may be failing")
+
+
+def _log_changes(changes: Sequence[str], where: str) -> None:
+    for change in changes:
+        lost = change.startswith("left") or "dropped" in change
+        _LOG.log(logging.WARNING if lost else logging.INFO, "%s: %s", where, change)
 
 
 def _check_same(wanted: SwinConfig, found: SwinConfig, where: str) -> None:
