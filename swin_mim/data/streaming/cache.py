@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -75,13 +75,17 @@ class Shard(NamedTuple):
     @property
     def key(self) -> str:
         """Name of its images in a cache: another one for any other content. A digest tells that, whatever the place."""
-        digest = self.file.version if self.file.version.startswith(DIGESTS) else ""
-        place = public_url(self.file.url) if self.file.version else self.file.url  # a query may name another file
-        kind, column, rasters = self.layout
-        parts = [digest or (place, self.file.version), self.file.size, kind, column]
-        if kind == ".tar":  # other rows than an earlier version may have counted under the same key
-            parts += [_ROWS_OF_TARS, rasters]
-        return sha256([json.dumps(parts).encode()])[:40]
+        return _key(self.file, self.layout)
+
+
+@lru_cache(2**16)  # asked for with every image
+def _key(file: StoredFile, layout: Layout) -> str:
+    digest = file.version if file.version.startswith(DIGESTS) else ""
+    place = public_url(file.url) if file.version else file.url  # a query may name another file
+    parts = [digest or (place, file.version), file.size, layout.kind, layout.column]
+    if layout.kind == ".tar":  # other rows than an earlier version may have counted under the same key
+        parts += [_ROWS_OF_TARS, layout.rasters]
+    return sha256([json.dumps(parts).encode()])[:40]
 
 
 class Counted(NamedTuple):
