@@ -54,6 +54,7 @@ FOLDERS = {
     "swin_mim/data/packing": "images into shards that train fast",
     "swin_mim/data/sources": "images by index",
     "swin_mim/data/streaming": "shards that are elsewhere",
+    "swin_mim/data/tiling": "scenes of any size into images",
     "swin_mim/data/transforms": "crops and augmentation",
     "swin_mim/evaluation": "what is measured",
     "swin_mim/hub": "publishing",

@@ -15,6 +15,7 @@ from itertools import islice
 MAX_PIXELS = 64 * 2**20
 """Max pixels of an image where nobody chose another number; limits that say so grow with it."""
 MAX_SIDE = 30_000
+"""Max pixels of a side; more where more than `MAX_PIXELS` are allowed, in proportion."""
 MAX_BYTES = 512 * 2**20
 """Max bytes of a file; more where more than `MAX_PIXELS` are allowed, in proportion."""
 MAX_MEMORY = 1920 * 2**20
@@ -71,10 +72,10 @@ class MeteredFile(io.BytesIO):
     What loops over the parts of a file in Python reads for each of them, so that this bounds all such loops.
     """
 
-    def __init__(self, data: bytes, header: int = MAX_HEADER) -> None:
-        """`header`: bytes of metadata that may be read."""
+    def __init__(self, data: bytes, header: int = MAX_HEADER, reads: int = _HEADER_READS) -> None:
+        """`header`: bytes of metadata that may be read, in so many `reads`."""
         super().__init__(data)
-        self._reads = _HEADER_READS
+        self._reads = reads
         # WebP, AVIF and HEIC are taken in one piece; tags of a TIFF, which may be most of it, are checked by themselves
         whole = data[8:12] == b"WEBP" or data[4:8] == b"ftyp" or _is_tiff(data)
         self._bytes = header + (2 * len(data) if whole else 0)
@@ -105,8 +106,8 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     width, height = size
     if min(size) < 1:
         raise BrokenImage(f"{width} x {height} pixels are none")
-    if max(size) > MAX_SIDE:
-        raise TooLargeImage(f"{width} x {height} pixels are more than {MAX_SIDE} a side: {CUT}")
+    if max(size) > (most := max(MAX_SIDE, MAX_SIDE * max_pixels // MAX_PIXELS)):
+        raise TooLargeImage(f"{width} x {height} pixels are more than {most} a side: {CUT}")
     if width * height > max_pixels:
         raise _too_large(
             width * height,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from swin_mim.data.decoding.kinds import HEAD, IMAGE_SUFFIXES, KINDS, RASTER_SUFFIXES, kind_of
 from swin_mim.data.sources.folder import FolderSource, no_regular_file, printable, walk, warn_unreadable
+from swin_mim.data.tiling.manifest import MANIFEST as TILES
 from swin_mim.errors import UserError
 
 TABLE_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow")
@@ -64,8 +65,10 @@ class Listing(NamedTuple):
 
     def left_out(self) -> dict[str, int]:
         """Number of the other files by suffix, the most frequent first; tables at the top, which may be of labels, are
-        not among them."""
-        return _by_suffix(path for path in self.others if os.sep in path or not path.lower().endswith(TABLE_FILES))
+        not among them, nor is what says how tiles were cut."""
+        return _by_suffix(
+            path for path in self.others if os.sep in path or not (path == TILES or path.lower().endswith(TABLE_FILES))
+        )
 
 
 def list_images(root: Path, *, rgb: bool) -> Listing:

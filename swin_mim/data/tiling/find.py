@@ -56,7 +56,7 @@ def find_scenes(spec: str, bands: ChannelSpec | None, stack: str | None) -> tupl
 
 def _find_stacks(spec: str, root: Path, bands: ChannelSpec, stack: str) -> tuple[list[SceneFiles], str]:
     if not root.is_dir():
-        raise UserError(f"{spec} is no folder: --stack {stack!r} is the path of files below one")
+        raise UserError(f"{spec} is not a folder: --stack {stack!r} is the path of files below one")
     files = files_below(root, RASTER_SUFFIXES)
     paths = [path for path, _ in files]
     found, names = group(paths, stack, bands, spec)

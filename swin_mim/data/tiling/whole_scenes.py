@@ -76,7 +76,7 @@ def open_whole_scene(path: Path, max_pixels: int) -> Scene:
         raise BrokenImage(f"a {kind} of so many pixels cannot be read: convert it to a tiled TIFF") from None
     except TooLargeImage as error:
         if not error.max_pixels:
-            raise
+            raise BrokenImage(f"a side of it is too long for a {kind}: convert it to a tiled TIFF") from None
         raise BrokenImage(
             f"it has more than {max_pixels} pixels, and a file of its kind is read whole: --max_pixels "
             f"{error.max_pixels} reads it, with {_BYTES * error.max_pixels / 2**30:.1f} GiB of memory a worker, or "

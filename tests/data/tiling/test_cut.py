@@ -12,6 +12,7 @@ from PIL import Image
 
 from swin_mim.data.decoding.multichannel import channel_names, decode_raster
 from swin_mim.data.decoding.raster import ChannelSpec
+from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.open import open_source
 from swin_mim.data.tiling import blocks
 from swin_mim.data.tiling.cut import cut
@@ -100,7 +101,8 @@ def test_rgb_is_png_and_with_a_georeference_tiff_and_all_are_read_as_rgb(scenes:
     tiles = cut_scenes(scenes, tmp_path / "tiles")
     assert tiles.suffixes() == {".png": 24, ".tif": 12}
     source = open_source(str(tmp_path / "tiles"))
-    assert len(source) == 36
+    assert isinstance(source, FolderSource)
+    assert (len(source), source.left_out) == (36, {})
     for index in range(len(source)):
         name = source.name(index)
         top, left = place(name)

@@ -201,6 +201,14 @@ def test_a_file_that_is_read_whole_says_what_it_takes(tmp_path: Path) -> None:
     assert opened(tmp_path / "a.png", max_pixels=1_100_000).size == (1000, 1100)
 
 
+def test_a_panorama_is_longer_than_an_image_may_be(tmp_path: Path) -> None:
+    Image.new("L", (40_000, 20)).save(tmp_path / "a.jpg")
+    with closing(opened(tmp_path / "a.jpg", max_pixels=2**29)) as scene:
+        assert scene.size == (20, 40_000)
+    with pytest.raises(BrokenImage, match="a side of it is too long for a JPEG: convert it to a tiled TIFF"):
+        opened(tmp_path / "a.jpg")
+
+
 def test_chunks_are_decoded_once_for_windows_side_by_side() -> None:
     decoded: list[int] = []
 
