@@ -27,6 +27,7 @@ _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1
 _RLE, _JPEG_LS = "1.2.840.10008.1.2.5", ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70))
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91))
+_READS = 2**17  # of elements, two or three each: a file of a thousand frames says thirty things about each
 _UNKNOWN_LENGTH = 0xFFFFFFFF
 _VALUE = 2**18  # bytes of a value that is looked at: a palette has 2**17
 _GROUPS = 2**22  # bytes of what is said of each frame
@@ -115,8 +116,7 @@ def _first_frame(data: bytes, max_pixels: int) -> _Frame:
     pydicom = import_extra("pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what is odd about a file: nothing for a reader of ours
     data = _inflated(data, max_pixels)
-    file = MeteredFile(data)
-    file.begin_pixels()  # a file of many frames says much about each
+    file = MeteredFile(data, len(data) + MAX_HEADER, _READS)
     found: list[tuple[int, str | None, int, int]] = []
 
     def at_pixels(tag: int, unit: str | None, length: int) -> bool:
@@ -283,6 +283,8 @@ def _decoded(
         decode = lambda: imagecodecs.jpeg8_decode(coded, **spaces)  # noqa: E731
     elif syntax in _JPEG_LS:
         header = jpeg_header(coded)
+        if not coded.rstrip(b"\0").endswith(b"\xff\xd9"):  # CharLS counts bits beyond the end for seconds
+            raise BrokenImage("its JPEG-LS is cut off")
         decode = lambda: imagecodecs.jpegls_decode(coded)  # noqa: E731
     elif syntax in _JPEG_2000:
         coded = jpeg2000_codestream(coded)
