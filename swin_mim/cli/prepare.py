@@ -34,6 +34,7 @@ JPEG 2000 and .npy no more is in memory at a time than a row of tiles needs; oth
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -232,7 +233,12 @@ def text(packed: "Packed", folder: Path) -> str:
         f"shards: {len(packed.shards)}, fingerprint {packed.fingerprint}\n"
     )
     if packed.rasters is not None:
-        return head + _rasters_text(packed.rasters) + f"\nto train on them:\n--data.source {folder}"
+        names = packed.rasters["channels"]
+        kept = [name for name, std in zip(names, packed.std, strict=True) if std]  # a training refuses a std of 0
+        chosen = (
+            f" --model.in_channels {len(kept)} --data.channels {shlex.join(kept)}" if 0 < len(kept) < len(names) else ""
+        )
+        return head + _rasters_text(packed.rasters) + f"\nto train on them:\n--data.source {folder}{chosen}"
     mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (packed.mean, packed.std))
     return f"{head}to train on them:\n--data.source {folder} --data.mean {mean} --data.std {std}"
 

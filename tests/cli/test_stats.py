@@ -19,7 +19,7 @@ from swin_mim.data.statistics import Statistics, options_text, rounded, spread_i
 from swin_mim.errors import INTERRUPTED, MISTAKE
 from swin_mim.training.config.parsing import load_config
 from swin_mim.training.config.pretrain import PretrainConfig
-from swin_mim.training.config.pretrain_checks import check
+from swin_mim.training.config.pretrain_checks import check, with_packed_channels
 
 RNG = np.random.default_rng(0)
 
@@ -199,6 +199,21 @@ def test_a_constant_channel_is_left_out_of_the_options(tmp_path: Path, capsys: p
     config = options_of(lines[-1])
     assert (config.data.channels, config.model.in_channels) == (("1", "3"), 2)
     np.testing.assert_allclose(config.data.mean, [found["mean"][0], found["mean"][2]], rtol=1e-5)
+
+
+def test_a_constant_channel_is_left_out_of_what_packing_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scenes").mkdir()
+    values = RNG.integers(1, 5000, (30, 20, 3)).astype(np.uint16)
+    values[:, :, 1] = 7
+    np.save(tmp_path / "scenes" / "a.npy", values)
+    prepare.main([str(tmp_path / "scenes"), str(tmp_path / "packed"), "--channels", "1", "2", "3", "--workers", "0"])
+    words = ["--config", "simmim_swin_tiny_192_100ep", *shlex.split(capsys.readouterr().out.splitlines()[-1])]
+    options = {"default_config": "", "prog": "test", "description": "", "complete": with_packed_channels}
+    config = load_config(PretrainConfig, words, **options)
+    check(config)
+    assert (config.data.channels, len(config.data.std)) == (("1", "3"), 2)
 
 
 def test_a_constant_colour_is_left_out_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

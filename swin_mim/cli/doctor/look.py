@@ -5,6 +5,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from swin_mim.cli.doctor.depth import Depth, deep_values, is_flat, is_flat_in_its_range
@@ -174,7 +175,7 @@ def header(data: bytes, options: DecodeOptions = USUAL) -> Header:
     if kind in UNKNOWN_BITS:
         return Header(kind, "RGB", 0, frames_of(data))
     with warnings.catch_warnings(action="ignore"):
-        file, image = open_file(data, options)
+        file, image = _opened(data, kind, options)
         with file, image:
             bits = _bits(image, kind, data)
             text = {"1": "1 bit", "F": "floating point"}.get(image.mode) or f"{bits} bit"
@@ -182,6 +183,13 @@ def header(data: bytes, options: DecodeOptions = USUAL) -> Header:
             animated = kind not in ("JPEG", "TIFF") and _is_animated(file, image)
     frames = f"{kind} of several frames" if animated else frames_of(data)
     return Header(kind.upper(), f"{_PIXELS.get(image.mode, 'grey')} {text}", bits, frames, profile or "")
+
+
+def _opened(data: bytes, kind: str, options: DecodeOptions) -> tuple[MeteredFile, Image.Image]:
+    if kind != "JPEG":
+        return open_file(data, options)
+    file = MeteredFile(data)  # what it was checked for is not checked again: most images are JPEGs
+    return file, JpegImageFile(file)
 
 
 def has_deep_values(data: bytes, options: DecodeOptions) -> bool:
@@ -257,9 +265,12 @@ def tiff_layout(data: bytes) -> tuple[int, int, bool]:
 
 def edge_colour(image: Image.Image) -> str:
     """Colour of two edges of an RGB picture at least, if it is "black" or "white"; else empty."""
-    width, height = image.size
-    edges = ((0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height))
-    ranges = [image.crop(edge).getextrema() for edge in edges]
+    right, bottom = image.width - 1, image.height - 1
+    corners = [image.getpixel((x, y)) for x in (0, right) for y in (0, bottom)]
+    if sum(max(corner) <= _BLACK or min(corner) >= _WHITE for corner in corners) < 3:  # type: ignore[arg-type]
+        return ""  # two edges have three corners at least: this spares almost every photograph the rest
+    edges = ((0, 0, right + 1, 1), (0, bottom, right + 1, bottom + 1), (0, 0, 1, bottom + 1))
+    ranges = [image.crop(edge).getextrema() for edge in (*edges, (right, 0, right + 1, bottom + 1))]
     black = sum(all(high <= _BLACK for _, high in bands) for bands in ranges)  # type: ignore[misc]
     white = sum(all(low >= _WHITE for low, _ in bands) for bands in ranges)  # type: ignore[misc]
     return "black" if black > 1 else "white" if white > 1 else ""
