@@ -15,7 +15,7 @@ from itertools import islice
 MAX_PIXELS = 64 * 2**20
 """Max pixels of an image where nobody chose another number; limits that say so grow with it."""
 MAX_SIDE = 30_000
-"""Max pixels of a side; more where more than `MAX_PIXELS` are allowed, in proportion."""
+"""Max pixels of a side."""
 MAX_BYTES = 512 * 2**20
 """Max bytes of a file; more where more than `MAX_PIXELS` are allowed, in proportion."""
 MAX_MEMORY = 1920 * 2**20
@@ -101,12 +101,12 @@ def check_length(length: int, max_pixels: int = MAX_PIXELS) -> None:
         raise BrokenImage(f"{length} bytes are more than {most}")
 
 
-def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
-    """Raises `BrokenImage` for too many pixels, or none."""
+def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS, max_side: int | None = None) -> None:
+    """Raises `BrokenImage` for too many pixels, or none; `max_side` None: `MAX_SIDE`."""
     width, height = size
     if min(size) < 1:
         raise BrokenImage(f"{width} x {height} pixels are none")
-    if max(size) > (most := max(MAX_SIDE, MAX_SIDE * max_pixels // MAX_PIXELS)):
+    if max(size) > (most := MAX_SIDE if max_side is None else max_side):
         raise TooLargeImage(f"{width} x {height} pixels are more than {most} a side: {CUT}")
     if width * height > max_pixels:
         raise _too_large(

@@ -206,12 +206,15 @@ def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return plane if factor == 1 else plane.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def open_channels(data: bytes, mask: str | None = None, max_pixels: int = MAX_PIXELS) -> Channels:
+def open_channels(
+    data: bytes, mask: str | None = None, max_pixels: int = MAX_PIXELS, max_side: int | None = None
+) -> Channels:
     """All channels of a file of any kind, before their pixels are decoded where that can wait.
 
     Args:
         mask: an array of this name in an .npz file is no channel.
         max_pixels: of an image.
+        max_side: pixels of a side, of what Pillow reads; None: `MAX_SIDE`.
 
     Raises:
         BrokenImage: too large, or not read. Damaged files raise anything.
@@ -229,7 +232,7 @@ def open_channels(data: bytes, mask: str | None = None, max_pixels: int = MAX_PI
         return _open_jpeg2000(data, max_pixels)
     if kind_of(data[:HEAD]) == "JPEG XL":
         return _open_jpegxl(data, max_pixels)
-    return whole_array(decode_channels(data, _deep_png, DecodeOptions(max_pixels)))
+    return whole_array(decode_channels(data, _deep_png, DecodeOptions(max_pixels, max_side=max_side)))
 
 
 def _open_jpeg2000(data: bytes, max_pixels: int) -> Channels:

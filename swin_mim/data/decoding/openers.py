@@ -95,7 +95,7 @@ def open_file(data: bytes, options: DecodeOptions) -> tuple[MeteredFile, Image.I
         image = _PLUGINS[kind](file, "")
     except (SyntaxError, IndexError, TypeError, struct.error):  # a header that Pillow does not understand
         raise BrokenImage(_unreadable(kind)) from None
-    check_size(image.size, options.max_pixels)
+    check_size(image.size, options.max_pixels, options.max_side)
     _check_samples(image)
     pixels = image.width * image.height
     check_scans(data, pixels, _strips_stored(image), options.max_pixels)

@@ -14,6 +14,8 @@ class DecodeOptions:
     """Max pixels of an image: width x height. Images of other channels than RGB may take 8 bytes for each of them."""
     color_profile: Literal["convert", "ignore"] = "convert"
     """What becomes of RGB images with an ICC profile: converted to sRGB, or taken as if they were sRGB."""
+    max_side: int | None = None
+    """Max pixels of a side; None: `MAX_SIDE`."""
 
 
 USUAL = DecodeOptions()

@@ -61,7 +61,7 @@ def open_whole_scene(path: Path, max_pixels: int) -> Scene:
         BrokenImage: too large, or not read. Damaged files raise anything.
         UserError: a package is missing.
     """
-    options = DecodeOptions(max_pixels=max_pixels)
+    options = DecodeOptions(max_pixels, max_side=max_pixels)  # a panorama is long
     length = path.stat().st_size
     check_length(length, max_pixels)
     data = path.read_bytes()
@@ -71,7 +71,7 @@ def open_whole_scene(path: Path, max_pixels: int) -> Scene:
         if kind is not None and kind not in _NOT_BY_PILLOW:
             image = open_file(data, options)[1]
             mode, profile = image.mode, image.info.get("icc_profile")
-        channels = open_channels(data, max_pixels=max_pixels)
+        channels = open_channels(data, max_pixels=max_pixels, max_side=max_pixels)
     except Image.DecompressionBombError:
         raise BrokenImage(f"a {kind} of so many pixels cannot be read: convert it to a tiled TIFF") from None
     except TooLargeImage as error:
