@@ -118,13 +118,14 @@ def examine(job: Job) -> "Report":
     valid = varied and (reasons.of(lambda: _is_valid(config)) or False)
     if valid:
         reasons.of(lambda: _fits_this_machine(config))
-    plan = reasons.of(lambda: _plan(config, len(opened.training))) if opened and valid else None
+    count = len(opened.training) if opened else 0
+    plan = reasons.of(lambda: _plan(config, count)) if opened and valid else None
     loading = steps = duration = None
     if opened and plan and images and images.broken < images.looked_at:
         loading, steps, duration = _measure(config, opened.training, plan, reasons)
     if images:
         reasons.too_many_broken(images, config, plan)
-    suggestions = (*changes, *_suggestions(config, images, plan, loading, steps, duration))
+    suggestions = (*changes, *_suggestions(config, images, count, loading, steps, duration))
     return Report(
         source=job.source,
         config=job.file,
@@ -135,7 +136,7 @@ def examine(job: Job) -> "Report":
         loading=loading,
         steps=steps,
         duration=duration,
-        training_images=len(opened.training) if opened else 0,
+        training_images=count,
         heldout_images=len(opened.heldout) if opened else 0,
         duration_text=config.train.duration,
         global_batch=config.train.global_batch,
@@ -293,7 +294,7 @@ def _measure(
 def _suggestions(
     config: PretrainConfig,
     images: "Images | None",
-    plan: "TrainingSchedule | None",
+    count: int,
     loading: "Loading | None",
     steps: "Steps | None",
     duration: "Duration | None",
@@ -306,26 +307,26 @@ def _suggestions(
         yield Suggestion(
             "data.max_broken", enough, "to replace the broken images by others, if they cannot be repaired"
         )
-    yield from _batches(config, plan, steps)
+    yield from _batches(config, count, steps)
     if loading and duration and (reason := _why_other_workers(loading, duration)):
         yield Suggestion("data.workers", str(duration.workers), reason)
 
 
-def _batches(config: PretrainConfig, plan: "TrainingSchedule | None", steps: "Steps | None") -> Iterator["Suggestion"]:
-    """A global batch with which there are enough updates, and a micro batch that fits."""
+def _batches(config: PretrainConfig, count: int, steps: "Steps | None") -> Iterator["Suggestion"]:
+    """A global batch with which there are enough updates of `count` images, and a micro batch that fits."""
     from swin_mim.cli.doctor.page import Suggestion
 
     train = config.train
     together = train.global_batch
     micro = steps.fitting_batch if steps and steps.fitting_batch else train.micro_batch
     reason = "it fits into the memory; what is missing to the global batch is accumulated, with the same result"
-    if plan and plan.dataset_size < FEW_STEPS * train.global_batch:
+    if 0 < count < FEW_STEPS * train.global_batch:
         world = max(1, _gpus())
-        together = max(_MIN_BATCH * world, world * _power_of_two(plan.dataset_size / (2 * FEW_STEPS * world)))
+        together = max(_MIN_BATCH * world, world * _power_of_two(count / (2 * FEW_STEPS * world)))
         if together < train.global_batch:
-            updates = [f"{plan.dataset_size / batch:.3g}" for batch in (train.global_batch, together)]
+            updates = [f"{count / batch:.3g}" for batch in (train.global_batch, together)]
             why = (
-                f"{train.global_batch} are made for many more images: an epoch of these {plan.dataset_size:,} has "
+                f"{train.global_batch} are made for many more images: an epoch of these {count:,} has "
                 f"{updates[0]} updates with them, and {updates[1]} with {together}; the learning rate follows by itself"
             )
             yield Suggestion("train.global_batch", str(together), why)
