@@ -225,17 +225,14 @@ def _native(
         raise BrokenImage(f"its first frame takes {size} bytes, and {len(stored)} are there")
     if allocated == 1:
         # in the first bit is the first pixel
-        bits = np.unpackbits(np.frombuffer(stored, np.uint8, size), count=count, bitorder="little")
-        return bits.reshape(shape), 1
+        return np.unpackbits(np.frombuffer(stored, np.uint8, size), count=count, bitorder="little").reshape(shape), 1
     if kind is not None:
         return np.frombuffer(stored, order + kind, count).reshape(shape).astype(kind), allocated
     numbers = np.frombuffer(stored, f"{order}u{allocated // 8}", count)
     if half:
         return _of_pairs(numbers, height, width), allocated
-    bits, high = (
-        said.integer("BitsStored", allocated),
-        said.integer("HighBit", said.integer("BitsStored", allocated) - 1),
-    )
+    bits = said.integer("BitsStored", allocated)
+    high = said.integer("HighBit", bits - 1)
     if not 0 < bits <= high + 1 <= allocated:
         raise BrokenImage(f"its numbers have {bits} bits up to bit {high} of {allocated}")
     values = _extended(numbers, allocated - 1 - high, bits, bool(said.integer("PixelRepresentation", 0)))
@@ -396,9 +393,9 @@ def _in_units(values: np.ndarray, said: _Said) -> np.ndarray:
     slope, intercept = float(said.get("RescaleSlope", 1)), float(said.get("RescaleIntercept", 0))
     if (slope, intercept) == (1, 0):
         return values
-    scaled = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
-    scaled *= slope
-    scaled += intercept
+    scaled: np.ndarray = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
+    np.multiply(scaled, slope, out=scaled)
+    np.add(scaled, intercept, out=scaled)
     return scaled.astype(np.float32, copy=False)
 
 
