@@ -152,6 +152,7 @@ def test_a_comparison_is_run_once_and_extended(comparison: list[str], tmp_path: 
     assert other.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_runs_with_checkpoints_and_the_same_command_goes_on(
     comparison: list[str], tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
 
 
+@pytest.mark.slow
 def test_a_pretrained_repository_is_one_commit_that_four_clients_load(hub, client_environment, publish, tmp_path):
     model = randomised(SimMIM(CONFIG))
     model.preprocessing = PREPROCESSING

@@ -64,7 +64,7 @@ CASES = [
     Case((12, 12), (12, 12), heads=2, d=16),
     Case((9, 9), (9, 9), (0, 4), table=(14, 14), d=24),
     pytest.param(Case((13, 14), (14, 14), (7, 7), d=16), marks=pytest.mark.slow),
-    LARGEST,
+    pytest.param(LARGEST, marks=pytest.mark.slow),
 ]
 
 

@@ -19,6 +19,7 @@ def test_a_right_kernel_is_right_whatever_the_mode(mode, monkeypatch):
         assert triton_trial.failure_reason(CPU, window_attention) == ""
 
 
+@pytest.mark.slow
 def test_wide_windows_are_tried_too(monkeypatch):
     monkeypatch.setattr(triton_trial, "TOLERANCES", {torch.float32: 1e-4})
     monkeypatch.setattr(triton_trial, "WINDOWS", ((9, 8),))

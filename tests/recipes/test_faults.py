@@ -180,7 +180,8 @@ def process_of_rank(rank: int, script: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the process in /proc")
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
 def test_a_process_that_is_killed_is_started_again_and_the_run_goes_on(victim, recipe, whole_run):
     name = f"killed_{victim}"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]

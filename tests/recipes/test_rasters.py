@@ -88,6 +88,7 @@ def test_a_run_that_was_interrupted_is_the_run_that_was_not(rasters: Recipe, who
     rasters.assert_same_run(whole, "stopped")
 
 
+@pytest.mark.slow
 def test_how_a_batch_is_cut_changes_nothing_but_rounding(rasters: Recipe, whole: str) -> None:
     """Though images have different numbers of pixels."""
     rasters.run("accumulated", "--train.micro_batch", "4")

@@ -55,7 +55,7 @@ def test_fsdp_continues_on_any_number_of_processes(recipe):
     assert [picture.name for picture in pictures[0]] == [picture.name for picture in pictures[1]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_stops_with_a_checkpoint(number, recipe, whole_run):
     name = f"signal_{number}"
     process = recipe.start(name, "--data.workers", "2")

@@ -172,6 +172,7 @@ def test_what_does_not_compile_is_named_and_the_rest_goes_on(bench, report_of, m
     assert "does not compile" in tables
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_for_one_is_measured_for_the_others(bench, report_of, monkeypatch):
     def too_large(model, inputs):
         if len(inputs[0]) == 3:
@@ -255,6 +256,7 @@ def test_one_system_alone_measures_its_memory(report_of):
     assert "images/s" in tables
 
 
+@pytest.mark.slow
 def test_memory_of_each_system_is_that_of_its_own_process(bench):
     arguments = [*TINY, "--systems", "ours,timm", "--memory"]
     peak = bench.memory.peak_of_child("ours", "eager", 2, arguments)

@@ -31,6 +31,7 @@ def test_only_the_lines_after_the_warm_up_count(bench):
     assert found["recipe"]["memory_gb"] == 2
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_is_one_line(bench, capsys):
     with pytest.raises(SystemExit) as left:
         bench.main([*TINY, "--", "--data.source", "/nowhere"])

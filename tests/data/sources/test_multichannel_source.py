@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -163,9 +164,9 @@ def test_a_value_that_no_pixel_can_have_is_told(
 def test_reading_is_told_from_decoding(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = folder.read_file
 
-    def slow(path: str) -> bytes:
+    def slow(*arguments: Any) -> bytes:
         time.sleep(0.05)
-        return read(path)
+        return read(*arguments)
 
     monkeypatch.setattr(folder, "read_file", slow)
     source = open_source(str(scenes), bands=ChannelSpec(4))
