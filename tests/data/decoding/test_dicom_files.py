@@ -1,6 +1,7 @@
 """DICOM files against pydicom's own reading, and as channels and RGB by the rules of `open_dicom` and `dicom_rgb`."""
 
 import io
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -28,6 +29,7 @@ from swin_mim.data.decoding.multichannel import decode_raster
 from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec, Raster
 from swin_mim.data.decoding.rgb import decode_image
+from swin_mim.errors import UserError
 
 OWN = Path(pydicom.__file__).parent / "data" / "test_files"
 SAME = (
@@ -276,3 +278,13 @@ def test_one_frame_of_many_takes_the_memory_of_one() -> None:
     finally:
         tracemalloc.stop()
     np.testing.assert_array_equal(image.values[:, :, 0], frames[0])
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dicom(RAMP)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    for decode in (read, decode_image):
+        with pytest.raises(
+            UserError, match=r"read by pydicom, which is not installed: pip install 'swin-mim\[dicom\]'"
+        ):
+            decode(data)
