@@ -96,6 +96,14 @@ def open_tiff(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
 
 def _check_page(page: Any, first: Any, data: bytes, max_pixels: int) -> None:
     """All that can be known to be wrong, or too much, before a pixel is decoded."""
+    check_layout(page, first)
+    size = (page.imagewidth, page.imagelength)
+    check_raster(size, page.samplesperpixel, page.dtype.itemsize, max_pixels)
+    _check_strips(page, data, max_pixels)
+
+
+def check_layout(page: Any, first: Any) -> None:
+    """Raises `BrokenImage` for a page of numbers, colours or compression that are not read, or unlike the first one."""
     if page.dtype is None:
         raise BrokenImage(f"it has samples of {page.bitspersample} bit in the format {int(page.sampleformat)}")
     check_kind(page.dtype)
@@ -107,9 +115,6 @@ def _check_page(page: Any, first: Any, data: bytes, max_pixels: int) -> None:
         shapes = f"{first.shape} of {first.dtype} and {page.shape} of {page.dtype}"
         raise BrokenImage(f"its pages differ, {shapes}: those that are channels have one shape and type")
     check_compression(page)
-    size = (page.imagewidth, page.imagelength)
-    check_raster(size, page.samplesperpixel, page.dtype.itemsize, max_pixels)
-    _check_strips(page, data, max_pixels)
 
 
 def check_compression(page: Any) -> None:

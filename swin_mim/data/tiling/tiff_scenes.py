@@ -7,12 +7,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from swin_mim.data.decoding.channel_reader import check_kind, import_extra, numbers
+from swin_mim.data.decoding.channel_reader import import_extra, numbers
 from swin_mim.data.decoding.decode_limits import MAX_CHANNELS, BrokenImage, check_pages
 from swin_mim.data.decoding.tiff_files import (
     band_names,
     check_chunk,
-    check_compression,
+    check_layout,
     is_array_of_rows,
     lerc_chunk,
     nodata_of,
@@ -72,19 +72,9 @@ def open_tiff_scene(path: Path) -> Scene:
 
 
 def _check_page(page: Any, first: Any) -> None:
-    if page.dtype is None:
-        raise BrokenImage(f"it has samples of {page.bitspersample} bit in the format {int(page.sampleformat)}")
-    check_kind(page.dtype)
-    if page.imagedepth != 1 or page.tiledepth != 1:
-        raise BrokenImage(f"it is {page.imagedepth} pixels deep: flat images are read")
     if min(page.imagewidth, page.imagelength) < 1 or not 0 < page.samplesperpixel <= MAX_CHANNELS:
         raise BrokenImage(f"it has {page.imagewidth} x {page.imagelength} pixels of {page.samplesperpixel} channels")
-    if page.photometric == _PALETTE and (page.dtype != np.uint8 or page.samplesperpixel != 1):
-        raise BrokenImage(f"it has a palette for {page.samplesperpixel} x {page.dtype}: those of 8 bit are read")
-    if page is not first and not page.subfiletype & _MASK and (page.shape, page.dtype) != (first.shape, first.dtype):
-        shapes = f"{first.shape} of {first.dtype} and {page.shape} of {page.dtype}"
-        raise BrokenImage(f"its pages differ, {shapes}: those that are channels have one shape and type")
-    check_compression(page)
+    check_layout(page, first)
     if page.photometric == _YCBCR and not (page.compression == _JPEG or _is_image(page)):
         raise BrokenImage("its colours are YCbCr that no JPEG holds: write RGB")
 
