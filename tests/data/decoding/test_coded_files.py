@@ -157,7 +157,8 @@ def test_bands_of_sentinel_2_are_a_stack() -> None:
 def test_jpeg_xl_of_any_channels(kind: str) -> None:
     for channels in (1, 2, 3):
         values = noise(kind, channels=channels) / (100 if kind[0] == "f" else 1)
-        values = values.astype(kind)
+        # the encoder does not keep subnormal numbers, which are those of 16 bits below 6e-5
+        values = np.where(np.abs(values) < 1e-4, 0, values).astype(kind)
         for options in ({}, {"usecontainer": True}, {"effort": 3}):
             same(read(imagecodecs.jpegxl_encode(values, lossless=True, **options), channels), values)
     smooth = np.add.outer(np.arange(50), np.arange(40)).astype(kind)[:, :, None] / (200 if kind[0] == "f" else 1)
