@@ -4,19 +4,20 @@ Each process holds a part of every weight, and what is done with whole weights n
 evaluations, the model that is published. All processes do that together.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from swin_mim.models.swin import Swin
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def zero_stage(accelerator: Accelerator) -> int:
@@ -31,9 +32,18 @@ def is_of_zero3(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def is_of_fsdp(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether FSDP2 shares this tensor out.
+
+    Importing its module takes a quarter of a recipe's start, and few runs need it: before it is imported there is none.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether this process holds only a part of each weight."""
-    return any(isinstance(parameter, DTensor) or is_of_zero3(parameter) for parameter in model.parameters())
+    return any(is_of_fsdp(parameter) or is_of_zero3(parameter) for parameter in model.parameters())
 
 
 def full_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -49,18 +59,23 @@ def full_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def full_tensor_of(tensor: Tensor) -> Tensor:
     """A tensor of FSDP2 put together from the parts of all processes, which call it together; others as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_of_fsdp(tensor) else tensor
 
 
 def part(value: Tensor, like: Tensor) -> Tensor:
     """What this process holds of a whole tensor that every process has, if it is shared out like `like` with FSDP2."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not is_of_fsdp(like) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Share the weights out with FSDP2, one block at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     # of our outputs, with which nothing is done in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
