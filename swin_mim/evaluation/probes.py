@@ -214,11 +214,11 @@ def value_histogram(values: Tensor) -> Tensor:
     """Float (B, C, H, W) of mean 0 and std 1 -> float64 (B, 32 C): the square roots of the shares of 32 bins.
 
     The bins of a channel go from 3 std below its mean to 3 above; what is beyond is in the last ones. Pixels that are
-    NaN do not count, and an image without others has zeros.
+    NaN do not count, and an image without others has zeros. The result is on the CPU, whatever the device.
     """
-    values = values.flatten(2)  # (B, C, H W)
+    values = values.flatten(2).cpu()  # (B, C, H W); MPS has no float64
     there = ~values.isnan()
     bins = ((values + SPAN) / (2 * SPAN) * CHANNEL_BINS).nan_to_num(0).clamp(0, CHANNEL_BINS - 1).long()
-    counts = torch.zeros(*values.shape[:2], CHANNEL_BINS, dtype=torch.float64, device=values.device)
+    counts = torch.zeros(*values.shape[:2], CHANNEL_BINS, dtype=torch.float64)
     counts.scatter_add_(2, bins, there.double())
     return (counts / there.sum(dim=2, keepdim=True).clamp_min(1)).sqrt().flatten(1)

@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 import torch.nn.functional as F
 from PIL import Image
 from scipy.optimize import minimize
@@ -484,6 +486,24 @@ def test_a_histogram_of_values_is_numpys_and_leaves_gaps_out():
             there = channel[~np.isnan(channel)]
             inside = np.histogram(there.clip(-3, 3 - 1e-6), bins=32, range=(-3, 3))[0]
             np.testing.assert_allclose(shares**2, inside / max(len(there), 1), atol=1e-12)
+
+
+class NoFloat64OnMps(TorchDispatchMode):
+    """What a device of that kind would refuse; fake tensors have no such limit."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(each, torch.Tensor) and each.device.type == "mps":
+                assert each.dtype != torch.float64, function
+        return found
+
+
+def test_values_of_rasters_are_counted_on_mps_without_float64():
+    with FakeTensorMode(), NoFloat64OnMps():
+        values = torch.empty(2, 4, 8, 8, device="mps")
+        found = value_histogram(values)
+    assert (found.device.type, found.dtype, found.shape) == ("cpu", torch.float64, (2, 4 * 32))
 
 
 class ChannelSpec(Noise):
