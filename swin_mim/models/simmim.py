@@ -167,7 +167,9 @@ class PixelDecoder(nn.Sequential):
 
 def _by_cell(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) -> (B G, C, side, side): the G squares of each image, padded at the bottom and right with zeros."""
-    x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
+    right, bottom = -x.shape[3] % side, -x.shape[2] % side
+    if right or bottom:  # by nothing at all F.pad would copy it
+        x = F.pad(x, (0, right, 0, bottom))
     x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, C, h, side, w, side)
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
