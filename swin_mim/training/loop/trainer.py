@@ -166,7 +166,7 @@ class Trainer:
             with self.accelerator.accumulate(self.trained.model):
                 seed_forward(self.schedule.seed, batch.start)
                 loss = self._task(batch)
-                self.accelerator.backward(loss)
+                self.accelerator.backward(self._to_differentiate(loss))
             losses.append(loss.detach().float())
             parts.append((batch.start, batch.indices))
         mean = torch.stack(losses).mean() / self.accelerator.num_processes
@@ -314,6 +314,16 @@ class Trainer:
         self.interval.waited(time.perf_counter() - start, batch.seconds)
         return batch
 
+    def _to_differentiate(self, loss: Tensor) -> Tensor:
+        """The loss, or where it is not finite and a scaler of the loss decides, one whose gradient is NaN as well.
+
+        Loss scalers look at gradients alone, and that of |x| is 0 where x is NaN.
+        """
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.accelerator.scaler is None and not deepspeed:
+            return loss
+        return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
     def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Clip, and update unless loss or gradient is not finite -> the gradient's norm, and 1.0 if both are finite."""
         accelerator = self.accelerator
@@ -323,13 +333,22 @@ class Trainer:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # it has decided and stepped at the end of the backward pass
             finite = finite & self.trained.model.was_step_applied()
-        elif accelerator.scaler is None:
+        elif accelerator.scaler is None and heeds_found_inf(accelerator.device):
             # The fused optimizer leaves weights and moments alone where this is not 0. Loss and gradient are those
             # of all processes, so all decide alike; the loss scaler has rules of its own.
             self.trained.optimizer.optimizer.found_inf = (~finite).float()
-        self.trained.optimizer.step()
+        if heeds_found_inf(accelerator.device) or finite.item():
+            self.trained.optimizer.step()
         self.trained.optimizer.zero_grad()
         return norm, finite.float()
+
+
+def heeds_found_inf(device: torch.device) -> bool:
+    """Whether fused optimizers leave out a step there by themselves.
+
+    On MPS only since https://github.com/pytorch/pytorch/pull/186360 of June 2026: there the host waits and decides.
+    """
+    return device.type != "mps"
 
 
 def _not_finite(parts: list[tuple[int, Tensor]], losses: list[float]) -> list[SkippedPart]:

@@ -89,11 +89,16 @@ class Run:
         full=(),
         stopped=False,
         supply=None,
+        fused=True,
+        scaler=None,
     ):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
+        if scaler:  # accelerate has none on a CPU
+            self.accelerator.scaler, self.accelerator.native_amp = scaler, True
+            self.accelerator.state._mixed_precision = "fp16"
         self.model = torch.nn.Linear(3, 1, bias=False)
         torch.nn.init.constant_(self.model.weight, 0.5)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.1, fused=True)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.1, fused=fused)
         prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.events, self.weights, self.skipped = [], [], []
         self.state = state or RunState()
@@ -207,6 +212,31 @@ def test_a_non_finite_loss_with_a_finite_gradient_changes_nothing_either(tmp_pat
     run = Run(tmp_path, plan(), batches(12), spoil=lambda loss, batch: FiniteGradient.apply(loss, batch.start == 8))
     assert torch.equal(run.weights[6], run.weights[4])
     assert run.state.skipped == 1
+
+
+def test_a_loss_scaler_leaves_out_a_non_finite_loss_with_a_finite_gradient_too(tmp_path):
+    """It was reported as left out, and had been done."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    spoil = lambda loss, batch: loss + (torch.nan if batch.start == 8 else 0.0)  # noqa: E731
+    run = Run(tmp_path, plan(), batches(12), spoil=spoil, scaler=scaler)
+    assert not torch.equal(run.weights[4], run.weights[2])
+    assert torch.equal(run.weights[6], run.weights[4])
+    assert not torch.equal(run.weights[8], run.weights[6])
+    assert (run.state.skipped, [skipped.step for skipped in run.skipped]) == (1, [3])
+    assert scaler.get_scale() == 512.0
+
+
+def test_where_the_fused_optimizer_ignores_found_inf_the_loop_leaves_the_step_out(tmp_path, monkeypatch):
+    """As on MPS. An optimizer that is not fused stands for that, which refuses to be told of it."""
+    monkeypatch.setattr(trainer, "heeds_found_inf", lambda device: False)
+    run = Run(tmp_path, plan(), batches(12, poison={4}), fused=False)
+    assert torch.equal(run.weights[6], run.weights[4])
+    assert run.model.weight.isfinite().all()
+    assert (run.state.skipped, run.optimizer.optimizer.state[run.model.weight]["step"]) == (1, 5)
+
+
+def test_only_mps_ignores_found_inf():
+    assert [trainer.heeds_found_inf(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [True, True, False]
 
 
 @pytest.mark.parametrize("poison", [4, 5])
