@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from swin_mim.counts import counted
+from swin_mim.data.loading.gpu_copies import copied_beside
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import CANNOT_WRITE, DATA_ERROR, STOPPED, UNAVAILABLE, UserError
 from swin_mim.training.checkpoints.state import RunState
@@ -146,7 +147,7 @@ class Trainer:
         """Why there are no more images."""
         self.stop_agreed = False
         self.interval = Interval(self.accelerator.device, self.state.sums)
-        self._batches = run.watch(loader.batches(self.state.samples_seen))
+        self._batches = self._started()
         self._spikes = LossSpikes()
         self.data_wait = DataWait(schedule.workers, self.accelerator.device)
         self._reports: deque[_Report] = deque()
@@ -232,7 +233,7 @@ class Trainer:
         self.read_reports()
         self.checkpoints.roll_back(self.state)
         self._batches = iter(())  # the workers end before new ones start
-        self._batches = self.run.watch(self._loader.batches(self.state.samples_seen))
+        self._batches = self._started()
         self.interval = Interval(self.accelerator.device, self.state.sums)
         self.run.log.rewind(self.state.step)
 
@@ -307,6 +308,11 @@ class Trainer:
             f"lr {rate:.2e}  grad norm {norm:.3f}  {values['images_per_second']:.0f} images/s  "
             f"data wait {values['data_wait']:.0%}  {values['memory_gb']:.2f} GB  eta {duration_text(left)}"
         )
+
+    def _started(self) -> Iterator[Batch]:
+        """The batches from where the run stands."""
+        batches = self._loader.batches(self.state.samples_seen)
+        return self.run.watch(copied_beside(batches, self.accelerator.device))
 
     def _next_batch(self) -> Batch:
         start = time.perf_counter()
