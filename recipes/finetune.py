@@ -14,8 +14,10 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import swin_mim  # noqa: F401  before torch, whose threads it tells how to wait
+
+# isort: split
 import torch
-from torch import Tensor
 
 from swin_mim.architecture import as_pair
 from swin_mim.counts import counted
@@ -79,7 +81,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
         mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_probability, augment.mix_switch, config.run.seed)
         encode = multi_hot if data.multi_label else soft_targets
 
-        def loss_of(batch: Batch) -> Tensor:
+        def loss_of(batch: Batch) -> torch.Tensor:
             labels = targets[batch.indices.to(run.device, non_blocking=True)]
             pixels, wanted = preprocess(batch.images), encode(labels, len(names), augment.label_smoothing)
             if mixes(augment):

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import swin_mim  # noqa: F401  before torch, whose threads it tells how to wait
+
+# isort: split
 from torch import Tensor
 
 from swin_mim.architecture import as_pair

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from swin_mim.threads import wait_politely
+
 if TYPE_CHECKING:
     from swin_mim.api import pretrain
     from swin_mim.architecture import SwinConfig
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from swin_mim.models.classifier import SwinClassifier
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin
+
+wait_politely()  # here, as it is of use before torch is loaded only
 
 __version__: str
 __all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "block_mask", "pretrain"]

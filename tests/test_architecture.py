@@ -17,7 +17,7 @@ SIDE_BY_SIDE = 15
 
 ROOMS = ("recipes", "cli", "evaluation", "training", "models", "hub", "weights", "data", "kernels", "")
 """A file imports from its own room and from those further down, of which "" is the lowest."""
-GROUND = ("architecture", "masking", "errors", "files", "redaction", "counts", "__version__")
+GROUND = ("architecture", "masking", "errors", "files", "redaction", "counts", "threads", "__version__")
 """What is in "". The other names of `swin_mim` itself are for its users, so they lie above the rooms, as recipes do."""
 
 OUTSIDE: dict[str, tuple[str, ...]] = {

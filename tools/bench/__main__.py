@@ -6,6 +6,7 @@
     python -m tools.bench train --steps 50 -- --config simmim_swin_tiny_192_100ep --data.source DIR
     python -m tools.bench curves --backends reference,sdpa --steps 200
     python -m tools.bench decoders --steps 300 --seeds 0,1,2
+    python -m tools.bench busy --busy 0,1,2,4
 
 The files `step.py` and so on say what each of them measures. All measure the ceilings of the machine too: the rate of
 a matrix product and that of a copy. `python -m tools.bench.gpu` runs all that a GPU machine has to show.
@@ -24,6 +25,7 @@ from swin_mim.cli.options import add_json_option
 from swin_mim.errors import Parser, one_line_errors
 from swin_mim.models.window_attention import Backend
 from tools.bench.commands.attention import attention
+from tools.bench.commands.busy import busy
 from tools.bench.commands.curves import curves
 from tools.bench.commands.decoders import decoders
 from tools.bench.commands.loader import SYSTEMS, loader
@@ -32,6 +34,7 @@ from tools.bench.commands.train import train
 from tools.bench.images import LARGEST, SIZES
 from tools.bench.peers import BUILDERS
 from tools.bench.settings import (
+    BusySettings,
     CurveSettings,
     DecoderSettings,
     LoaderSettings,
@@ -49,6 +52,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
     "train": (TrainSettings, lambda settings, _: train(settings)),
     "curves": (CurveSettings, lambda settings, _: curves(settings)),
     "decoders": (DecoderSettings, lambda settings, _: decoders(settings)),
+    "busy": (BusySettings, lambda settings, _: busy(settings)),
 }
 
 
@@ -64,6 +68,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     add_train(commands.add_parser("train", help="the real recipe, end to end, beside the bare step"))
     add_curves(commands.add_parser("curves", help="the losses of one training with several attention backends"))
     add_decoders(commands.add_parser("decoders", help="the losses of one training with small and with whole decodes"))
+    add_busy(commands.add_parser("busy", help="a training on a CPU beside other work, by how its threads wait"))
     own, overrides = split_at_dashes(arguments)
     options = vars(parser.parse_args(own))
     command = options.pop("command")
@@ -143,6 +148,13 @@ def add_decoders(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=1, help="processes that decode")
     parser.set_defaults(model="swin_nano", image_size=64, window_size=4)
     add_common(parser, repeats=1)
+
+
+def add_busy(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--busy", type=numbers, default=(0, 1, 2, 4), help="comma-separated numbers of busy processes")
+    add("--seconds", type=float, default=4, help="of each measurement")
+    add_common(parser, repeats=3)
 
 
 def add_model(parser: argparse.ArgumentParser, *, batch: str) -> None:

@@ -95,7 +95,26 @@ class DecoderSettings(ModelSettings):
     workers: int
 
 
-MINIMA = {"repeats": 1, "threads": 1, "batch": 1, "warmup": 0, "steps": 1, "images": 1, "image_size": 1, "workers": 0}
+@dataclass(frozen=True, kw_only=True)
+class BusySettings(Settings):
+    busy: tuple[int, ...]
+    """Numbers of busy processes beside the training."""
+    seconds: float
+    """Of each measurement."""
+
+
+MINIMA = {
+    "busy": 0,
+    "seconds": 0.1,
+    "repeats": 1,
+    "threads": 1,
+    "batch": 1,
+    "warmup": 0,
+    "steps": 1,
+    "images": 1,
+    "image_size": 1,
+    "workers": 0,
+}
 
 
 def cells_of(config: SwinConfig) -> int:
