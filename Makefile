@@ -15,7 +15,7 @@ test: $(call READY,$(EXTRAS))
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(call READY,$(EXTRAS))
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(call READY,$(EXTRAS))
 	$(PYTHON) -m ruff format --check .

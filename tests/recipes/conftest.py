@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ import yaml
 from PIL import Image
 from run_recipe import RECIPES
 from safetensors.torch import load_file
+
+from tools import forked
 
 TINY = {
     "run": {"name": "tiny"},
@@ -74,22 +75,25 @@ class Recipe:
         return self._start([sys.executable, str(self.script), *self.arguments(name, flags)], environment or {})
 
     def launch(self, name: str, *flags: str, zero: int = 0, processes: int = 2) -> str:
-        """Run as several processes of torchrun, with DeepSpeed if `zero` is its stage; the output."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(self.script)]
-        process = self._start([*command, *self.arguments(name, flags)], self.deepspeed(zero) if zero else {})
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
+        """Run as several processes, with DeepSpeed if `zero` is its stage; the output of the first."""
+        variables = self.deepspeed(zero) if zero else {}
+        ends = forked.run(
+            [str(self.script), *self.arguments(name, flags)],
+            self.folder,
+            environment=run_recipe.ENVIRONMENT,
+            processes=processes,
+            variables=variables,
+        )
+        assert [end.code for end in ends] == [0] * processes, ends
+        output = ends[0].said
         strategy = f"DeepSpeed ZeRO-{zero}" if zero else "FSDP2" if "--train.fsdp" in flags else "DDP"
         assert processes == 1 or "--evaluate" in flags or f"; cpu, {strategy}, " in output
         return output
 
     def launch_machines(self, name: str, *flags: str) -> str:
-        """Run as one process on each of two machines, which are this one; the output of the first."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        address = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        """Run by torchrun as one process on each of two machines, which are this one; the output of the first."""
+        port = str(forked.free_port())
+        address = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
         command = [sys.executable, "-m", "torch.distributed.run", *address]
         arguments = [str(self.script), *self.arguments(name, flags)]
         machines = [self._start([*command, "--node-rank", str(rank), *arguments], {}) for rank in range(2)]

@@ -1,6 +1,6 @@
-"""Run a module with one fault in it, at a chosen place of a run.
+"""Run a module with faults in it, each at a chosen place of a run.
 
-    python -m tools.chaos.faults '{"kind": "signal", "step": 12, "rank": 0}' swin_mim.recipes.pretrain --config ...
+    python -m tools.chaos.faults '[{"kind": "signal", "step": 12, "rank": 0}]' swin_mim.recipes.pretrain --config ...
 
 Kinds, all in the process `rank` (default 0) only; with "onwards" a NaN is at all later positions too:
     signal      gets SIGTERM in the middle of the step after `step` steps
@@ -23,10 +23,10 @@ from torch import Tensor
 
 
 def main() -> None:
-    fault = json.loads(sys.argv[1])
-    # in a replay, which has one process, every fault is in that one
-    if int(os.environ.get("RANK", "0")) == fault.get("rank", 0) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        FAULTS[fault["kind"]](fault)
+    for fault in json.loads(sys.argv[1]):
+        # in a replay, which has one process, every fault is in that one
+        if int(os.environ.get("RANK", "0")) == fault.get("rank", 0) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            FAULTS[fault["kind"]](fault)
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

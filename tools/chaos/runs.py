@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from swin_mim.errors import DATA_ERROR, STOPPED, UserError
 from swin_mim.training.checkpoints import store
 from swin_mim.training.config.shipped import recipes_folder
 from swin_mim.training.run.jsonl import whole_lines
+from tools import forked
 from tools.clone import environment
 
 RECIPE = "swin_mim.recipes.pretrain"
@@ -70,29 +72,24 @@ class Runs:
         name: str,
         *flags: str,
         processes: int = 1,
-        fault: dict[str, Any] | None = None,
+        faults: Sequence[dict[str, Any]] = (),
         expect: int = 0,
         strategy: str = "DDP",
     ) -> str:
         """Start a run, or go on with it; what it said."""
-        faulty = ["tools.chaos.faults", json.dumps(fault)] if fault else []
+        faulty = ["tools.chaos.faults", json.dumps(list(faults))] if faults else []
         where = ["--config", str(self.folder / "config.yaml"), "--run.root", str(self.folder), "--run.name", name]
-        command = ["-m", *faulty, RECIPE, *where, *flags, "--train.fsdp", str(strategy == "FSDP2").lower()]
-        if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-            command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command]
-        done = subprocess.run(
-            [sys.executable, *command],
-            env=environment(**ENVIRONMENT | self._deepspeed(strategy)),
-            capture_output=True,
-            text=True,
+        ends = forked.run(
+            ["-m", *faulty, RECIPE, *where, *flags, "--train.fsdp", str(strategy == "FSDP2").lower()],
+            self.folder,
+            environment=ENVIRONMENT,
+            processes=processes,
+            variables=self._deepspeed(strategy),
             timeout=300,
-            check=False,
         )
-        said = done.stdout + done.stderr
-        # torchrun has 1 for whatever its processes have
-        if done.returncode != expect and not (processes > 1 and expect and done.returncode == 1):
-            raise UserError(f"{name} ended with {done.returncode}, not with {expect}: {said[-2000:]}")
+        said = "".join(end.said for end in ends)
+        if {end.code for end in ends} != {expect}:
+            raise UserError(f"{name} ended with {[end.code for end in ends]}, not with {expect}: {said[-2000:]}")
         if processes > 1 and strategy not in said:
             raise UserError(f"{name} was not run with {strategy}: {said[-2000:]}")
         return said
@@ -130,25 +127,28 @@ class Runs:
 
 
 def strategies(folder: Path) -> dict[str, Any]:
-    """However two processes spread the weights: stopped and continued, a NaN in one of them; FSDP2 on one and three."""
+    """However two processes spread the weights: stopped and continued, a NaN in one of them before
+    the stop and one behind it; FSDP2 on one and three."""
     runs = Runs(folder)
-    figures: dict[str, Any] = {"strategies": 0, "different": 0, "nans": 0, "nans_applied": 0}
-    module, step = "encoder.layers.0.blocks.1.attn", 13
-    spoilt = {"module": module, "position": (step - 1) * BATCH + BATCH // 2, "rank": 1}
+    figures: dict[str, Any] = {"strategies": 0, "different": 0, "nans": 0, "nans_applied": 0, "steps_left_out": 0}
+    module, step, spoilt = "encoder.layers.0.blocks.1.attn", 13, {"activation": 8, "gradient": 17}
+    nans = [
+        {"kind": kind, "module": module, "position": (at - 1) * BATCH + BATCH // 2, "rank": 1}
+        for kind, at in spoilt.items()
+    ]
+    stop = {"kind": "signal", "step": step, "rank": 1}
     for strategy in ("DDP", "FSDP2", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3"):
         name = strategy.replace(" ", "_")
-        runs.run(f"{name}_whole", processes=2, strategy=strategy)
-        stop = {"kind": "signal", "step": step, "rank": 1}
-        runs.run(name, processes=2, strategy=strategy, fault=stop, expect=STOPPED)
-        runs.run(name, processes=2, strategy=strategy)
+        runs.run(f"{name}_whole", processes=2, strategy=strategy, faults=nans)
+        runs.run(name, processes=2, strategy=strategy, faults=[*nans, stop], expect=STOPPED)
+        runs.run(name, processes=2, strategy=strategy, faults=nans)
         figures["strategies"] += 1
         figures["different"] += not runs.same(f"{name}_whole", name)
-        for kind in ("activation", "gradient"):
-            runs.run(f"{name}_{kind}", processes=2, strategy=strategy, fault={"kind": kind, **spoilt})
-            finite = all(value.isfinite().all() for value in runs.final(f"{name}_{kind}").values())
-            left_out = whole_lines(folder / f"{name}_{kind}" / "skipped_steps.jsonl")
-            figures["nans"] += 1
-            figures["nans_applied"] += not (finite and {entry["step"] for entry in left_out} == {step})
+        finite = all(value.isfinite().all() for value in runs.final(name).values())
+        left_out = {entry["step"] for entry in whole_lines(folder / name / "skipped_steps.jsonl")}
+        figures["nans"] += len(nans)
+        figures["nans_applied"] += len(nans) if not finite else len(set(spoilt.values()) - left_out)
+        figures["steps_left_out"] += len(left_out)
     batch = ("--train.global_batch", "12", "--train.micro_batch", "4")
     runs.run("whole", *batch)
     for processes in (1, 3):
@@ -173,14 +173,14 @@ def stops(folder: Path) -> dict[str, Any]:
             # of two processes one is told, in turn
             fault = {"kind": "signal", "step": step, "rank": step % processes}
             last = step == STEPS - 1  # nothing is left to stop
-            runs.run(name, processes=processes, fault=fault, expect=0 if last else STOPPED)
+            runs.run(name, processes=processes, faults=[fault], expect=0 if last else STOPPED)
             status = json.loads((folder / name / "run_status.json").read_text())
             figures["stops"] += 1
             figures["different"] += status["step"] != step + 1
             runs.run(name, processes=processes)
             figures["different"] += not runs.same(whole, name)
-    runs.run("elastic", fault={"kind": "signal", "step": 9}, expect=STOPPED)
-    runs.run("elastic", processes=2, fault={"kind": "signal", "step": 19, "rank": 1}, expect=STOPPED)
+    runs.run("elastic", faults=[{"kind": "signal", "step": 9}], expect=STOPPED)
+    runs.run("elastic", processes=2, faults=[{"kind": "signal", "step": 19, "rank": 1}], expect=STOPPED)
     runs.run("elastic")
     figures["one_two_one_processes"] = runs.distance("whole_1", "elastic")
     figures["different"] += figures["one_two_one_processes"] > TOLERANCE
@@ -201,7 +201,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     ):
         fault = {"kind": kind, "module": module, "position": position, "rank": 1}
         name = f"{kind}_{module.rpartition('.')[2]}"
-        runs.run(name, processes=2, fault=fault)
+        runs.run(name, processes=2, faults=[fault])
         figures["faults"] += 1
         figures["non_finite_weights"] += not all(value.isfinite().all() for value in runs.final(name).values())
         skipped = whole_lines(folder / name / "skipped_steps.jsonl")
@@ -209,14 +209,14 @@ def numbers(folder: Path) -> dict[str, Any]:
         figures["wrong_module"] += named not in replayed(folder / name, step, fault)
     # from step 13 on every micro batch of one process is bad: back to step 10 twice, and then it gives up
     fault = {"kind": "activation", "module": f"{block}.attn", "position": position, "onwards": True, "rank": 1}
-    said = runs.run("hopeless", processes=2, fault=fault, expect=DATA_ERROR)
+    said = runs.run("hopeless", processes=2, faults=[fault], expect=DATA_ERROR)
     figures["returns_before_giving_up"] = said.count("back to step 10")
     return figures
 
 
 def replayed(run: Path, step: int, fault: dict[str, Any]) -> str:
     """What swin-mim replay says of a step, under the same fault."""
-    command = ["-m", "tools.chaos.faults", json.dumps(fault), "swin_mim", "replay", str(run), str(step)]
+    command = ["-m", "tools.chaos.faults", json.dumps([fault]), "swin_mim", "replay", str(run), str(step)]
     done = subprocess.run(
         [sys.executable, *command],
         env=environment(**ENVIRONMENT),
