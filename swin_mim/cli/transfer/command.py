@@ -108,7 +108,7 @@ def compare(options: argparse.Namespace) -> None:
 
     from swin_mim.cli.transfer.cells import Runner
     from swin_mim.cli.transfer.report import curves, plot, summary, table
-    from swin_mim.data.loading.workers import share_of_cores
+    from swin_mim.data.loading.cores import share_of_cores
     from swin_mim.files import replace_json
     from swin_mim.training.config.yaml_file import to_yaml
 
@@ -277,11 +277,13 @@ def colours(settings: "FinetuneConfig", encoder: "Swin", count: int, seeds: int)
     from swin_mim.evaluation.reader import Reader
     from swin_mim.models.preprocessing import Preprocessor
     from swin_mim.training.labelled_images import to_train_and_evaluate
+    from swin_mim.training.loop.worker_count import worker_count
 
     size = as_pair(settings.model.image_size or encoder.config.image_size)
-    data = settings.data
+    data, cpu = settings.data, torch.device("cpu")
     known_by = replace(encoder.preprocessing, interpolation=data.interpolation, crop_pct=data.crop_pct)
-    preprocess, options = Preprocessor(known_by, torch.device("cpu")), LoaderOptions(workers=data.workers)
+    preprocess = Preprocessor(known_by, cpu)
+    options = LoaderOptions(workers=worker_count(data, cpu), automatic=data.workers == "auto")
     reader = Reader(preprocess, size, lambda sums: sums, lambda batches: batches, 64, options)
     training, evaluated = to_train_and_evaluate(replace(data, labels_per_class=0))
     others, truth = colours_of(evaluated, reader)

@@ -73,6 +73,8 @@ class LoaderOptions:
     """Processes that the images are dealt to."""
     workers: int = 0
     """Processes that load for this one; 0: it loads by itself."""
+    automatic: bool = False
+    """Have fewer workers where shared memory does not hold the batches of so many."""
     pixel_bytes: int = 3
     """Bytes of a pixel in a batch, such as 3 of RGB."""
     pin_memory: bool = False
@@ -241,6 +243,7 @@ def _batches(
         workers=options.workers,
         batch_bytes=pixels * options.pixel_bytes,
         pin_memory=options.pin_memory,
+        automatic=options.automatic,
     )
     with closing(places), closing(loaded):
         for batch, failure, code in loaded:

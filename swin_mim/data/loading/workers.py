@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import cache
 from multiprocessing.connection import wait
 from typing import Any
 from weakref import WeakSet
@@ -20,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
+from swin_mim.data.loading.cores import processes_here, usable_cores
 from swin_mim.data.sampling import Place
 from swin_mim.errors import UserError
 
@@ -53,6 +55,7 @@ def load_batches(
     workers: int,
     batch_bytes: int,
     pin_memory: bool = False,
+    automatic: bool = False,
 ) -> Generator[Any, None, None]:
     """`collate` of the samples of each list of places, in order.
 
@@ -62,12 +65,13 @@ def load_batches(
         dataset: `dataset[place]` is a function of the place alone.
         workers: how many; 0 loads in this process.
         batch_bytes: what a batch takes in shared memory.
+        automatic: nobody asked for so many workers: fewer, or none, where shared memory does not hold their batches.
 
     Raises:
         UserError: while iterating, when workers die or hang again and again, or shared memory does not hold a batch
             of each.
     """
-    batches = _load(dataset, places, collate, workers, batch_bytes, pin_memory)
+    batches = _load(dataset, places, collate, workers, batch_bytes, pin_memory, automatic)
     _running.add(batches)
     return batches
 
@@ -77,18 +81,9 @@ class _Loader(DataLoader[Any]):
         """Nothing: torch would say twice in three lines, with a path, what `warn_if_more_than_cores` says."""
 
 
-def share_of_cores(processes: int | None = None) -> int:
-    """Cores for this process: its part of those that it may use, at least 1.
-
-    Args:
-        processes: that share them; None: those of its launch on this machine.
-    """
-    return max(1, len(os.sched_getaffinity(0)) // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
 def warn_if_more_than_cores(workers: int) -> None:
     """Warn of more workers than this process has cores."""
-    cores = share_of_cores()
+    cores = max(1, usable_cores() // processes_here())
     if workers > cores:
         text = "data.workers %d is more than the %d core%s here: that helps only while they wait for a disk or network"
         _log.warning(text, workers, cores, "" if cores == 1 else "s")
@@ -101,8 +96,14 @@ def _load(
     workers: int,
     batch_bytes: int,
     pin_memory: bool,
+    automatic: bool,
 ) -> Generator[Any, None, None]:
-    prefetch = affordable_prefetch(workers, batch_bytes, _free_shared_memory()) if workers else None
+    wished, free = workers, _free_shared_memory() if workers else None
+    if automatic and free is not None:
+        free //= processes_here()  # the others of this launch look at the same moment
+        workers = affordable_workers(wished, batch_bytes, free)
+    warns = workers == wished
+    prefetch = affordable_prefetch(workers, batch_bytes, free, warns=warns) if workers else None
     again, owed = deque[list[Place]](), deque[list[Place]]()
     to_come, losses = iter(places), 0
     while True:
@@ -263,13 +264,38 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def affordable_prefetch(workers: int, batch_bytes: int, free: int | None) -> int:
+def affordable_workers(wished: int, batch_bytes: int, free: int) -> int:
+    """How many workers shared memory allows: those that are wished, or fewer, each with two batches ahead.
+
+    One that can only have one ahead is better than none; 0: not even that. Fewer than are wished are said once.
+
+    Args:
+        free: bytes of shared memory.
+    """
+    room = max(0, free // batch_bytes - HELD)
+    workers = min(wished, max(room // 2, min(room, 1)))
+    if workers < wished:
+        _warn_of_fewer(workers, wished, batch_bytes)
+    return workers
+
+
+@cache
+def _warn_of_fewer(workers: int, wished: int, batch_bytes: int) -> None:
+    _log.warning(
+        "data.workers auto is %d and not %d: %s does not hold two batches of %s ahead of each, which may be slower; "
+        "run a container with a larger --shm-size",
+        *(workers, wished, SHARED_MEMORY, _mib(batch_bytes)),
+    )
+
+
+def affordable_prefetch(workers: int, batch_bytes: int, free: int | None, *, warns: bool = True) -> int:
     """How many batches each worker may prepare ahead: `PREFETCH`, or what `free` bytes hold.
 
     Fewer than `PREFETCH` are slower, not different: better that than no run.
 
     Args:
         free: of shared memory; None: it has no limit of its own.
+        warns: of fewer than `PREFETCH`.
 
     Raises:
         UserError: not even one.
@@ -281,10 +307,11 @@ def affordable_prefetch(workers: int, batch_bytes: int, free: int | None) -> int
     way_out = "run a container with a larger --shm-size, or lower data.workers (0 needs none)"
     if not prefetch:
         raise UserError(f"{SHARED_MEMORY} has {_mib(free)} free, and {need}: {way_out}", local=True)
-    _log.warning(
-        "%s has %s free, and %s with one batch of each prepared ahead: %d instead of %d, which may be slower; %s",
-        *(SHARED_MEMORY, _mib(free), need, prefetch, PREFETCH, way_out),
-    )
+    if warns:
+        _log.warning(
+            "%s has %s free, and %s with one batch of each prepared ahead: %d instead of %d, which may be slower; %s",
+            *(SHARED_MEMORY, _mib(free), need, prefetch, PREFETCH, way_out),
+        )
     return prefetch
 
 

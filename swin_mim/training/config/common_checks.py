@@ -51,7 +51,11 @@ def run_constraints(run: RunConfig) -> Constraints:
 
 def image_constraints(data: ImagesConfig) -> Constraints:
     yield "data.max_pixels", data.max_pixels > 0, "must be positive: use 67108864"
-    yield "data.workers", data.workers >= 0, "must not be negative: use 0 to decode without workers"
+    yield (
+        "data.workers",
+        data.workers == "auto" or data.workers >= 0,
+        "must not be negative: use 0 to decode without workers",
+    )
     yield "data.max_broken", 0 <= data.max_broken <= 1, "must be at least 0 and at most 1: use 0.01"
 
 

@@ -48,8 +48,10 @@ class ImagesConfig:
     pixel, in every worker."""
     color_profile: Literal["convert", "ignore"] = "convert"
     """Treatment of RGB images with an ICC profile: converted to sRGB, or read as if they were sRGB."""
-    workers: int = 4
-    """Processes that decode images, per training process; 0 decodes in the training process."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that decode images, per training process; 0 decodes in the training process. auto is this process's
+    share of the cores less one: up to 32 beside a GPU, up to 4 on a CPU, fewer where /dev/shm does not hold their
+    batches, and 0 for blue_marble. The images of a run are the same with any number."""
     max_broken: float = 0.01
     """Max fraction of undecodable images; above it the run stops."""
 

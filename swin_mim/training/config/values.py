@@ -67,7 +67,7 @@ def in_words(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(in_words(option) for option in options)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, options))
+        return ("one of " if len(options) > 1 else "") + ", ".join(map(str, options))
     if origin is tuple:
         length = "any number of items" if options[-1] is Ellipsis else f"{len(options)} items"
         return f"a list of {length}, each {in_words(options[0])}"

@@ -4,8 +4,8 @@ import logging
 
 import torch
 
-from swin_mim.data.loading.workers import share_of_cores
 from swin_mim.data.timing import LoadingTime
+from swin_mim.training.loop.worker_count import room_for_workers
 
 MOST = 0.2
 """Share of the time between two lines of the log that may go into waiting."""
@@ -58,15 +58,6 @@ def slow_stage(loading: LoadingTime, seconds: float, workers: int) -> str:
     """A key of `STAGES`: what the training waits for, if it does."""
     idle = loading.total < BUSY * max(workers, 1) * seconds
     return "pass" if workers and idle else loading.slowest
-
-
-def room_for_workers(device: torch.device, processes: int | None = None) -> int:
-    """How many workers of one training process have a core: all of its cores, but for one that drives a GPU.
-
-    Args:
-        processes: of this machine that train; None: as the launcher says.
-    """
-    return max(1, share_of_cores(processes) - (device.type == "cuda"))
 
 
 def advice(stage: str, workers: int, room: int) -> str:

@@ -28,8 +28,6 @@ class TrainingSchedule:
     max_broken: float
     learning_rate: Callable[[int, float], float]
     """(step, "lr_scale" of a parameter group) -> absolute learning rate of that update, which counts from 0."""
-    workers: int = 0
-    """Processes that load images for each training process."""
 
     @classmethod
     def from_config(
@@ -57,7 +55,6 @@ class TrainingSchedule:
             dataset_size=images,
             max_broken=config.data.max_broken,
             learning_rate=lr_schedule(config, steps),
-            workers=config.data.workers,
         )
 
     def ends_early_at(self, step: int) -> bool:

@@ -149,7 +149,7 @@ class Trainer:
         self.interval = Interval(self.accelerator.device, self.state.sums)
         self._batches = self._started()
         self._spikes = LossSpikes()
-        self.data_wait = DataWait(schedule.workers, self.accelerator.device)
+        self.data_wait = DataWait(run.workers, self.accelerator.device)
         self._reports: deque[_Report] = deque()
         self._last: _Report | None = None
         # Reading a report waits until the device has computed it; one step later it has.

@@ -32,6 +32,7 @@ from swin_mim.training.distributed import processes
 from swin_mim.training.distributed.prepare import PreparedModel, prepare
 from swin_mim.training.distributed.weight_average import WeightAverage
 from swin_mim.training.loop.schedule import TrainingSchedule
+from swin_mim.training.loop.worker_count import count_text, worker_count
 from swin_mim.training.run.folder import BrokenImages, claim
 from swin_mim.training.run.lock import lock
 from swin_mim.training.run.signals import StopSignal, follow_launcher
@@ -97,6 +98,11 @@ class Run:
     def precision(self) -> str:
         return processes.precision_text(self.accelerator)
 
+    @property
+    def workers(self) -> int:
+        """Processes that load images for this one; `auto` may be fewer where shared memory is small."""
+        return worker_count(self.config.data, self.device)
+
     def log_info(self, text: str) -> None:
         """Write to the terminal and train.log, in the main process only."""
         _LOG.info(text)
@@ -113,8 +119,10 @@ class Run:
 
     def loader_options(self, pixel_bytes: int = 3) -> LoaderOptions:
         """How this process takes part in loading images of so many bytes a pixel."""
-        pinned, workers = self.device.type == "cuda", self.config.data.workers
-        return LoaderOptions(self.rank, self.world, workers, pixel_bytes=pixel_bytes, pin_memory=pinned)
+        pinned, automatic = self.device.type == "cuda", self.config.data.workers == "auto"
+        return LoaderOptions(
+            self.rank, self.world, self.workers, automatic=automatic, pixel_bytes=pixel_bytes, pin_memory=pinned
+        )
 
     def prepare(
         self, model: Model, optimizer_of: Callable[[Model], torch.optim.Optimizer], *, ema: float = 0.0
@@ -235,13 +243,18 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
         start_log(folder, main=accelerator.is_main_process)
         if trains and not stop.listens:
             _LOG.warning("this is not the main thread: no signal ends the run with a checkpoint, nor does Ctrl-C")
-        warn_if_more_than_cores(config.data.workers)
+        if config.data.workers != "auto":
+            warn_if_more_than_cores(config.data.workers)
+        elif chosen := count_text(config.data, accelerator.device):
+            _LOG.info(chosen)
         held = _hold(folder, main=accelerator.is_main_process) if trains else None
         claim(folder, config, write=trains and accelerator.is_main_process)
         broken = BrokenImages(
             folder / "broken_images.jsonl", "another image takes its place" if trains else "it is left out"
         )
         newest = newest_checkpoint(folder / "checkpoints")
+        if trains and newest is None and (faster := processes.faster_precision(train.precision)):
+            _LOG.info(faster)
         run = Run(config, accelerator, folder, accumulated, threads, stop, newest, broken)
         try:
             yield run

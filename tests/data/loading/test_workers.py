@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from test_loader import CROP, Noise, assert_equal, by_position
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from swin_mim.data.loading import workers
+from swin_mim.data.loading.cores import processes_here, usable_cores
 from swin_mim.data.loading.loader import Batch, LoaderOptions, TrainingLoader, heldout_batches
-from swin_mim.data.loading.workers import affordable_prefetch
-from swin_mim.data.sampling import SampleOrder
+from swin_mim.data.loading.workers import affordable_prefetch, affordable_workers
+from swin_mim.data.sampling import Place, SampleOrder
 from swin_mim.data.transforms.crops import EvaluationTransform
 from swin_mim.errors import UserError
 
@@ -228,7 +229,7 @@ def test_workers_that_hang_are_replaced(
 
 
 def test_more_workers_than_cores_are_told_where_a_run_begins(caplog: pytest.LogCaptureFixture) -> None:
-    cores = workers.share_of_cores()
+    cores = max(1, usable_cores() // processes_here())
     next(stream(cores + 1))  # nor does torch, whose warning would be an error here
     assert not caplog.records
     for number in (cores, cores + 1):
@@ -261,6 +262,56 @@ def test_shared_memory_that_holds_no_batch_of_each_worker_is_refused() -> None:
         affordable_prefetch(8, 14 * MIB, 64 * MIB)
     with pytest.raises(UserError, match=r"has 139\.0 MiB free"):  # of each worker one, and none for the training
         affordable_prefetch(8, 14 * MIB, 139 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("free", "count"),
+    [
+        (15 * 14 * 4 + 28, 15),
+        (15 * 28 + 28, 15),
+        (14 * 28 + 28 + 27, 14),
+        (28 + 28, 1),
+        (28 + 14, 1),
+        (28 + 13, 0),
+        (0, 0),
+    ],
+)
+def test_workers_that_nobody_asked_for_are_as_many_as_shared_memory_holds(
+    free: int, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers._warn_of_fewer.cache_clear()
+    for _ in range(2):  # said once
+        assert affordable_workers(15, 14 * MIB, free * MIB) == count
+    said = (
+        f"data.workers auto is {count} and not 15: /dev/shm does not hold two batches of 14.0 MiB ahead of each, which "
+        "may be slower; run a container with a larger --shm-size"
+    )
+    assert caplog.messages == [said] * (count < 15)
+
+
+@pytest.mark.parametrize(("free", "count"), [(1000, 2), (4 * 48, 1), (40, 0)])
+def test_batches_are_the_same_however_many_workers_shared_memory_holds(
+    free: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    loader_of = workers._Loader
+
+    def counted(*args: object, **values: object) -> object:
+        started.append(values["num_workers"])  # type: ignore[arg-type]
+        return loader_of(*args, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workers, "_Loader", counted)
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: free)
+    places = [[Place(number, number)] for number in range(5)]
+    dataset = Squares()
+    loaded = workers.load_batches(dataset, places, list, workers=2, batch_bytes=48, automatic=True)
+    assert list(loaded) == [[number * number] for number in range(5)]
+    assert started == [count]
+
+
+class Squares(Dataset[int]):
+    def __getitem__(self, place: Place) -> int:
+        return place.image**2
 
 
 SMALL = """

@@ -7,7 +7,7 @@ import torch
 
 from swin_mim.data.timing import LoadingTime
 from swin_mim.training.loop import data_wait
-from swin_mim.training.loop.data_wait import DataWait, advice, room_for_workers, slow_stage
+from swin_mim.training.loop.data_wait import DataWait, advice, slow_stage
 
 CPU = torch.device("cpu")
 DECODING = LoadingTime(read=1.0, decode=6.0, transform=2.0, collate=1.0)
@@ -71,13 +71,3 @@ def test_the_slow_stage(loading: LoadingTime, seconds: float, workers: int, stag
 )
 def test_the_advice(stage: str, workers: int, text: str) -> None:
     assert text in advice(stage, workers, room=4)
-
-
-def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert room_for_workers(CPU) == 4
-    assert room_for_workers(torch.device("cuda")) == 3
-    assert room_for_workers(CPU, processes=2) == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
-    assert room_for_workers(CPU) == 1

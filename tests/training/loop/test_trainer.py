@@ -120,6 +120,7 @@ class Run:
             log=log,
             skipped=self.skipped.append,
             watch=lambda batches: batches,
+            workers=0,
         )
         evaluation = Evaluation(2, lambda step: self.events.append(f"evaluate {step}") or {"score": step})
         trained = PreparedModel(prepared, self.optimizer, FullModel(self.model))

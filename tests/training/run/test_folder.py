@@ -98,7 +98,7 @@ def test_mutable_settings_may_change_and_the_change_is_recorded(tmp_path: Path) 
     values = dict(leaves(CONFIG))
     other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, bool: True, tuple: (), type(None): "text"}
     for key in MUTABLE:
-        one_of = {"train.attention": "reference", "log.picture_channels": ("text",)}
+        one_of = {"data.workers": 7, "train.attention": "reference", "log.picture_channels": ("text",)}
         value = one_of.get(key, other[type(values[key])])
         run_folder.claim(tmp_path, changed(key, value))
         assert on_disk(tmp_path) == changed(key, value), key
@@ -114,7 +114,7 @@ def test_what_changed_is_written_down_with_the_step(tmp_path: Path) -> None:
     run_folder.claim(tmp_path, changed("log.every", "7 steps"), write=False)
     run_folder.claim(tmp_path, changed("data.workers", 3, changed("log.every", "7 steps")))
     (entry,) = whole_lines(tmp_path / "config_changes.jsonl")
-    assert (entry["step"], entry["changes"]) == (1, ["data.workers: 4 -> 3", "log.every: 5 steps -> 7 steps"])
+    assert (entry["step"], entry["changes"]) == (1, ["data.workers: auto -> 3", "log.every: 5 steps -> 7 steps"])
 
 
 def test_mutable_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_mutable_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> Non
     with_checkpoint(tmp_path)
     values = dict(leaves(TUNING))
     other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, tuple: (), type(None): "text"}
-    special = {"train.attention": "reference", "save.export": "last"}
+    special = {"data.workers": 7, "train.attention": "reference", "save.export": "last"}
     free = FinetuneConfig.mutable & values.keys()
     assert {"save.export", "evaluate", "predictions", "data.validation", "hub.repo"} < free
     for key in sorted(free):
