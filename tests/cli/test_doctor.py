@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -538,6 +539,42 @@ def test_a_micro_batch_that_does_not_fit_a_gpu(most: int, measured: int, monkeyp
     assert (found[0], found[4]) == (measured, measured)
     assert found[1] == pytest.approx(100.0 if measured else 0.0)
     assert found[2:4] == (20.0 * 128 / measured if measured else 80.0, 80.0)
+
+
+def test_a_larger_micro_batch_is_one_that_divides_and_fits() -> None:
+    settings = {"run": {"name": "x"}, "train": {"global_batch": 2048, "micro_batch": 128}}
+    config = from_mapping(PretrainConfig, settings, "a test")
+    larger = doctor_speed.larger_batches
+    assert larger(config, 1, each=0.1, free=140.0) == [1024, 512, 256]  # 1190 fit, and no more than 1024 are tried
+    assert larger(config, 1, each=0.2, free=140.0) == [512, 256]
+    assert larger(config, 8, each=0.1, free=140.0) == [256]
+    assert larger(config, 16, each=0.1, free=140.0) == []
+    assert larger(config, 1, each=0.5, free=140.0) == []
+    assert larger(config, 3, each=0.1, free=140.0) == []
+
+
+def test_a_larger_micro_batch_is_measured_and_proposed_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(batch: int, number: int) -> float:
+        if batch > 512:
+            raise torch.OutOfMemoryError  # against what was expected
+        return 0.01 * (batch + 64) * number
+
+    for name, value in (("memory_allocated", 2e9), ("empty_cache", None), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(doctor_speed, "peak_memory_gb", lambda device: 50.0)
+    settings = {"run": {"name": "x"}, "train": {"global_batch": 2048, "micro_batch": 128}}
+    config = from_mapping(PretrainConfig, settings, "a test")
+    more = doctor_speed._larger_on_gpu(SimpleNamespace(steps=step), config, 12.8, 141.0)
+    assert more == doctor_speed.Larger(512, pytest.approx(512 / 5.76), 50.0)
+    slow, fast = (replace(steps(rate), larger=more) for rate in (80.0, 88.0))
+    (proposal,) = doctor._batches(config, 10**6, slow)
+    assert (proposal.key, proposal.value) == ("train.micro_batch", "512")
+    assert proposal.reason == "the GPU holds it, and is 11% faster with it, with the same result"
+    assert list(doctor._batches(config, 10**6, fast)) == []
+    report = SimpleNamespace(loading=None, steps=slow, duration=None)
+    assert list(doctor_page._speed(report))[-1].endswith(
+        "89 images/s with a micro batch of 512, which takes 50.0 of 80.0 GB"
+    )
 
 
 def test_a_batch_that_does_not_fit_is_a_reason(

@@ -253,6 +253,9 @@ def _speed(report: Report) -> Iterator[str]:
             f"{rate(steps.images_per_second)} on {steps.device} ({precision}); {steps.parameters / 1e6:.3g} M "
             f"parameters, micro batch {steps.micro_batch}{part}",
         )
+    if steps is not None and (more := steps.larger):
+        memory = f"{more.peak_gb:.1f} of {steps.available_gb:.1f} GB"
+        yield fact("", f"{rate(more.images_per_second)} with a micro batch of {more.micro_batch}, which takes {memory}")
     if loading is not None and duration is not None:
         yield fact("limit", _limit(loading, duration))
 

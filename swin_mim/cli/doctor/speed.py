@@ -24,9 +24,9 @@ from swin_mim.training.channels import preprocessing_of
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters, swin_config
 from swin_mim.training.distributed.processes import resolve_precision, set_threads, uses_gpu
-from swin_mim.training.loop.data_wait import room_for_workers
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
+from swin_mim.training.loop.worker_count import room_for_workers, worker_count
 from swin_mim.training.models import build_simmim
 from swin_mim.training.run.tracking import peak_memory_gb
 
@@ -39,7 +39,11 @@ ENOUGH = 1.1
 SPARE = 1.25
 """How many more workers than are needed on paper."""
 
+LARGEST = 1024
+"""Largest micro batch that is tried unasked: what a GPU loses between two steps is hidden long before."""
+
 _MEMORY = 0.8  # share of what is available
+_GPU_MEMORY = 0.85  # the rest is for evaluations, for what the allocator cannot use, and for others on that GPU
 _TRIAL = 2  # images of the first step on a CPU
 _GPU_STEPS = 5
 
@@ -64,6 +68,15 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Larger:
+    """Steps of a larger micro batch than the config's, on a GPU whose memory holds it."""
+
+    micro_batch: int
+    images_per_second: float
+    peak_gb: float
+
+
+@dataclass(frozen=True)
 class Steps:
     """Training steps by themselves."""
 
@@ -81,6 +94,8 @@ class Steps:
     available_gb: float
     fitting_batch: int
     """The largest micro batch up to that of the config that fits, and divides its global batch; 0 if none does."""
+    larger: Larger | None = None
+    """What a GPU has the memory for beyond the config's micro batch, if that is fewer images than it could take."""
 
     @property
     def estimated(self) -> bool:
@@ -126,7 +141,8 @@ def measure_loader(config: PretrainConfig, source: Source) -> Loading:
         UserError: too many images cannot be read.
     """
     seconds, images, spent = _loaded(config, source, workers=0, micro_batch=4, seconds=SECONDS / 3)
-    alone, workers = images / seconds, config.data.workers
+    device, processes = device_of_runs(), max(1, gpus())
+    alone, workers = images / seconds, worker_count(config.data, device, processes)
     rate = alone
     if workers:
         passed, delivered, _ = _loaded(config, source, workers, min(config.train.micro_batch, 32), SECONDS)
@@ -136,7 +152,7 @@ def measure_loader(config: PretrainConfig, source: Source) -> Loading:
         images_per_second=rate,
         alone_per_second=alone,
         milliseconds={stage: 1000 * value / images for stage, value in spent._asdict().items()},
-        room=room_for_workers(device_of_runs(), max(1, gpus())),
+        room=room_for_workers(device, processes),
         slowest=spent.slowest,
     )
 
@@ -153,7 +169,7 @@ def _loaded(
         seed=config.run.seed,
         global_batch=micro_batch,
         micro_batch=micro_batch,
-        options=LoaderOptions(workers=workers, pixel_bytes=pixel),
+        options=LoaderOptions(workers=workers, automatic=data.workers == "auto", pixel_bytes=pixel),
     )
     batches = loader.batches(samples_seen=0)
     with closing(batches):  # type: ignore[type-var]  # it is a generator
@@ -186,6 +202,8 @@ def measure_steps(config: PretrainConfig) -> Steps:
     trainer = _Trainer(config, device, precision)
     measure = _on_gpu if device.type == "cuda" else _on_cpu
     measured, rate, peak, available, fitting = measure(trainer, config)
+    roomy = device.type == "cuda" and fitting == config.train.micro_batch
+    larger = _larger_on_gpu(trainer, config, peak, available) if roomy else None
     return Steps(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         precision=precision,
@@ -197,6 +215,7 @@ def measure_steps(config: PretrainConfig) -> Steps:
         peak_gb=peak,
         available_gb=available,
         fitting_batch=fitting,
+        larger=larger,
     )
 
 
@@ -259,6 +278,43 @@ def _on_gpu(trainer: _Trainer, config: PretrainConfig) -> Measured:
         wished, peak = config.train.micro_batch, peak_memory_gb(device)
         return batch, _GPU_STEPS * batch / seconds, peak * wished / batch, total, batch
     return 0, 0.0, total, total, 0
+
+
+def _larger_on_gpu(trainer: _Trainer, config: PretrainConfig, peak: float, total: float) -> Larger | None:
+    """The largest micro batch that by the memory of the config's one should fit, and then does.
+
+    Args:
+        peak: GB at the config's micro batch.
+        total: GB of the GPU.
+    """
+    device = torch.device("cuda")
+    kept = torch.cuda.memory_allocated(device) / 1e9  # weights and moments, whatever the batch
+    for batch in larger_batches(config, max(1, gpus()), (peak - kept) / config.train.micro_batch, total - kept):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            trainer.steps(batch, 2)
+            seconds = trainer.steps(batch, _GPU_STEPS)
+        except torch.OutOfMemoryError:
+            continue
+        return Larger(batch, _GPU_STEPS * batch / seconds, peak_memory_gb(device))
+    return None
+
+
+def larger_batches(config: PretrainConfig, processes: int, each: float, free: float) -> list[int]:
+    """Micro batches above the config's that divide the images of a process and are expected to fit, the largest first.
+
+    Args:
+        processes: that share the global batch.
+        each: GB of an image.
+        free: GB for images.
+    """
+    train = config.train
+    if train.global_batch % processes:
+        return []
+    share = train.global_batch // processes
+    most = min(share, LARGEST, int(_GPU_MEMORY * free / each) if each > 0 else LARGEST)
+    return [batch for batch in range(most, train.micro_batch, -1) if share % batch == 0]
 
 
 def _on_cpu(trainer: _Trainer, config: PretrainConfig) -> Measured:
