@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tools.bench.commands import busy
 from tools.bench.settings import BusySettings
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_beside_every_number_of_processes(monkeypatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(busy, "WAYS", {"own": {}, "passive": {"OMP_WAIT_POLICY": "passive"}})
     file = tmp_path / "busy.json"

@@ -72,19 +72,18 @@ def _training(settings: BusySettings, variables: dict[str, str]) -> Iterator[sub
     plain = {key: value for key, value in environment().items() if not key.startswith(("OMP_", "GOMP_"))}
     # torch first: whoever imports swin_mim first is given its variables
     program = "import torch; from tools.bench.commands.busy import train; train()"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program],
         env=plain | variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        _ask(process, str(settings.threads or len(os.sched_getaffinity(0))))
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            _ask(process, str(settings.threads or len(os.sched_getaffinity(0))))
+            yield process
+        finally:
+            process.kill()
 
 
 def _ask(process: subprocess.Popen[str], line: str) -> str:
