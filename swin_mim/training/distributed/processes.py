@@ -27,6 +27,9 @@ from swin_mim.errors import UserError
 from swin_mim.kernels.product import product
 from swin_mim.training.distributed.sharding import zero_stage
 
+FAST_FP16 = (7, 0)
+"""Compute capability from which on GPUs multiply matrices in fp16 faster than in fp32: V100, T4 and later."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -131,14 +134,12 @@ def faster_precision(precision: str) -> str:
     """
     if precision != "auto":
         return ""
-    if uses_gpu():
+    if uses_gpu() and not _has_bf16() and torch.cuda.get_device_capability() >= FAST_FP16:
         return (
-            ""
-            if _has_bf16()
-            else f"train.precision auto is fp32 on {_gpu_name()}, which has no bf16: its half precision is "
+            f"train.precision auto is fp32 on {_gpu_name()}, which has no bf16: its half precision is "
             "--train.precision fp16, with a scaled loss"
         )
-    if not has_amx():
+    if uses_gpu() or not has_amx():
         return ""
     return (
         "train.precision auto is fp32 on a CPU. This one has AMX, by which --train.precision bf16 is expected to be "

@@ -1,7 +1,8 @@
 """Copies beside the computation, without a GPU: order on a CPU, and the events on streams that are played.
 
-The player holds what CUDA promises of streams and events, and runs what they leave open in any order. That copies do
-run beside kernels, that page-locked memory lives until they are done, and what that saves, only a GPU can show.
+The player holds what CUDA promises of streams and events, and runs what they leave open in any order. Only a GPU can
+show that copies run beside kernels and what that saves, that page-locked memory lives until they are done, and that the
+compute stream is through with new memory before it is written to.
 """
 
 import random

@@ -29,6 +29,9 @@ def test_auto_is_bf16_where_a_gpu_has_it(device: pytest.MonkeyPatch) -> None:
 def test_a_gpu_without_bf16_is_told_of_fp16(device: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     device.setattr(processes, "uses_gpu", lambda: True)
     device.setattr(processes, "_has_bf16", lambda: False)
+    device.setattr("torch.cuda.get_device_capability", lambda: (6, 1))
+    assert faster_precision("auto") == "", "a P40 is slow at fp16"
+    device.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
     assert resolve_precision("auto") == "fp32"
     assert "fp32 on Tesla T4, which has no bf16: its half precision is --train.precision fp16" in faster_precision(
         "auto"
