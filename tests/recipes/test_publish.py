@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from loopback_hub import Refused
 from safetensors.torch import load
@@ -102,6 +103,7 @@ def test_a_slow_push_does_not_hold_the_run_up(recipe, hub, client_environment):
     assert early["model.safetensors"] != final["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_stop_is_neither_exported_nor_delayed_by_a_push(recipe, hub, client_environment):
     repo = f"{hub.user}/stopped"
     release = threading.Event()

@@ -11,6 +11,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_every_stage_and_the_sum_over_all_blocks(report_of):
     report, tables = report_of(*TINY, "--systems", "ours,timm,transformers,torchvision")
     assert not [name for name in report["not_measured"] if not name.startswith("ours")]  # a GPU's backend is none here

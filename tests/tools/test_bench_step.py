@@ -147,6 +147,7 @@ def test_attention_without_projections_is_the_middle_of_the_module(bench):
     assert isinstance(attention.qkv, torch.nn.Linear)  # the module itself is as it was
 
 
+@pytest.mark.slow
 def test_modes_and_batches_are_rows_and_tables(bench, report_of, not_compiled):
     report, tables = report_of(*TINY, "--systems", "ours,timm", "--modes", "eager,compiled", "--batch", "2,1")
     assert [table["batch"] for table in report["batches"]] == [2, 1]
@@ -239,6 +240,7 @@ def test_a_report_becomes_a_picture(run, bench_modules, tmp_path, capsys):
         bench_modules.picture.main([str(file), str(picture)])
 
 
+@pytest.mark.slow
 def test_what_is_kept_for_the_backward_pass(report_of):
     plain, again = (
         report_of(*TINY, "--systems", "ours,timm", *flags)[0]["batches"][0]["results"]

@@ -33,6 +33,7 @@ def figures(tmp_path: Path, *parts: str) -> dict[str, dict[str, float]]:
     return dict(json.loads(file.read_text()))
 
 
+@pytest.mark.slow
 def test_no_save_is_lost_and_no_damage_goes_unseen(tmp_path: Path) -> None:
     found = figures(tmp_path, "saves", "damage")
     saves, damage = found["saves"], found["damage"]

@@ -168,6 +168,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_damaged_files_decode_or_are_broken(name: str, results: dict[str, list[dict[str, object]]]) -> None:
     lines = results[name]

@@ -336,6 +336,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_every_file_is_an_image_or_broken_as_it_should(results: list[dict[str, object]]) -> None:
     assert len({entry["kind"] for entry in results}) > 120
     wrong = [entry for entry in results if entry["outcome"] not in (IMAGE, BROKEN)]
@@ -343,16 +344,19 @@ def test_every_file_is_an_image_or_broken_as_it_should(results: list[dict[str, o
     assert not [f"{entry['kind']}: {entry['outcome']} {entry['reason']}" for entry in wrong]
 
 
+@pytest.mark.slow
 def test_every_refusal_is_a_line_for_a_reader(results: list[dict[str, object]]) -> None:
     reasons = [str(entry["reason"]) for entry in results if entry["outcome"] == BROKEN]
     assert len(reasons) > 500
     assert not [reason for reason in reasons if not reason or "\n" in reason or " at 0x" in reason or len(reason) > 500]
 
 
+@pytest.mark.slow
 def test_no_file_takes_long(results: list[dict[str, object]]) -> None:
     assert not [entry for entry in results if float(str(entry["seconds"])) > SECONDS]
 
 
+@pytest.mark.slow
 def test_no_file_takes_much_memory(results: list[dict[str, object]]) -> None:
     large = [entry for entry in results if int(str(entry["memory"])) > 16 * MIB]
     assert sum(int(str(entry["memory"])) for entry in results) < MEMORY, large
