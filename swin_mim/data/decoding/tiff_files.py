@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from swin_mim.data.decoding.decode_limits import (
     check_scans,
 )
 
+_LOG = logging.getLogger(__name__)
+
 
 def _jpeg2000_header(data: bytes) -> CodedPicture:
     return jpeg2000_header(jpeg2000_codestream(data))
@@ -50,6 +53,7 @@ _CODED = {
 is known how much they unpack to, before it is done."""
 _NAMES = "none, LZW, JPEG, deflate, PackBits, zstd, LZMA, LERC, JPEG 2000, JPEG XL and WebP"
 _JPEG, _LERC, _WEBP, _PALETTE = 7, 34887, 50001, 3
+_COLOURED = (2, 3, 6)  # RGB, palette, YCbCr
 _LERC_PARAMETERS = 50674  # a tag: the version, and what blobs are compressed with besides
 _REDUCED, _MASK = 1, 4  # bits of the kind of a page
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113  # tags
@@ -84,14 +88,46 @@ def open_tiff(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
     special = {f"is_{name}": False for name in ("ome", "lsm", "scanimage", "ndpi")}
     opened = tifffile.TiffFile(file, _multifile=False, **special)
     pages = list(opened.pages)
-    full = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
-    if not full:
-        raise BrokenImage("it has no page with an image of full size")
+    full = full_pages(pages)
     masks = [page for page in pages if page.subfiletype & _MASK and page.shape == full[0].shape[:2]]
     for page in (*full, *masks[:1]):
         _check_page(page, full[0], data, max_pixels)
     file.begin_pixels()
     return _channels(full, masks, max_pixels)
+
+
+def full_pages(pages: Sequence[Any]) -> list[Any]:
+    """Pages that are channels, the first of full size and those after it. Smaller pictures in colour are left out.
+
+    These are thumbnails, labels and overviews of slides, which makers of scanners do not mark as such. A line in the
+    log says so, once in each process.
+
+    Raises:
+        BrokenImage: there is none.
+    """
+    full = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
+    if not full:
+        raise BrokenImage("it has no page with an image of full size")
+    first = full[0]
+    left_out = [page for page in full if _is_thumbnail(page, first)]
+    for page in left_out:
+        _say_left_out(page.index + 1, tuple(page.shape), tuple(first.shape))
+    return [page for page in full if page not in left_out]
+
+
+def _is_thumbnail(page: Any, first: Any) -> bool:
+    """Whether a page is a smaller picture in colour; a smaller grey one may be a channel of lower resolution."""
+    smaller = page.imagewidth < first.imagewidth and page.imagelength < first.imagelength
+    return page is not first and smaller and page.photometric in _COLOURED
+
+
+@cache
+def _say_left_out(number: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
+    _LOG.warning(
+        "TIFF: page %d, a picture in colour of shape %s, is left out: it is smaller than the first page, %s, and no "
+        "channel of it (a thumbnail, label or overview)",
+        *(number, shape, first),
+    )
 
 
 def _check_page(page: Any, first: Any, data: bytes, max_pixels: int) -> None:
@@ -112,8 +148,11 @@ def check_layout(page: Any, first: Any) -> None:
     if page.photometric == _PALETTE and (page.dtype != np.uint8 or page.samplesperpixel != 1):
         raise BrokenImage(f"it has a palette for {page.samplesperpixel} x {page.dtype}: those of 8 bit are read")
     if page is not first and not page.subfiletype & _MASK and (page.shape, page.dtype) != (first.shape, first.dtype):
-        shapes = f"{first.shape} of {first.dtype} and {page.shape} of {page.dtype}"
-        raise BrokenImage(f"its pages differ, {shapes}: those that are channels have one shape and type")
+        shapes = f"page 1 is {first.shape} of {first.dtype} and page {page.index + 1} {page.shape} of {page.dtype}"
+        raise BrokenImage(
+            f"its pages differ, {shapes}: those that are channels have one shape and type; write the others to files "
+            "of their own, or mark them as reduced (NewSubfileType 1)"
+        )
     check_compression(page)
 
 

@@ -13,6 +13,7 @@ from swin_mim.data.decoding.tiff_files import (
     band_names,
     check_chunk,
     check_layout,
+    full_pages,
     is_array_of_rows,
     lerc_chunk,
     nodata_of,
@@ -23,7 +24,7 @@ from swin_mim.data.tiling.scene import Chunks, Scene
 
 _MAX_TAG_VALUES = 2**23
 """Numbers in a tag: one for each strip or tile, of 256 x 256 pixels in an image of 700,000 x 700,000."""
-_REDUCED, _MASK = 1, 4  # bits of the kind of a page
+_MASK = 4  # a bit of the kind of a page
 _PHOTOMETRICS = {0: "miniswhite", 2: "rgb", 5: "separated", 8: "cielab"}
 _RGB, _PALETTE, _YCBCR = 2, 3, 6
 _UNCOMPRESSED, _JPEG, _LERC = 1, 7, 34887
@@ -57,9 +58,7 @@ def open_tiff_scene(path: Path) -> Scene:
     try:
         opened = tifffile.TiffFile(file, name=str(path), _multifile=False, **_SPECIAL)
         pages = list(opened.pages)
-        full = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
-        if not full:
-            raise BrokenImage("it has no page with an image of full size")
+        full = full_pages(pages)
         masks = [page for page in pages if page.subfiletype & _MASK and page.shape == full[0].shape[:2]]
         for page in (*full, *masks[:1]):
             _check_page(page, full[0])
