@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.weights.formats import LAYOUTS, Layout, explained_names, first_names
 
@@ -34,7 +35,7 @@ class Selection(NamedTuple):
 
     def lines(self) -> list[str]:
         """What was taken off and left, a line each."""
-        said = [f"prefix {self.prefix} taken off {len(self.names)} keys"] if self.prefix else []
+        said = [f"prefix {self.prefix} taken off {counted(len(self.names), 'key')}"] if self.prefix else []
         return said + ([f"left, as no part of the network: {first_names(self.left, '')}"] if self.left else [])
 
 

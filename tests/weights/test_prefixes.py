@@ -311,3 +311,7 @@ def test_a_simmim_under_a_prefix_keeps_its_decoder_and_mask_token(tmp_path):
         torch.save({"state_dict": under("model.", state)}, tmp_path / f"{name}.ckpt")
         loaded = SimMIM.from_pretrained(tmp_path / f"{name}.ckpt", pickles=True, image_size=64)
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items()), name
+
+
+def test_one_key_is_counted_in_the_singular() -> None:
+    assert Selection({"a": "model.a"}, "model.").lines() == ["prefix model. taken off 1 key"]
