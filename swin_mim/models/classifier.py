@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig, initialise
@@ -52,7 +53,8 @@ class SwinClassifier(Pretrained):
             raise UserError(f"labels {self.labels!r:.80} must be texts")
         if self.labels is not None and len(self.labels) != num_classes:
             raise UserError(
-                f"labels has {len(self.labels)} names and the head {num_classes} classes: give one name each"
+                f"labels has {counted(len(self.labels), 'name')} and the head "
+                f"{counted(num_classes, 'class', 'classes')}: give one name each"
             )
         return replace(super().description(), num_classes=num_classes)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_mim.architecture import SwinConfig, as_pair
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained, repository
 from swin_mim.hub.about import About
@@ -200,7 +201,8 @@ class Pretrained(nn.Module):
         for field, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
             if len(values) != config.in_channels:
                 raise UserError(
-                    f"preprocessing.{field} has {len(values)} values and the model {config.in_channels} channels: "
+                    f"preprocessing.{field} has {counted(len(values), 'value')} and the model "
+                    f"{counted(config.in_channels, 'channel')}: "
                     "set model.preprocessing = Preprocessing(mean, std, channels)"
                 )
         return Description(self.kind, config, labels=self.labels, preprocessing=self.preprocessing)

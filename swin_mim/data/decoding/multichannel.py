@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.array_files import is_npy, is_npz, open_npy, open_npz, open_packed
 from swin_mim.data.decoding.channel_reader import Channels, check_kind, import_extra, whole_array
 from swin_mim.data.decoding.coded_headers import CodedPicture, jpeg2000_codestream, jpeg2000_header, jpegxl_header
@@ -140,7 +141,9 @@ def _checked(image: Raster) -> Raster:
 def _single(data: bytes, bands: ChannelSpec, names: Sequence[str] | None) -> Raster:
     file = open_channels(data, bands.mask, bands.max_pixels) if names is None else open_packed(data, bands.max_pixels)
     if names is not None and not 0 <= len(file.names) - len(names) <= 1:
-        raise BrokenImage(f"it has {len(file.names)} channels, and {len(names)} were packed: {listed(names)}")
+        raise BrokenImage(
+            f"it has {counted(len(file.names), 'channel')}, and {len(names)} were packed: {listed(names)}"
+        )
     chosen, mask = choose(names or file.names, bands)
     if names is not None and len(file.names) > len(names):
         mask = len(names)
