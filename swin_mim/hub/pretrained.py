@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.architecture import as_pair
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.hub import repository
 from swin_mim.weights import formats, network
@@ -239,10 +240,13 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
     plain = Preprocessing() if config.in_channels == 3 else Preprocessing.unknown(config.in_channels)
     mean, std = (tuple(hints.get(key, getattr(plain, key))) for key in ("mean", "std"))
     if not len(mean) == len(std) == config.in_channels:
-        raise UserError(f"mean has {len(mean)} values and std {len(std)}, for {config.in_channels} channels")
+        channels = counted(config.in_channels, "channel")
+        raise UserError(f"mean has {counted(len(mean), 'value')} and std {len(std)}, for {channels}")
     labels = hints.get("labels") if classes else None
     if labels and len(labels) != classes:
-        raise UserError(f"there are {len(labels)} names of classes and {classes} outputs of the head")
+        names = counted(len(labels), "name of a class", "names of classes")
+        verb = "is" if len(labels) == 1 else "are"
+        raise UserError(f"there {verb} {names} and {counted(classes, 'output')} of the head")
     return Description(
         kind,
         config,

@@ -231,7 +231,7 @@ class Pretrained(nn.Module):
             drawn = {key: model.state_dict()[key] for key in drawn}
             _LOG.warning("%s: %s new, drawn at random: train before use", where, ", ".join(names[key] for key in drawn))
         unused = sorted(tensors.keys() - names.values())
-        if unused:
+        if unused and not drawn:  # whoever was told of a new head knows that the old one stays behind
             _LOG.info("%s: a %s has no use for %s", where, cls.kind, ", ".join(unused))
         model.load_state_dict(
             {key: tensors[name] for key, name in names.items() if key not in drawn} | drawn, assign=True

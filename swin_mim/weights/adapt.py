@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Description, Preprocessing
 
@@ -253,7 +254,8 @@ def _origins(source: Sequence[str] | None, target: Sequence[str] | int, old: int
             if list(names).count(name) > 1:
                 raise UserError(f"channel {name!r} of {whose} is named twice: {', '.join(names)}")
     if len(source) != old:
-        raise UserError(f"these weights have {old} channels, but {len(source)} names for them: {', '.join(source)}")
+        names = f"{counted(len(source), 'name')} for {'it' if old == 1 else 'them'}: {', '.join(source)}"
+        raise UserError(f"these weights have {counted(old, 'channel')}, but {names}")
     return [source.index(name) if name in source else None for name in target]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from swin_mim.architecture import SwinConfig, as_pair
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.weights.formats import Kind
 
@@ -445,7 +446,9 @@ def _labels(value: Any, num_classes: int, where: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not _are_texts(value) or len(value) != num_classes:
-        raise UserError(f"{where}: label_names is {_short(value)}: expected {num_classes} texts, as num_classes says")
+        raise UserError(
+            f"{where}: label_names is {_short(value)}: expected {counted(num_classes, 'text')}, as num_classes says"
+        )
     return tuple(value)
 
 
@@ -454,11 +457,15 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
     for key in ("mean", "std"):
         values: Any = cfg.get(key)
         if not _are_numbers(values) or len(values) != in_channels:
-            raise UserError(f"{where}: pretrained_cfg.{key} is {_short(values)}: expected {in_channels} numbers")
+            raise UserError(
+                f"{where}: pretrained_cfg.{key} is {_short(values)}: expected {counted(in_channels, 'number')}"
+            )
     channels = own.get("channels")
     if channels is not None:
         if not _are_texts(channels) or len(channels) != in_channels:
-            raise UserError(f"{where}: swin_mim.channels is {_short(channels)}: expected {in_channels} names")
+            raise UserError(
+                f"{where}: swin_mim.channels is {_short(channels)}: expected {counted(in_channels, 'name')}"
+            )
         channels = tuple(channels)
     scale: Any = own.get("scale", 255)
     nodata: Any = own.get("nodata")

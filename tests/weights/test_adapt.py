@@ -219,6 +219,7 @@ def test_a_dropped_channel_is_reported():
         (["red", "red", "blue"], ["red", "nir"], "'red' of these weights is named twice"),
         (None, ["red", "nir"], "say their number, channels=2, and all get the mean"),
         (["red", "green"], ["red", "nir"], "have 3 channels, but 2 names for them: red, green"),
+        (["red"], ["red", "nir"], "have 3 channels, but 1 name for them: red"),
         (["red", "green", "blue"], [], "at least one"),
         (None, 0, "at least one"),
     ],

@@ -30,6 +30,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swin_mim.counts import counted
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.flags = given[end + 1 :]
     if options.steps and len(options.steps) != len(options.labels):
         parser.error(
-            f"--steps has {len(options.steps)} values and --labels {len(options.labels)}: one for each is needed"
+            f"--steps has {counted(len(options.steps), 'value')} and --labels {len(options.labels)}: one for each is "
+            "needed"
         )
     return options
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.channel_reader import Channels, check_kind, import_extra, numbers
 from swin_mim.data.decoding.coded_headers import (
     CodedPicture,
@@ -183,7 +184,8 @@ def _check_strips(page: Any, data: bytes, max_pixels: int) -> None:
     if padded > 4 * used + 2**24:
         raise BrokenImage(f"its tiles of {columns} x {rows} pixels are too large for its picture")
     if not strips == len(page.dataoffsets) == len(page.databytecounts):
-        raise BrokenImage(f"it has {len(page.dataoffsets)} strips or tiles, and its picture is {strips}")
+        there = counted(len(page.dataoffsets), "strip or tile", "strips or tiles")
+        raise BrokenImage(f"it has {there}, and its picture is {strips}")
     if sum(page.databytecounts) > len(data) or min(page.databytecounts) < 0:
         raise BrokenImage("its strips or tiles have more bytes than the file")
     if page.compression == _JPEG:

@@ -130,7 +130,8 @@ def counts_text(counts: Mapping[str, int]) -> str:
     """ "12 .txt, 6 without a suffix"."""
     shown = list(counts.items())[:_SHOWN]
     rest = sum(counts.values()) - sum(count for _, count in shown)
-    return ", ".join([*(f"{count:,} {suffix}" for suffix, count in shown), *([f"{rest:,} others"] if rest else [])])
+    others = [f"{rest:,} other{'' if rest == 1 else 's'}"] if rest else []
+    return ", ".join([*(f"{count:,} {suffix}" for suffix, count in shown), *others])
 
 
 @cache

@@ -125,8 +125,8 @@ def _check_options(spec: str, folder: Path, bands: ChannelSpec | None, stack: st
     names = packed.rasters["channels"]
     if bands is None:
         raise UserError(
-            f"data.source {spec!r} holds packed images of {len(names)} channels ({listed(names)}): name those to be "
-            "read in data.channels"
+            f"data.source {spec!r} holds packed images of {counted(len(names), 'channel')} ({listed(names)}): name "
+            "those to be read in data.channels"
         )
     was = packed.settings
     asked = {"nodata": text_if_nan(bands.nodata), "mask_channel": bands.mask, "stack": stack}

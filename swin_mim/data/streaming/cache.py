@@ -21,6 +21,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.decode_limits import MAX_PIXELS
 from swin_mim.data.streaming import storage
 from swin_mim.data.streaming.cache_file import Damaged, read_image, table_bytes, write_images
@@ -349,8 +350,9 @@ def _images(shard: Shard, path: str, left_out: Counter[str]) -> Iterator[bytes]:
 def _check_rows(shard: Shard, rows: int) -> None:
     if shard.rows not in (-1, rows):
         raise UserError(
-            f"shard {shard.name} has {rows} rows, and {shard.rows} were counted, or stand in the sizes.json beside it, "
-            "where samples without an image are none: mend or remove that file, and start a new run (run.name)",
+            f"shard {shard.name} has {counted(rows, 'row')}, and {shard.rows} were counted, or stand in the sizes.json "
+            "beside it, where samples without an image are none: mend or remove that file, and start a new run "
+            "(run.name)",
             local=True,
         )
 

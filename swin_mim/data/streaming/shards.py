@@ -70,8 +70,10 @@ def list_shards(spec: str, config: str | None, split: str, column: str | None, *
     if kind == ".parquet":
         column = image_column(public_url(spec), _features(files[0]), column)
     if silent := [file for file in files if not file.version]:
-        text = "%s and %d others: nothing tells their versions: a change of the same size may go unnoticed during a run"
-        _log.warning(text, public_url(silent[0].url), len(silent) - 1)
+        others = f" and {counted(len(silent) - 1, 'other')}" if len(silent) > 1 else ""
+        versions = "their versions" if others else "its version"
+        text = "%s%s: nothing tells %s: a change of the same size may go unnoticed during a run"
+        _log.warning(text, public_url(silent[0].url), others, versions)
     files = in_threads(sampled, files)
     layout = Layout(kind, column, rasters)
     shards = [Shard(file, layout, name) for file, name in zip(files, _names(spec, files), strict=True)]
@@ -326,9 +328,10 @@ def _count_by_bringing(shards: Sequence[Shard], cache: ShardCache) -> None:
     if not shards:
         return
     total = sum(shard.file.size for shard in shards) / 1e9
+    whose, them = ("its", "it") if len(shards) == 1 else ("their", "them")
     _log.warning(
-        "counting the rows of %d tars by reading all of their %.3g GB once, as there is no %s beside them",
-        *(len(shards), total, SIZES),
+        "counting the rows of %s by reading all of %s %.3g GB once, as there is no %s beside %s",
+        *(counted(len(shards), "tar"), whose, total, SIZES, them),
     )
     told = monotonic()
     for number, shard in enumerate(shards, 1):
@@ -336,4 +339,4 @@ def _count_by_bringing(shards: Sequence[Shard], cache: ShardCache) -> None:
         cache.remember_rows([(shard, Counted(rows, cache.left_out[shard.key]))])
         if monotonic() - told > _TOLD_EVERY:
             told = monotonic()
-            _log.warning("counted %d of %d tars", number, len(shards))
+            _log.warning("counted %d of %s", number, counted(len(shards), "tar"))

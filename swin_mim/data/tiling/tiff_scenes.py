@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.channel_reader import import_extra, numbers
 from swin_mim.data.decoding.decode_limits import MAX_CHANNELS, BrokenImage, check_pages
 from swin_mim.data.decoding.tiff_files import (
@@ -163,7 +164,8 @@ class _PageReader:
             return
         expected = planes * -(-size[0] // self.chunk[0]) * -(-size[1] // self.chunk[1])
         if not expected == len(page.dataoffsets) == len(page.databytecounts):
-            raise BrokenImage(f"it has {len(page.dataoffsets)} strips or tiles, and its picture is {expected}")
+            there = counted(len(page.dataoffsets), "strip or tile", "strips or tiles")
+            raise BrokenImage(f"it has {there}, and its picture is {expected}")
         self.has_gaps = page.compression == _LERC and self._dtype.kind != "f"
         self._file_size = page.parent.filehandle.size
         self._tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}

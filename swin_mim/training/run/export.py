@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from swin_mim.counts import counted
 from swin_mim.data.labels import Labelled
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.inventory import save_inventory
@@ -122,7 +123,8 @@ class Exporter:
                 self._publisher.leave()
         elif run.is_main:
             if self._publisher:
-                run.log_info(f"published: {self._publisher.finish(f'{run.config.run.name}, {total} steps')}")
+                steps = counted(total, "step")
+                run.log_info(f"published: {self._publisher.finish(f'{run.config.run.name}, {steps}')}")
             else:
                 self._write()
             run.log_info(summary())
