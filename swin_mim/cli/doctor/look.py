@@ -17,7 +17,7 @@ from swin_mim.data.decoding.kinds import HEAD, kind_of
 from swin_mim.data.decoding.multichannel import channel_names
 from swin_mim.data.decoding.openers import open_file
 from swin_mim.data.decoding.options import USUAL, DecodeOptions
-from swin_mim.data.decoding.rgb import decode_image
+from swin_mim.data.decoding.rgb import cut_out, decode_image
 from swin_mim.data.nodata import Suspect, suspects
 from swin_mim.data.sources.base import FileSource, Source
 from swin_mim.data.sources.multichannel import RasterSource
@@ -270,7 +270,7 @@ def edge_colour(image: Image.Image) -> str:
     if sum(max(corner) <= _BLACK or min(corner) >= _WHITE for corner in corners) < 3:  # type: ignore[arg-type]
         return ""  # two edges have three corners at least: this spares almost every photograph the rest
     edges = ((0, 0, right + 1, 1), (0, bottom, right + 1, bottom + 1), (0, 0, 1, bottom + 1))
-    ranges = [image.crop(edge).getextrema() for edge in (*edges, (right, 0, right + 1, bottom + 1))]
+    ranges = [cut_out(image, edge).getextrema() for edge in (*edges, (right, 0, right + 1, bottom + 1))]
     black = sum(all(high <= _BLACK for _, high in bands) for bands in ranges)  # type: ignore[misc]
     white = sum(all(low >= _WHITE for low, _ in bands) for bands in ranges)  # type: ignore[misc]
     return "black" if black > 1 else "white" if white > 1 else ""

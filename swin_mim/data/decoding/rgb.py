@@ -17,7 +17,7 @@ import PIL
 from PIL import Image
 
 from swin_mim.data.decoding.color_profiles import Profile, profile_of, to_srgb
-from swin_mim.data.decoding.decode_limits import CUT, BrokenImage, MeteredFile, check_size
+from swin_mim.data.decoding.decode_limits import BrokenImage, MeteredFile, check_size
 from swin_mim.data.decoding.openers import open_file
 from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.timing import decoding
@@ -161,9 +161,8 @@ def _refusals() -> Iterator[None]:
     except (BrokenImage, UserError):
         raise
     except Image.DecompressionBombError:  # inside of its openers of WebP and GIF
-        raise BrokenImage(
-            f"it has more pixels than are read of a file of its kind: save it as PNG or TIFF, or {CUT}"
-        ) from None
+        # nor does cutting it into tiles help, which opens it in the same way
+        raise BrokenImage("it has more pixels than are read of a file of its kind: save it as PNG or TIFF") from None
     except Exception as error:  # damaged files raise ValueError, struct.error, SyntaxError, MemoryError and more
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
@@ -239,6 +238,18 @@ def to_rgb(image: Image.Image, profile: Profile | None = None) -> Image.Image:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
     rgb.info.pop("icc_profile", None)  # which whoever saves it would hand on
     return rgb
+
+
+def cut_out(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Cut out whole pixels as Pillow's `crop`, but for a limit of pixels that is the whole process's.
+
+    As in `openers`, that limit is neither asked nor changed: it holds for the user's own images, in any thread.
+
+    Args:
+        box: left, top, right, bottom, in pixels.
+    """
+    image.load()
+    return image._new(image.im.crop(box))
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -353,7 +364,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """(top, rows from there on): what is converted as a whole takes several times its memory."""
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+        yield top, cut_out(image, (0, top, image.width, min(top + rows, image.height)))
 
 
 def _over_background(image: Image.Image) -> Image.Image:

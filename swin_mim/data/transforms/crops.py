@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from swin_mim.data.decoding.raster import Raster, cut_where_pixels_are
-from swin_mim.data.decoding.rgb import Box, Decoded, EncodedJpeg
+from swin_mim.data.decoding.rgb import Box, Decoded, EncodedJpeg, cut_out
 from swin_mim.data.transforms.rand_augment import check_policy, rand_augment
 from swin_mim.errors import UserError
 
@@ -321,7 +321,7 @@ def _cut(image: Image.Image | np.ndarray, size: tuple[int, int], box: Box) -> Te
     if isinstance(image, np.ndarray):
         pixels = torch.from_numpy(image[top:bottom, left:right].copy())
     elif (left, top, right, bottom) == tuple(box):
-        part = image.crop((left, top, right, bottom))
+        part = cut_out(image, (left, top, right, bottom))
         # as Pillow holds it, with a byte for nothing in each pixel: a copy and no conversion
         pixels = torch.frombuffer(bytearray(part.tobytes("raw", "RGBX")), dtype=torch.uint8)
         pixels = pixels.view(part.height, part.width, 4)

@@ -190,6 +190,28 @@ def test_pillows_global_limit_is_neither_used_nor_changed(monkeypatch: pytest.Mo
     assert Image.MAX_IMAGE_PIXELS == 600
 
 
+@pytest.mark.parametrize("mode", ["P", "PA", "LA", "RGBA", "I;16", "I", "F"])
+@pytest.mark.parametrize("limit", [9 * NOISE.width - 1, 100], ids=["warning", "error"])
+def test_strips_are_cut_out_beyond_pillows_limit(mode: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = NOISE.convert("L").convert(mode) if mode in ("P", "I;16", "I", "F") else NOISE.convert("LA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 7
+    monkeypatch.setattr(rgb, "_STRIP", 300)  # of nine rows
+    expected = to_rgb(image.copy())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert to_rgb(image).tobytes() == expected.tobytes()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16", "F"])
+def test_what_is_cut_out_is_what_pillow_crops(mode: str) -> None:
+    image = NOISE.convert("L").convert(mode)
+    image.info["transparency"] = 3
+    part, expected = rgb.cut_out(image, (5, 2, 30, 23)), image.crop((5, 2, 30, 23))
+    assert part == expected  # its mode, size, pixels, palette and info
+    assert part.info is not image.info
+
+
 def test_no_warning_leaks_and_none_is_muted_for_good() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

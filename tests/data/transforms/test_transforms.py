@@ -146,6 +146,17 @@ def test_denormalize_is_the_inverse() -> None:
     assert denormalize(torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2), (0.5,), (0.5,)).flatten().tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("limit", [90 * 90 - 1, 100], ids=["warning", "error"])
+def test_crops_of_whole_pixels_are_cut_beyond_pillows_limit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(100, 100)
+    transform = PretrainTransform((32, 32), scale=(0.9, 0.99), ratio=(1.0, 1.0))
+    expected = [transform(image, sample_generator(0, position)) for position in range(4)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow warns above it, and refuses twice as many
+    for position, crop in enumerate(expected):
+        assert torch.equal(transform(image, sample_generator(0, position)), crop)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
 def test_crops_have_the_aspect_of_a_size_that_is_not_square() -> None:
     """5:1 images for a 5:1 model: nearly all of an image is in reach, and no crop is squeezed to another aspect."""
     image = Image.new("RGB", (500, 100))
