@@ -774,14 +774,44 @@ def test_images_that_are_too_large(tmp_path: Path, ask: Callable[..., Said]) -> 
     folder = photos(tmp_path / "photos", 9)
     picture(99, (600, 400)).save(folder / "large.jpg")
     said = ask("photos", "--data.max_pixels", "10000")
-    text = (
-        "1 (10.0%), counted as broken: set --data.max_pixels 240000, or cut them: swin-mim prepare photos TILES --tile"
-    )
+    text = "1 (10.0%), counted as broken: set --data.max_pixels 240000, or cut it: swin-mim prepare photos TILES --tile"
     assert said.fact("too large").startswith(text)
+    reason = (
+        "1 of 10 images cannot be read, more than data.max_broken 1.00%: a run stops after 1000 images; it is too "
+        "large: set --data.max_pixels 240000, or cut it: swin-mim prepare photos TILES --tile 512"
+    )
+    assert "stops after" not in said.errors  # 800 images are too few to be stopped for it
+    assert "--data.max_pixels 240000" in " ".join(said.report["command"])
+    assert "--data.max_broken" not in said.page
+    assert "--data.max_pixels 240000: to read the images that are too large, with up to 0.0 GiB" in said.page
+    assert reason in ask("photos", "--data.max_pixels", "10000", "--train.duration", "300 steps").errors
     assert "too large" not in ask("photos", "--data.max_pixels", "240000").page
     scenes(tmp_path / "satellite", 4)
     said = ask("satellite", "--model.in_channels", "13", "--data.max_pixels", "1000")
     assert said.fact("too large").startswith("4 (100.0%), counted as broken: set --data.max_pixels")
+    assert "--data.max_pixels" in said.report["command"]
+
+
+def test_the_command_reads_what_is_too_large_and_replaces_what_stays_broken(
+    tmp_path: Path, ask: Callable[..., Said]
+) -> None:
+    folder = photos(tmp_path / "photos", 17)
+    picture(98, (600, 400)).save(folder / "large.jpg")
+    Image.new("L", (30_001, 1)).save(folder / "long.png")
+    (folder / "odd.jpg").write_bytes(b"\xff\xd8\xff")
+    said = ask("photos", "--data.max_pixels", "40000", "--train.duration", "300 steps")
+    assert said.code == 2
+    assert (
+        "; 2 of them are too large: set --data.max_pixels 240000, or cut them: swin-mim prepare photos TILES --tile "
+        "512; repair or remove the others, or raise data.max_broken"
+    ) in said.errors
+    assert "--data.max_pixels 240000 --data.max_broken 0.12" in " ".join(said.report["command"])
+    assert said.page.count("--data.max_pixels 40000") == 0
+    (folder / "large.jpg").unlink()
+    (folder / "odd.jpg").unlink()
+    said = ask("photos", "--train.duration", "300 steps")  # no number of pixels allows such a side
+    assert "; it is too large: cut it: swin-mim prepare photos TILES --tile 512" in said.errors
+    assert "--data.max_broken 0.07" in " ".join(said.report["command"])
 
 
 def test_folders_without_images_and_classes(tmp_path: Path, ask: Callable[..., Said]) -> None:

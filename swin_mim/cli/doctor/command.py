@@ -203,8 +203,20 @@ class _Reasons:
         elif images.broken_share > most and (plan is None or plan.total_steps * plan.global_batch >= BROKEN_GRACE):
             self.found.append(
                 f"{images.broken} of {images.looked_at} images cannot be read, more than data.max_broken {most:.2%}: "
-                f"a run stops after {BROKEN_GRACE} images; repair or remove them, or raise data.max_broken"
+                f"a run stops after {BROKEN_GRACE} images; {_for_broken(images, config.data.source)}"
             )
+
+
+def _for_broken(images: "Images", source: str) -> str:
+    from swin_mim.cli.doctor.page import for_too_large
+
+    if not images.too_large:
+        return "repair or remove them, or raise data.max_broken"
+    way_out, one = for_too_large(images, source), images.too_large == 1
+    if images.too_large == images.broken:
+        return f"{'it is' if one else 'they are'} too large: {way_out}"
+    few = f"{images.too_large} of them {'is' if one else 'are'} too large: {way_out}"
+    return f"{few}; repair or remove the others, or raise data.max_broken"
 
 
 class _Opened(NamedTuple):
@@ -302,15 +314,28 @@ def _suggestions(
 ) -> Iterator["Suggestion"]:
     from swin_mim.cli.doctor.page import Suggestion
 
-    most = config.data.max_broken
-    if images and most < images.broken_share < 1:
-        enough = f"{min(1.0, math.ceil(120 * images.broken_share) / 100):g}"
-        yield Suggestion(
-            "data.max_broken", enough, "to replace the broken images by others, if they cannot be repaired"
-        )
+    if images and images.broken_share > config.data.max_broken:
+        yield from _reading_more(config, images)
     yield from _batches(config, count, steps)
     if loading and duration and (reason := _why_other_workers(loading, duration)):
         yield Suggestion("data.workers", str(duration.workers), reason)
+
+
+def _reading_more(config: PretrainConfig, images: "Images") -> Iterator["Suggestion"]:
+    """A limit of pixels that reads what is too large, and a share of what stays broken."""
+    from swin_mim.cli.doctor.page import Suggestion
+    from swin_mim.data.decoding.decode_limits import MAX_MEMORY, MAX_PIXELS
+
+    if images.max_pixels:
+        memory = images.max_pixels * MAX_MEMORY / MAX_PIXELS / 2**30
+        why = f"to read the images that are too large, with up to {memory:.1f} GiB of memory in every worker"
+        yield Suggestion("data.max_pixels", str(images.max_pixels), why)
+    share = (images.broken - images.read_with_max_pixels) / images.looked_at
+    if config.data.max_broken < share < 1:
+        enough = f"{min(1.0, math.ceil(120 * share) / 100):g}"
+        yield Suggestion(
+            "data.max_broken", enough, "to replace the broken images by others, if they cannot be repaired"
+        )
 
 
 def _batches(config: PretrainConfig, count: int, steps: "Steps | None") -> Iterator["Suggestion"]:

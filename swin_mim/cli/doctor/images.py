@@ -65,6 +65,8 @@ class Images:
     """Broken images that are too large."""
     max_pixels: int
     """The data.max_pixels with which those are read that can be; 0: none can."""
+    read_with_max_pixels: int
+    """How many of the too large images `max_pixels` reads."""
     depth: Depth | None
     """The values of images of more than 8 bits that are read as RGB."""
     frames: dict[str, int]
@@ -157,6 +159,7 @@ def summary(looks: Sequence[Look], total: int, size: tuple[int, int]) -> Images:
         other_files={},
         too_large=sum(look.too_large is not None for look in broken),
         max_pixels=max((look.too_large or 0 for look in broken), default=0),
+        read_with_max_pixels=sum(bool(look.too_large) for look in broken),
         depth=reduce(Depth.merge, depths) if (depths := [look.depth for look in readable if look.depth]) else None,
         frames=_counted(look.frames for look in readable if look.frames),
         profiles=_counted(look.profile for look in readable if look.profile),

@@ -175,6 +175,13 @@ def _channels(found: Channels, report: Report) -> Iterator[str]:
         yield "  ".join(["", f"{name:<{widths[0]}}", *cells])
 
 
+def for_too_large(images: Images, source: str) -> str:
+    """What reads images that are too large."""
+    fits = f"set --data.max_pixels {images.max_pixels}, or " if images.max_pixels else ""
+    them = "it" if images.too_large == 1 else "them"
+    return f"{fits}cut {them}: swin-mim prepare {shlex.quote(source)} TILES --tile 512"
+
+
 def _flaws(report: Report, images: Images) -> Iterator[str]:
     if not images.broken:
         yield fact("broken", "none")
@@ -185,9 +192,8 @@ def _flaws(report: Report, images: Images) -> Iterator[str]:
         )
         yield from (fact("", f"{broken.name}: {broken.reason}") for broken in images.first_broken)
     if images.too_large:
-        fits = f"set --data.max_pixels {images.max_pixels}, or " if images.max_pixels else ""
-        tiles = f"cut them: swin-mim prepare {shlex.quote(report.source)} TILES --tile 512"
-        yield fact("too large", f"{of(images.too_large, images)}, counted as broken: {fits}{tiles}")
+        way_out = for_too_large(images, report.source)
+        yield fact("too large", f"{of(images.too_large, images)}, counted as broken: {way_out}")
     for channels, number in images.too_many_channels.items() if not images.channels else ():
         yield fact("", f"{number:,} are TIFF files of {channels} channels. What is read as RGB: {READABLE}")
     if images.near_empty:
