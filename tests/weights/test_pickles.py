@@ -241,7 +241,10 @@ def test_what_stands_beside_another_file_is_not_its_config(old_transformers: tup
 def test_the_config_beside_it_is_checked(old_transformers: tuple[Path, SwinClassifier]) -> None:
     path, _ = old_transformers
     document = json.loads((path.parent / "config.json").read_text())
-    for change, text in (({"hidden_act": "relu"}, "hidden_act is 'relu'"), ({"id2label": {"0": "a"}}, "1 names")):
+    for change, text in (
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"id2label": {"0": "a"}}, "is 1 name of a class"),
+    ):
         (path.parent / "config.json").write_text(json.dumps(document | change))
         assert text in error_of(SwinClassifier.from_pretrained, path, pickles=True)
 
