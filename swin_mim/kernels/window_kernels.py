@@ -10,7 +10,7 @@ the bias, the shift mask included, or it would be kept in registers for all part
 
 i and j are the tokens of a window as queries and keys, t of them; P is the `Plan`, known at compile time. Scores and
 bias are kept in base 2 (times log2 e), which saves a multiplication per score. Products have operands of the tensors'
-dtype and fp32 sums; softmax is fp32.
+dtype and fp32 sums; softmax is fp32. Zeros are `tl.full`: up to Triton 3.7 `tl.zeros` takes no field of P as a size.
 """
 
 import triton
@@ -37,8 +37,8 @@ def forward(qkv, bias, fill, out, log_sums, windows, height, width, P: tl.conste
         row, real, _ = _place(i, window, height, width, P)
         q = _load(source, fill, 0, head, row, real, 3, P.filled, P)
         top = tl.full([P.rows], float("-inf"), tl.float32)
-        total = tl.zeros([P.rows], tl.float32)
-        o = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        total = tl.full([P.rows], 0.0, tl.float32)
+        o = tl.full([P.rows, P.padded_dim], 0.0, tl.float32)
         for part in tl.static_range(tl.constexpr(P.parts)):
             j = P.starts[part] + tl.arange(0, P.widths[part])
             k, v = _keys(source, fill, head, j, window, height, width, P)
@@ -65,9 +65,9 @@ def backward_whole(
     """
     _, head, first, step = _share(P)
     i = tl.arange(0, P.rows)
-    pairs = tl.zeros([P.rows, P.rows], tl.float32)
-    fill_k = tl.zeros([P.padded_dim], tl.float32)
-    fill_v = tl.zeros([P.padded_dim], tl.float32)
+    pairs = tl.full([P.rows, P.rows], 0.0, tl.float32)
+    fill_k = tl.full([P.padded_dim], 0.0, tl.float32)
+    fill_v = tl.full([P.padded_dim], 0.0, tl.float32)
     for window in range(first, windows, step):
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
@@ -110,7 +110,7 @@ def backward_rows(
     i = strip * P.rows + tl.arange(0, P.rows)
     pairs = ()
     for part in tl.static_range(tl.constexpr(P.parts)):
-        pairs = pairs + (tl.zeros([P.rows, P.widths[part]], tl.float32),)
+        pairs = pairs + (tl.full([P.rows, P.widths[part]], 0.0, tl.float32),)
     for window in range(first, windows, step):
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
@@ -121,7 +121,7 @@ def backward_rows(
         log_sum = tl.load(log_sums + _rows_of(window, head, P) + i, mask=i < P.tokens, other=0.0)
         mean = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         tl.store(means + _rows_of(window, head, P) + i, mean, mask=i < P.tokens)
-        dq = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        dq = tl.full([P.rows, P.padded_dim], 0.0, tl.float32)
         sums = ()
         for part in tl.static_range(tl.constexpr(P.parts)):
             j = P.starts[part] + tl.arange(0, P.widths[part])
@@ -147,8 +147,8 @@ def backward_columns(
     """
     strip, head, first, step = _share(P)
     j = strip * P.rows + tl.arange(0, P.rows)
-    fill_k = tl.zeros([P.padded_dim], tl.float32)
-    fill_v = tl.zeros([P.padded_dim], tl.float32)
+    fill_k = tl.full([P.padded_dim], 0.0, tl.float32)
+    fill_v = tl.full([P.padded_dim], 0.0, tl.float32)
     for window in range(first, windows, step):
         pixels = _image(window, height, width, P) * height * width
         source = qkv + pixels * (3 * P.heads * P.head_dim)
@@ -156,8 +156,8 @@ def backward_columns(
         row, real, padding = _place(j, window, height, width, P)
         k = _load(source, fill, 1, head, row, real, 3, P.filled, P)
         v = _load(source, fill, 2, head, row, real, 3, P.filled, P)
-        dk = tl.zeros([P.rows, P.padded_dim], tl.float32)
-        dv = tl.zeros([P.rows, P.padded_dim], tl.float32)
+        dk = tl.full([P.rows, P.padded_dim], 0.0, tl.float32)
+        dv = tl.full([P.rows, P.padded_dim], 0.0, tl.float32)
         for part in tl.static_range(tl.constexpr(P.parts)):
             i = P.starts[part] + tl.arange(0, P.widths[part])
             other_row, there, _ = _place(i, window, height, width, P)

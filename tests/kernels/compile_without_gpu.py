@@ -70,7 +70,7 @@ def lines(capability: int, shapes: list[str]) -> Iterator[str]:
         for name, kernel in started:
             shared = kernel.metadata.shared
             usage = {"warps": kernel.metadata.num_warps, **resources(kernel.asm["cubin"]), "shared": shared}
-            yield json.dumps({"shape": shape, "kernel": name, **usage})
+            yield json.dumps({"shape": shape, "kernel": name, **usage, "triton": triton.__version__})
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from swin_mim.kernels.triton_attention import attention_op, backward_op, window_
 from swin_mim.kernels.window_plan import groups_of, launch_of, part_widths, plan_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OLDEST_TRITON = "triton==3.6.0"
+"""What the oldest torch that we allow, 2.11, comes with."""
 LEAST_SHARED = 99 * 1024
 """Bytes of shared memory that a program may have on every GPU since Ampere (compute capability 8.6, 8.9, 12.0)."""
 
@@ -307,10 +309,15 @@ def test_programs_share_the_windows_evenly(windows):
     assert max(shares) - min(shares) <= 1
 
 
-def compiled_for(capability: int, shapes: list[str], cache: Path) -> list[dict]:
-    """The kernels of a forward and a backward pass, compiled in a process that does not interpret them."""
+def compiled_for(capability: int, shapes: list[str], cache: Path, beside: Path | None = None) -> list[dict]:
+    """The kernels of a forward and a backward pass, compiled in a process that does not interpret them.
+
+    beside: a folder with another Triton.
+    """
     script = Path(__file__).with_name("compile_without_gpu.py")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    if beside:
+        environment["PYTHONPATH"] = os.pathsep.join([str(beside), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(script), str(capability), *shapes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -328,6 +335,24 @@ def test_kernels_compile_for_a_gpu(tmp_path):
     kernels = compiled_for(90, ["7,7,3,3,4,32,bfloat16,1", "12,12,6,6,4,32,bfloat16,0"], tmp_path)
     names = ["forward", "backward_whole", "backward_rows", "backward_columns", "table_to_pairs", "pairs_to_table"]
     assert {kernel["kernel"] for kernel in kernels} == set(names)
+    for kernel in kernels:
+        assert_fits(kernel)
+
+
+@pytest.mark.slow
+def test_kernels_compile_with_the_oldest_triton_of_our_torch_range(tmp_path):
+    """A window of one tile and a wide one: together they start every kernel."""
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "old")]
+    try:
+        done = subprocess.run([*install, OLDEST_TRITON], capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"{OLDEST_TRITON} did not arrive within two minutes")
+    if done.returncode:
+        pytest.skip(f"{OLDEST_TRITON} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
+    shapes = ["6,6,3,3,4,32,bfloat16,1", "12,12,6,6,4,32,bfloat16,0"]
+    kernels = compiled_for(90, shapes, tmp_path / "cache", tmp_path / "old")
+    assert len({kernel["kernel"] for kernel in kernels}) == 6
+    assert {kernel["triton"] for kernel in kernels} == {OLDEST_TRITON.partition("==")[2]}
     for kernel in kernels:
         assert_fits(kernel)
 
