@@ -109,13 +109,13 @@ def compile_blocks(encoder: Swin, device: torch.device) -> None:
         block.compile(dynamic=False)
 
 
-def attention_text(encoder: Swin, device: torch.device) -> str:
-    """What the stages' window attentions are on a device: "triton", or "sdpa, triton" if they differ."""
+def attention_text(encoder: Swin, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """What the stages' window attentions are on a device in a dtype: "triton", or "sdpa, triton" if they differ."""
     found = set()
     for block in encoder.blocks():
         attention = block.attn
         tokens, channels = math.prod(attention.window), attention.proj.in_features // attention.num_heads
-        found.add(resolve_backend(attention.backend, device, tokens, channels))
+        found.add(resolve_backend(attention.backend, device, tokens, channels, dtype))
     return ", ".join(sorted(found))
 
 

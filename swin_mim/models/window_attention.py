@@ -18,9 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swin_mim.errors import UserError
 from swin_mim.kernels import chunked_attention
 from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask
-from swin_mim.kernels.window_plan import MOST_CHANNELS, MOST_TOKENS
+from swin_mim.kernels.window_plan import MOST_CHANNELS, MOST_TOKENS, WHOLE
 
 Backend = Literal["auto", "reference", "sdpa", "chunked", "triton"]
+
+TENSOR_CORES = (8, 0)
+"""Compute capability from which on Triton multiplies by tensor cores. Before it, on a T4 or V100, the kernels compile
+to plain arithmetic that spills its registers."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,7 +83,8 @@ def resolve_backend(
     chunked     a few windows at a time, for CPUs
     triton      one kernel for everything, for CUDA devices
     auto        chunked on a CPU. On CUDA triton, if it gives there what the reference gives, and otherwise sdpa with
-                a warning; sdpa too for what the kernel is not written for. reference on other devices.
+                a warning; sdpa too for what the kernel is not written for, and on GPUs older than `TENSOR_CORES`.
+                reference on other devices.
 
     Raises:
         UserError: no such backend, or one of another device.
@@ -92,15 +97,19 @@ def resolve_backend(
         raise UserError(f"attention {backend} runs on {only_on} only, and this is {device.type}: use auto")
     if backend != "auto":
         return backend
-    chosen = _automatic(device)
     fits = tokens <= MOST_TOKENS and channels <= MOST_CHANNELS and dtype != torch.float64
-    return "sdpa" if chosen == "triton" and not fits else chosen
+    if device.type == "cuda" and not fits:
+        return "sdpa"
+    return _automatic(device, dtype, tokens > WHOLE)
 
 
-def _automatic(device: torch.device) -> Backend:
-    if device.type == "cuda" and device.index is None:  # is a device with a number by another name
-        device = torch.device("cuda", torch.cuda.current_device())
-    return _found_out(device)
+def _automatic(device: torch.device, dtype: torch.dtype, wide: bool) -> Backend:
+    if device.type != "cuda":
+        return "chunked" if device.type == "cpu" else "reference"
+    # a device without a number is one with a number by another name
+    return _found_out(
+        torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index), dtype, wide
+    )
 
 
 # as torch.compiler.assume_constant_result would do, if it did not import all of dynamo for it, 80 MB and a second
@@ -108,12 +117,15 @@ _automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def _found_out(device: torch.device) -> Backend:
-    if device.type != "cuda":
-        return "chunked" if device.type == "cpu" else "reference"
+def _found_out(device: torch.device, dtype: torch.dtype, wide: bool) -> Backend:
+    """For a CUDA device, a dtype of qkv, and windows of up to `WHOLE` tokens or wide ones: what differs is compiled."""
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < TENSOR_CORES:
+        return "sdpa"
     from swin_mim.models import triton_trial
 
-    failure_reason = triton_trial.failure_reason(device, window_attention)
+    size = f"more than {WHOLE}" if wide else f"up to {WHOLE}"
+    _LOG.info("attention: compiling and trying the fused kernel for windows of %s tokens in %s", size, dtype)
+    failure_reason = triton_trial.failure_reason(device, window_attention, dtype, wide=wide)
     if failure_reason:
         _LOG.warning("attention: the fused kernel is not used, but the slower sdpa: %s", failure_reason)
     return "sdpa" if failure_reason else "triton"
@@ -129,14 +141,20 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """As `_reference`. The bias is written out for every window: fused kernels have one batch axis."""
     batch, windows = q.shape[:2]
-    # cuDNN and flash refuse a bias that needs a gradient, and cuDNN has returned NaN with one: never let torch choose.
-    kernel = SDPBackend.EFFICIENT_ATTENTION if q.is_cuda else SDPBackend.MATH
     bias = bias.to(q.dtype).expand(batch, windows, *bias.shape[-3:])
-    with sdpa_kernel(kernel):
+    with sdpa_kernel(_sdpa_kernels(q.device)):
         out = F.scaled_dot_product_attention(
             q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias.flatten(0, 1)
         )
     return out.unflatten(0, (batch, windows))
+
+
+def _sdpa_kernels(device: torch.device) -> list[SDPBackend]:
+    # cuDNN and flash refuse a bias that needs a gradient, and cuDNN has returned NaN with one: never let torch choose.
+    if device.type != "cuda":
+        return [SDPBackend.MATH]
+    # not every GPU that ROCm drives has the first one
+    return [SDPBackend.EFFICIENT_ATTENTION, *([SDPBackend.MATH] if torch.version.hip else [])]
 
 
 def _pad(x: Tensor, size: Pair, fill: Tensor | None) -> Tensor:

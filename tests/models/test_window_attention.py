@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from swin_mim import Swin, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.kernels.window_geometry import relative_position_index, window_geometry
+from swin_mim.models import triton_trial
 from swin_mim.models import window_attention as module
 from swin_mim.models.swin import attention_text
 from swin_mim.models.window_attention import resolve_backend, window_attention
@@ -118,20 +119,69 @@ def test_a_backend_of_another_device_is_refused(backend, device, monkeypatch):
 
 
 def test_auto_takes_the_kernel_for_what_it_is_written_for(monkeypatch):
-    cpu = torch.device("cpu")
-    assert resolve_backend("auto", cpu) == "chunked"
-    monkeypatch.setattr(module, "_found_out", lambda device: "triton")
-    assert resolve_backend("auto", cpu, 256, 64) == "triton"
-    assert resolve_backend("auto", cpu, 289, 32) == "sdpa"
-    assert resolve_backend("auto", cpu, 49, 96) == "sdpa"
-    assert resolve_backend("auto", cpu, 49, 32, torch.float64) == "sdpa"
+    cuda = torch.device("cuda:0")
+    assert resolve_backend("auto", torch.device("cpu")) == "chunked"
+    assert resolve_backend("auto", torch.device("meta")) == "reference"
+    monkeypatch.setattr(module, "_found_out", lambda device, dtype, wide: "triton")
+    assert resolve_backend("auto", cuda, 256, 64) == "triton"
+    assert resolve_backend("auto", cuda, 289, 32) == "sdpa"
+    assert resolve_backend("auto", cuda, 49, 96) == "sdpa"
+    assert resolve_backend("auto", cuda, 49, 32, torch.float64) == "sdpa"
     config = SwinConfig(128, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=(20, 16))
-    assert attention_text(Swin(config), cpu) == "sdpa, triton", "the second stage has a grid of 16 x 16"
+    assert attention_text(Swin(config), cuda) == "sdpa, triton", "the second stage has a grid of 16 x 16"
+
+
+def test_a_run_tries_its_own_dtype_and_windows_alone(monkeypatch):
+    tried = []
+    monkeypatch.setattr(module, "_found_out", lambda device, *case: tried.append(case) or "triton")
+    config = SwinConfig(48, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=12)
+    attention_text(Swin(config), torch.device("cuda:0"), torch.bfloat16)
+    assert tried == [(torch.bfloat16, True), (torch.bfloat16, False)], "the second stage has a grid of 6 x 6"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "chosen"),
+    [((7, 0), None, "sdpa"), ((7, 5), None, "sdpa"), ((8, 0), None, "triton"), ((7, 5), "6.4", "triton")],
+)
+def test_a_gpu_without_tensor_cores_for_triton_gets_sdpa_untried(capability, hip, chosen, monkeypatch):
+    tried = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(triton_trial, "failure_reason", lambda *args, **options: tried.append(args) or "")
+    found_out = module._found_out.__wrapped__  # not its cache, which outlives the test
+    assert found_out(torch.device("cuda:0"), torch.bfloat16, False) == chosen
+    assert len(tried) == (chosen == "triton")
+
+
+@pytest.mark.parametrize(
+    ("reason", "chosen"), [("", "triton"), ("it fails: RuntimeError: Failed to find C compiler", "sdpa")]
+)
+def test_the_trial_is_announced_and_its_failure_said(reason, chosen, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(triton_trial, "failure_reason", lambda *args, **options: reason)
+    with caplog.at_level("INFO", module.__name__):
+        assert module._found_out.__wrapped__(torch.device("cuda:0"), torch.bfloat16, True) == chosen
+    first, *rest = caplog.messages
+    assert first.startswith("attention: compiling and trying the fused kernel for windows of more than 64 tokens")
+    assert rest == ([f"attention: the fused kernel is not used, but the slower sdpa: {reason}"] if reason else [])
+
+
+@pytest.mark.parametrize(
+    ("device", "hip", "kernels"),
+    [
+        ("cpu", None, ["MATH"]),
+        ("cuda", None, ["EFFICIENT_ATTENTION"]),
+        ("cuda", "6.4", ["EFFICIENT_ATTENTION", "MATH"]),
+    ],
+)
+def test_sdpa_has_a_kernel_to_fall_back_on_where_rocm_lacks_the_fused_one(device, hip, kernels, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert [kernel.name for kernel in module._sdpa_kernels(torch.device(device))] == kernels
 
 
 def test_one_device_by_two_names_is_tried_once(monkeypatch):
     tried = []
-    monkeypatch.setattr(module, "_found_out", lambda device: tried.append(device) or "triton")
+    monkeypatch.setattr(module, "_found_out", lambda device, *case: tried.append(device) or "triton")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for name in ("cuda", "cuda:0"):
         assert resolve_backend("auto", torch.device(name)) == "triton"

@@ -188,6 +188,11 @@ def precision_text(accelerator: Accelerator) -> str:
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
+def compute_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What autocast multiplies in; fp32 without it."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision_text(accelerator)]
+
+
 def strategy_text(accelerator: Accelerator, *, fsdp: bool) -> str:
     """ "one process", "DDP", "FSDP2" or "DeepSpeed ZeRO-2"."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

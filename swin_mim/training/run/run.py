@@ -195,12 +195,13 @@ class Run:
         parameters = sum(parameter.numel() for parameter in trained.full.model.parameters()) / 1e6
         batch = f"{schedule.global_batch} = {self.world} x {train.micro_batch} x {self.accumulation}"
         strategy = processes.strategy_text(self.accelerator, fsdp=train.fsdp)
+        attention = attention_text(encoder, self.device, processes.compute_dtype(self.accelerator))
         start = f"resumed at step {step}" if self.newest else f"from {config.model.pretrained or 'new weights'}"
         self.log_info(
             f"{config.run.name}: {subject[0]}, {parameters:.3g} M parameters, {subject[1]}; "
             f"{counted(schedule.total_steps, 'step')} of {batch}; {self.device.type}, {strategy}, "
             f"{counted(self.threads, 'thread')}, "
-            f"precision {self.precision}, attention {attention_text(encoder, self.device)}; {start} in {self.folder}"
+            f"precision {self.precision}, attention {attention}; {start} in {self.folder}"
         )
 
     def exit_code(self, checkpoints: Checkpoints, schedule: TrainingSchedule) -> int:
