@@ -90,6 +90,7 @@ def as_json(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
         "min": list(statistics.min),
         "max": list(statistics.max),
         "nodata": [asdict(suspect) for suspect in found.nodata],
+        "offset": asdict(found.offset) if found.offset else None,
         "broken": [broken._asdict() for broken in found.broken],
         "statistics": statistics.as_json(),
     }
@@ -111,6 +112,8 @@ def as_text(found: "DatasetStats", statistics: "Statistics", names: Sequence[str
         lines.append(f"{counted(len(found.broken), 'broken one')} left out, the first:")
         lines += [f"  {name}: {reason}" for name, reason in found.broken[:_LISTED]]
     lines += [f"{suspect.said(statistics.images)}; if so: --nodata {suspect.text}" for suspect in found.nodata]
+    if found.offset:
+        lines.append(f"suspicion: {found.offset.said()}")
     return "\n".join([*lines, *_options(statistics, names)])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.nodata import Nodata, Suspect, find_nodata, suspects
+from swin_mim.data.offsets import Offset, beginning, find_offset
 from swin_mim.data.statistics import Statistics, spread_indices
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class DatasetStats:
     broken: tuple[Broken, ...]
     nodata: tuple[Nodata, ...] = ()
     """Values that may mark missing pixels, of images of any channels; they are counted in the statistics."""
+    offset: Offset | None = None
+    """Two kinds of images of any channels, of which one may have an offset of 1000."""
 
     @classmethod
     def of(cls, source: "Source", limit: int, workers: int, *, progress: bool | None = None) -> "DatasetStats":
@@ -58,6 +61,7 @@ class DatasetStats:
         places = [each[start : start + _TOGETHER] for start in range(0, len(each), _TOGETHER)]
         total, dtypes, broken = None, Counter[str](), []
         suspects: list[Sequence[Suspect]] = []
+        beginnings: list[tuple[str, int | None]] = []
         images: Any = _Images(source)
         loaded = load_batches(images, places, list, workers=min(workers, len(places)), batch_bytes=1)
         hidden = None if progress is None else not progress
@@ -67,31 +71,47 @@ class DatasetStats:
                     if isinstance(found, Broken):
                         broken.append(found)
                         continue
-                    statistics, dtype, suspected = found
+                    name, statistics, dtype, suspected, begun = found
                     dtypes[dtype] += 1
                     suspects.append(suspected)
+                    beginnings.append((name, begun))
                     total = statistics if total is None else total.merge(statistics)
                 bar.update(len(batch))
         nodata = find_nodata(suspects, total.valid) if total else ()
-        return cls(len(indices), total, dict(dtypes.most_common()), tuple(broken), nodata)
+        offset = find_offset(beginnings)
+        return cls(len(indices), total, dict(dtypes.most_common()), tuple(broken), nodata, offset)
+
+
+class _Found(NamedTuple):
+    """What one image is."""
+
+    name: str
+    statistics: Statistics
+    dtype: str
+    suspects: tuple[Suspect, ...] = ()
+    """Values that may mark missing pixels."""
+    beginning: int | None = None
+    """The value at which its darkest channel begins, of integers of more than 8 bits."""
 
 
 class _Images:
-    """The pure function place -> (statistics, type, values that may mark missing pixels) or `Broken`."""
+    """The pure function place -> `_Found` or `Broken`."""
 
     def __init__(self, source: "Source") -> None:
         self._source = source
 
-    def __getitem__(self, place: "Place") -> tuple[Statistics, str, tuple[Suspect, ...]] | Broken:
+    def __getitem__(self, place: "Place") -> _Found | Broken:
         import numpy as np
 
         from swin_mim.data.decoding.raster import Raster
 
+        name = self._source.name(place.image)
         try:
             image = self._source.image(place.image)
         except BrokenImage as error:
-            return Broken(self._source.name(place.image), str(error))
+            return Broken(name, str(error))
         if isinstance(image, Raster):
             statistics = Statistics.of(image)
-            return statistics, image.values.dtype.name, suspects(image, statistics)
-        return Statistics.of(Raster(np.asarray(image))).divided(255), "uint8", ()
+            kind = image.values.dtype.name
+            return _Found(name, statistics, kind, suspects(image, statistics), beginning(image))
+        return _Found(name, Statistics.of(Raster(np.asarray(image))).divided(255), "uint8")

@@ -725,6 +725,24 @@ def test_frames_of_0_are_a_suspicion_only(tmp_path: Path, ask: Callable[..., Sai
     assert (config.data.nodata, max(config.data.mean) < 1700) == (None, True)
 
 
+def test_an_offset_of_some_images_is_a_suspicion(tmp_path: Path, ask: Callable[..., Said]) -> None:
+    (tmp_path / "arrays").mkdir()
+    for number in range(8):
+        values = np.random.default_rng(number).integers(90, 3000, (40, 48, 4)) + 1000 * (number % 2)
+        np.save(tmp_path / "arrays" / f"{number}.npy", values.astype(np.uint16))
+    said = ask("arrays")
+    assert said.fact("suspicion").startswith("the darkest channel of 4 images (such as 1.npy) begins at 109")
+    assert said.fact("suspicion").endswith("before training, subtract 1000 from them, negative values to 0")
+    assert (said.report["images"]["offset"]["shifted"], said.report["images"]["offset"]["plain"]) == (4, 4)
+    (tmp_path / "colours").mkdir()  # of many grey levels, which are read as RGB
+    for number in range(8):
+        values = np.random.default_rng(number).integers(90, 60_000, (40, 48, 3)) + 1000 * (number % 2)
+        tifffile.imwrite(tmp_path / "colours" / f"{number}.tif", values.astype(np.uint16), photometric="rgb")
+    said = ask("colours")
+    assert said.report["images"]["channels"] is None
+    assert said.report["images"]["offset"]["shifted"] == 4
+
+
 def test_constant_channels_are_left_out_of_the_command(tmp_path: Path, ask: Callable[..., Said]) -> None:
     (tmp_path / "arrays").mkdir()
     for number in range(6):

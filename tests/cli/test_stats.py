@@ -251,6 +251,23 @@ def test_what_looks_like_missing_pixels_is_named(tmp_path: Path, capsys: pytest.
     assert (again["nodata"], again["valid_share"], min(again["min"]) >= 0) == ([], 0.9, True)
 
 
+def test_an_offset_of_some_images_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(9):
+        values = RNG.integers(90, 3000, (30, 20, 2)) + 1000 * (number % 3 == 0)
+        np.save(tmp_path / f"{number}.npy", values.astype(np.uint16))
+    command = [str(tmp_path), "--in_channels", "2", "--workers", "0", "--json", "-"]
+    channels.main(command)
+    said = capsys.readouterr()
+    assert "suspicion: the darkest channel of 3 images (such as 0.npy) begins at 109" in said.err
+    found = json.loads(said.out)["offset"]
+    assert (found["shifted"], found["plain"], found["example"]) == (3, 6, "0.npy")
+    for number in (0, 3, 6):
+        np.save(tmp_path / f"{number}.npy", np.load(tmp_path / f"{number}.npy") - 1000)
+    channels.main(command)
+    said = capsys.readouterr()
+    assert (json.loads(said.out)["offset"], "suspicion" in said.err) == (None, False)
+
+
 def test_the_limit_of_pixels_and_profiles_are_those_of_a_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

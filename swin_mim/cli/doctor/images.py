@@ -15,6 +15,7 @@ from swin_mim.cli.doctor.look import Look, look_at
 from swin_mim.cli.doctor.rasters import Channels
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.nodata import find_nodata, statistics_without
+from swin_mim.data.offsets import Offset, find_offset
 from swin_mim.data.sampling import Place
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import FolderSource
@@ -69,6 +70,8 @@ class Images:
     """How many of the too large images `max_pixels` reads."""
     depth: Depth | None
     """The values of images of more than 8 bits that are read as RGB."""
+    offset: Offset | None
+    """Two kinds of images, of which one may have an offset of 1000."""
     frames: dict[str, int]
     """Images of files that hold several pictures: "TIFF of 3 pages"."""
     profiles: dict[str, int]
@@ -161,6 +164,7 @@ def summary(looks: Sequence[Look], total: int, size: tuple[int, int]) -> Images:
         max_pixels=max((look.too_large or 0 for look in broken), default=0),
         read_with_max_pixels=sum(bool(look.too_large) for look in broken),
         depth=reduce(Depth.merge, depths) if (depths := [look.depth for look in readable if look.depth]) else None,
+        offset=find_offset((look.name, look.beginning) for look in readable),
         frames=_counted(look.frames for look in readable if look.frames),
         profiles=_counted(look.profile for look in readable if look.profile),
         edges=_counted(look.edges for look in readable if look.edges),

@@ -19,6 +19,7 @@ from swin_mim.data.decoding.openers import open_file
 from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.rgb import cut_out, decode_image
 from swin_mim.data.nodata import Suspect, suspects
+from swin_mim.data.offsets import beginning
 from swin_mim.data.sources.base import FileSource, Source
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.statistics import Statistics
@@ -72,6 +73,8 @@ class Look(NamedTuple):
     """Values of a raster that may mark missing pixels."""
     depth: Depth | None = None
     """Known of an image of more than 8 bits that is read as RGB."""
+    beginning: int | None = None
+    """The value at which its darkest channel begins, of integers of more than 8 bits."""
     frames: str = ""
     """ "TIFF of 3 pages", "GIF of several frames"; empty: it holds one picture."""
     profile: str = ""
@@ -128,7 +131,7 @@ def _look_at_file(data: bytes, options: DecodeOptions, look: Look) -> Look:
     raster = None if 0 < head.bits <= 8 else deep_values(data, options)
     look = look._replace(format=head.format, pixels=head.pixels, frames=head.frames, profile=head.profile)
     if raster is not None:
-        look = look._replace(depth=Depth.of(raster))
+        look = look._replace(depth=Depth.of(raster), beginning=beginning(raster))
         if not head.bits:
             look = look._replace(pixels=f"{plural_channels(raster.values.shape[2])} of {raster.values.dtype}")
     flat = is_flat(image) and (raster is None or is_flat_in_its_range(raster))
@@ -156,6 +159,7 @@ def _look_at_raster(source: RasterSource, index: int, look: Look) -> Look:
         dtype=raster.values.dtype.name,
         statistics=statistics,
         suspects=suspects(raster, statistics),
+        beginning=beginning(raster),
     )
 
 

@@ -183,6 +183,8 @@ def for_too_large(images: Images, source: str) -> str:
 
 
 def _flaws(report: Report, images: Images) -> Iterator[str]:
+    if images.offset:
+        yield fact("suspicion", images.offset.said())
     if not images.broken:
         yield fact("broken", "none")
     else:
