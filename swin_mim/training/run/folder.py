@@ -1,7 +1,8 @@
 """The folder of a run: whose it is, how it stands, and which images it could not read."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,11 @@ from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.yaml_file import to_yaml
 from swin_mim.training.distributed.processes import lost_peer
 from swin_mim.training.run.jsonl import append_line, disk_may_fail, timestamp, whole_lines
+from swin_mim.training.run.lock import LOCK
 
 Config = PretrainConfig | FinetuneConfig
 CONFIG = "config.yaml"
+LOG = "train.log"
 STATUS = "run_status.json"
 CHANGES = "config_changes.jsonl"
 MOST_BROKEN_SAID = 20
@@ -62,6 +65,35 @@ def claim(folder: Path, config: Config, *, write: bool = True) -> None:
             append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
     if write:
         replace_text(path, text)
+
+
+@contextmanager
+def removed_unless_begun(folder: Path) -> Iterator[None]:
+    """Remove the new folder of a run, and those above it that are new, if a user's mistake ends it before it begins.
+
+    What was there before stays, and so does a folder that holds more than its settings, its lock and its first lines.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    if folder.is_dir() and not any(folder.iterdir()):  # as another process of the run may have made it
+        new = [folder]
+    try:
+        yield
+    except UserError:
+        begun = folder.is_dir() and {path.name for path in folder.iterdir()} - {CONFIG, LOCK, LOG}
+        if new and not begun and os.environ.get("RANK", "0") == "0":
+            _remove(folder, new)
+        raise
+
+
+def _remove(folder: Path, new: Sequence[Path]) -> None:
+    try:
+        for name in (CONFIG, LOCK, LOG):
+            (folder / name).unlink(missing_ok=True)
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    except OSError as error:  # the mistake is what its reader has to know
+        _LOG.warning("%s, where no run has begun, could not be removed: %s", folder, error.strerror or error)
 
 
 def _colours_text(config: Config) -> str:

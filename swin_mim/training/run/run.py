@@ -33,7 +33,7 @@ from swin_mim.training.distributed.prepare import PreparedModel, prepare
 from swin_mim.training.distributed.weight_average import WeightAverage
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.worker_count import count_text, worker_count
-from swin_mim.training.run.folder import BrokenImages, claim
+from swin_mim.training.run.folder import BrokenImages, claim, removed_unless_begun
 from swin_mim.training.run.lock import lock
 from swin_mim.training.run.signals import StopSignal, follow_launcher
 from swin_mim.training.run.skipped_steps import SkippedStep, SkippedSteps
@@ -214,7 +214,8 @@ class Run:
 def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> Iterator[Run]:
     """Connect the processes, and make the run's folder this run's for the time of the block.
 
-    In a thread that is not the main one signals are left alone, and a warning says so.
+    In a thread that is not the main one signals are left alone, and a warning says so. After a mistake of a user before
+    anything was trained, such as a source that is not there, a new folder is gone again.
 
     Args:
         trains: False for a look at a run, which leaves its settings and trackers as they are.
@@ -222,13 +223,20 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
     Raises:
         UserError: settings that do not fit this machine or the run that is in the folder.
     """
+    folder = Path(config.run.root).expanduser() / config.run.name
+    with removed_unless_begun(folder), _connected(config, folder, trains) as run:
+        yield run
+
+
+@contextmanager
+def _connected(config: PretrainConfig | FinetuneConfig, folder: Path, trains: bool) -> Iterator[Run]:
     stop = StopSignal()
     if trains and threading.current_thread() is threading.main_thread():
         stop.listen()
         follow_launcher()
     held = None
     try:
-        train, folder = config.train, Path(config.run.root).expanduser() / config.run.name
+        train = config.train
         # whatever the number of processes, images can be dealt to them to be looked at
         accumulated = accumulation(train, processes.world_size()) if trains else 1
         threads = processes.set_threads(train.threads)

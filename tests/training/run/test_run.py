@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import pretrain
 from swin_mim.api import _left_as_found
 from swin_mim.errors import UserError
 from swin_mim.training.checkpoints.writer import BackgroundWriter
@@ -40,3 +41,34 @@ def test_after_an_error_a_checkpoint_that_was_begun_is_finished_under_the_lock(
         held = lock(tmp_path / "broken")
         assert held is not None
         held.release()
+
+
+@pytest.mark.parametrize("before", ["nothing", "root", "run", "files"])
+def test_a_mistake_before_anything_is_trained_leaves_no_new_folder(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    root = tmp_path / "all" / "runs"
+    if before != "nothing":
+        (root if before == "root" else root / "wrong").mkdir(parents=True)
+    if before == "files":
+        (root / "wrong" / "notes.txt").write_text("mine")
+    settings = {"run.root": str(root), "run.name": "wrong", "train.threads": 1, "log.trackers": []}
+    config = pretrain_settings("demo", {**settings, "data.source": str(tmp_path / "nowhere")})
+    with _left_as_found(), pytest.raises(UserError, match="nowhere"):
+        pretrain.main(config)
+    assert (tmp_path / "all").exists() == (before != "nothing")
+    assert (root / "wrong").exists() == (before == "files")
+    assert before != "files" or (root / "wrong" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [UserError, RuntimeError])
+def test_what_a_run_has_written_stays(error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    settings = {"run.root": str(tmp_path), "run.name": "begun", "train.threads": 1, "log.trackers": []}
+    with _left_as_found(), pytest.raises(error), open_run(pretrain_settings("demo", settings)) as run:  # noqa: PT012
+        if error is UserError:
+            (run.folder / "run_status.json").write_text("{}")
+        raise error("failed")
+    assert (tmp_path / "begun" / "train.log").is_file()
+    assert (tmp_path / "begun" / "config.yaml").is_file()
