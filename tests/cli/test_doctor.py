@@ -859,14 +859,21 @@ def test_a_fill_value_that_would_eat_all_contrast_makes_channels_of_floats(
 
 
 def test_pages_that_differ_and_dicom_files(tmp_path: Path, ask: Callable[..., Said]) -> None:
-    for name in ("slides", "scans"):
+    for name in ("slides", "scans", "coarse"):
         (tmp_path / name).mkdir()
     for number in range(4):
         with tifffile.TiffWriter(tmp_path / "slides" / f"{number}.tif") as file:
             file.write(np.asarray(picture(number).convert("L")), metadata=None)
-            file.write(np.asarray(picture(number, (12, 10))), photometric="rgb", metadata=None)
+            file.write(np.asarray(picture(number, (12, 10 + number))), photometric="rgb", metadata=None)
+        with tifffile.TiffWriter(tmp_path / "coarse" / f"{number}.tif") as file:
+            file.write(np.asarray(picture(number).convert("L")), metadata=None)
+            file.write(np.asarray(picture(number, (12, 10)).convert("L")), metadata=None)
         write_dicom(tmp_path / "scans" / f"{number}", twelve_bits(number))
-    assert ask("slides").fact("frames") == "4 (100.0%): TIFF of pages that differ; the first is read, as RGB only"
+    assert ask("coarse").fact("frames") == "4 (100.0%): TIFF of pages that differ; the first is read, as RGB only"
+    text = "TIFF of 1 page beside 1 smaller picture; the page is read, and what is smaller is left out"
+    said = ask("slides", "--data.channels", "1", "--model.in_channels", "1")
+    assert said.fact("frames") == ask("slides").fact("frames") == f"4 (100.0%): {text}"
+    assert "smaller pictures in TIFF" not in said.errors  # the page says it
     said = ask("scans")
     assert said.fact("formats") == "4 DICOM"
     assert "with --data.channels 1 it sees them as they are" in said.fact("pixels")

@@ -113,7 +113,7 @@ def examine(job: Job) -> "Report":
     from swin_mim.cli.doctor.page import Report
 
     reasons, load = _Reasons(), os.getloadavg()[0]
-    with _unsaid("swin_mim.data.sources.listing"):
+    with _unsaid("swin_mim.data.sources.listing"), _unsaid("swin_mim.data.decoding.tiff_files"):
         config, opened, images, changes = _found(job, reasons)
     varied = not (images and images.channels and not images.channels.varied)
     valid = varied and (reasons.of(lambda: _is_valid(config)) or False)

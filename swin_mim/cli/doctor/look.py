@@ -9,6 +9,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from swin_mim.cli.doctor.depth import Depth, deep_values, is_flat, is_flat_in_its_range
+from swin_mim.counts import counted
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.coded_headers import jpeg2000_codestream, jpeg2000_header
 from swin_mim.data.decoding.color_profiles import profile_name
@@ -18,6 +19,7 @@ from swin_mim.data.decoding.multichannel import channel_names
 from swin_mim.data.decoding.openers import open_file
 from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.rgb import cut_out, decode_image
+from swin_mim.data.decoding.tiff_files import pictures_beside
 from swin_mim.data.nodata import Suspect, suspects
 from swin_mim.data.offsets import beginning
 from swin_mim.data.sources.base import FileSource, Source
@@ -232,11 +234,13 @@ def frames_of(data: bytes) -> str:
         return ""
     try:
         pages = len(channel_names([(None, data)])) // samples
+        pictures = pictures_beside(data) if tiff_layout(data)[2] else 0
     except BrokenImage:
         return "TIFF of pages that differ" if tiff_layout(data)[2] else ""
     except UserError:  # what reads them is missing
         return ""
-    return f"TIFF of {pages} pages" if pages > 1 else ""
+    beside = f" beside {counted(pictures, 'smaller picture')}" if pictures else ""
+    return f"TIFF of {counted(pages, 'page')}{beside}" if pages > 1 or pictures else ""
 
 
 def dicom_frames(data: bytes) -> int:

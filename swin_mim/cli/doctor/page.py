@@ -140,9 +140,12 @@ def _frames_read(name: str, images: Images) -> str:
         return "the first one is read"
     if name.endswith("differ"):
         return "the first is read, as RGB only"
+    left_out = ", and what is smaller is left out" if " beside " in name else ""
+    if name.startswith("TIFF of 1 page "):
+        return f"the page is read{left_out}"
     if images.channels:
-        return "each is a channel"
-    return "as RGB only the first is read; with --data.channels each is a channel, by its number"
+        return f"each page is a channel{left_out}" if left_out else "each is a channel"
+    return f"as RGB only the first is read; with --data.channels each is a channel, by its number{left_out}"
 
 
 def _channels(found: Channels, report: Report) -> Iterator[str]:

@@ -7,7 +7,6 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,6 +62,7 @@ _ITEM = re.compile(r"<Item\b([^<>]{0,400})>([^<>]{0,400})</Item>")
 _SAMPLE = re.compile(r'sample="(\d{1,6})"')
 _FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[\x08\x0c\x10](..)(..)", re.DOTALL)
 """The frame header of a JPEG: height, width."""
+_said: list[str] = []  # of pages that are left out: slides of one folder have many sizes, and workers are forked
 _BLOCK = 32  # pixels that a JPEG may reach beyond the strip it is in
 
 
@@ -79,16 +79,7 @@ def open_tiff(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
         BrokenImage: pages of several sizes or types, or what is not read. Damaged files raise anything.
         UserError: tifffile or imagecodecs is not installed.
     """
-    tifffile = import_extra("tifffile")
-    import_extra("imagecodecs")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is odd about a file: nothing for a reader of ours
-    check_metadata(data)
-    check_pages(data)
-    file = MeteredFile(data)
-    # no other file is opened, and no maker's format is guessed at
-    special = {f"is_{name}": False for name in ("ome", "lsm", "scanimage", "ndpi")}
-    opened = tifffile.TiffFile(file, _multifile=False, **special)
-    pages = list(opened.pages)
+    file, pages = _pages(data)
     full = full_pages(pages)
     masks = [page for page in pages if page.subfiletype & _MASK and page.shape == full[0].shape[:2]]
     for page in (*full, *masks[:1]):
@@ -97,11 +88,30 @@ def open_tiff(data: bytes, max_pixels: int = MAX_PIXELS) -> Channels:
     return _channels(full, masks, max_pixels)
 
 
+def pictures_beside(data: bytes) -> int:
+    """How many smaller pictures a TIFF file has beside its channels; raises as `open_tiff` does."""
+    pages = _pages(data)[1]
+    unmarked = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
+    return len(unmarked) - len(full_pages(pages))
+
+
+def _pages(data: bytes) -> tuple[MeteredFile, list[Any]]:
+    tifffile = import_extra("tifffile")
+    import_extra("imagecodecs")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is odd about a file: nothing for a reader of ours
+    check_metadata(data)
+    check_pages(data)
+    file = MeteredFile(data)
+    # no other file is opened, and no maker's format is guessed at
+    special = {f"is_{name}": False for name in ("ome", "lsm", "scanimage", "ndpi")}
+    return file, list(tifffile.TiffFile(file, _multifile=False, **special).pages)
+
+
 def full_pages(pages: Sequence[Any]) -> list[Any]:
-    """Pages that are channels, the first of full size and those after it. Smaller pictures in colour are left out.
+    """Pages that are channels, the first of full size and those after it, without smaller pictures of another kind.
 
     These are thumbnails, labels and overviews of slides, which makers of scanners do not mark as such. A line in the
-    log says so, once in each process.
+    log says so of the first file.
 
     Raises:
         BrokenImage: there is none.
@@ -111,23 +121,23 @@ def full_pages(pages: Sequence[Any]) -> list[Any]:
         raise BrokenImage("it has no page with an image of full size")
     first = full[0]
     left_out = [page for page in full if _is_thumbnail(page, first)]
-    for page in left_out:
-        _say_left_out(page.index + 1, tuple(page.shape), tuple(first.shape))
+    if left_out and not _said:
+        _said.append(_left_out_text(left_out[0], first))
+        _LOG.warning("%s", _said[0])
     return [page for page in full if page not in left_out]
 
 
 def _is_thumbnail(page: Any, first: Any) -> bool:
-    """Whether a page is a smaller picture in colour; a smaller grey one may be a channel of lower resolution."""
+    """Whether it is smaller, and in colour or of other numbers; else it may be a channel of lower resolution."""
     smaller = page.imagewidth < first.imagewidth and page.imagelength < first.imagelength
-    return page is not first and smaller and page.photometric in _COLOURED
+    other = (page.samplesperpixel, page.dtype) != (first.samplesperpixel, first.dtype)
+    return page is not first and smaller and (other or page.photometric in _COLOURED)
 
 
-@cache
-def _say_left_out(number: int, shape: tuple[int, ...], first: tuple[int, ...]) -> None:
-    _LOG.warning(
-        "TIFF: page %d, a picture in colour of shape %s, is left out: it is smaller than the first page, %s, and no "
-        "channel of it (a thumbnail, label or overview)",
-        *(number, shape, first),
+def _left_out_text(page: Any, first: Any) -> str:
+    return (
+        "smaller pictures in TIFF files, which are no channels, are left out (thumbnails, labels, overviews): the "
+        f"first is page {page.index + 1}, {page.shape} of {page.dtype}, and page 1 is {first.shape} of {first.dtype}"
     )
 
 
