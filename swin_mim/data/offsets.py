@@ -4,6 +4,7 @@ Since processing baseline 04.00 its files have 1000 added to every value. Traini
 two brightnesses of the same ground; an offset that all images share goes away with normalisation.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 OFFSET = 1000
 
+_PIXELS = 2**16  # of an image that are looked at: they tell where it begins as well as all do
 _DARKEST = 1000  # one pixel in so many may be darker: some reflectances are below 0, and some sensors have dead pixels
 _PLAIN = 300  # below which images without the offset begin: of water, shadow or wood
 _SHIFTED = 1200  # below which those with it begin
@@ -58,6 +60,8 @@ def beginning(image: "Raster") -> int | None:
     values, valid = image
     if values.dtype.kind not in "iu" or values.dtype.itemsize < 2:
         return None
+    step = max(1, math.isqrt(values.shape[0] * values.shape[1] // _PIXELS))
+    values, valid = values[::step, ::step], None if valid is None else valid[::step, ::step]
     lowest = []
     for channel in range(values.shape[2]):
         plane = values[:, :, channel] if valid is None else values[:, :, channel][valid]

@@ -61,6 +61,13 @@ def test_pixels_that_are_not_there_do_not_count() -> None:
     assert found(make, valid=marked) is not None
 
 
+def test_of_a_large_image_a_part_tells_as_much() -> None:
+    values = np.random.default_rng(0).integers(1020, 4000, (700, 900, 2)).astype("u2")
+    low = beginning(Raster(values, np.ones((700, 900), bool)))
+    assert low is not None
+    assert 1020 <= low < 1030
+
+
 @pytest.mark.parametrize("make", [
     ground,
     lambda i: ground(i, 1000),  # all with it: it goes away with normalisation
