@@ -65,6 +65,7 @@ FOLDERS = {
     "swin_mim/training/config": "settings",
     "swin_mim/training/distributed": "several processes",
     "swin_mim/training/loop": "steps",
+    "swin_mim/training/planning": "what a run takes on machines that are not here",
     "swin_mim/training/run": "the folder of a run",
     "swin_mim/weights": "files of weights and the names in them",
     "recipes": "installed as swin_mim.recipes",

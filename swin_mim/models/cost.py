@@ -1,0 +1,231 @@
+"""What a masked image model costs: parameters, arithmetic, and what it keeps for the backward pass. Needs no torch.
+
+The network is a list of parts, from the image to the loss, each with the matrix products of its forward pass. What is
+kept is counted from what the layers save (`swin.py`, `simmim.py`, the kernels), for one image of the configured size.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from swin_mim.architecture import SwinConfig
+
+Kind = Literal["embedding", "merging", "block", "head"]
+
+
+class Product(NamedTuple):
+    """A matrix product of one image: (rows, inner) by (inner, columns)."""
+
+    rows: int
+    inner: int
+    columns: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiplication with its addition."""
+        return 2 * self.rows * self.inner * self.columns
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the network; numbers are those of one image."""
+
+    kind: Kind
+    parameters: int
+    tokens: int
+    """Of its input; of the head, cells that are decoded."""
+    channels: int
+    """Of its input; of the embedding, those of a token."""
+    products: tuple[Product, ...]
+    """Of the layers, without the attention."""
+    hidden: int = 0
+    """Channels inside the MLP of a block."""
+    heads: int = 0
+    padded_tokens: int = 0
+    """That attention computes on: whole windows."""
+    window_tokens: int = 0
+    shifted: bool = False
+    outputs: int = 0
+    """Of the head: values that are predicted."""
+
+    @property
+    def linear_flops(self) -> int:
+        return sum(product.flops for product in self.products)
+
+    @property
+    def attention_flops(self) -> int:
+        """Forward: scores, and their product with the values."""
+        return 2 * Product(self.padded_tokens, self.channels, self.window_tokens).flops
+
+    @property
+    def forward_flops(self) -> int:
+        return self.linear_flops + self.attention_flops
+
+    @property
+    def backward_flops(self) -> int:
+        """Twice the forward; of the embedding once, as images need no gradient."""
+        return (1 if self.kind == "embedding" else 2) * self.forward_flops
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What layers keep for the backward pass, which the device and the precision decide."""
+
+    stream: int = 4
+    """Bytes of a number between the blocks."""
+    inner: int = 4
+    """Bytes of a number inside them."""
+    normed: bool = True
+    """Whether the outputs of norms are kept; otherwise they are computed again, and so is GELU."""
+    again: int = 0
+    """Most channels of a block whose MLP keeps its input alone."""
+    copies_bias: bool = False
+    """Whether shifted blocks write their bias out for every window, as torch's fused attention needs it."""
+
+
+AUTOCAST = Storage(stream=4, inner=2)
+"""On a GPU in bf16 or fp16 by autocast."""
+HALF = Storage(stream=2, inner=2)
+"""On a GPU with weights in bf16 or fp16, as DeepSpeed keeps them."""
+FP32 = Storage()
+"""On a GPU in fp32."""
+CPU_ONEDNN = Storage(normed=False, again=384)
+"""On a CPU in fp32 with oneDNN's products (`kernels.product.onednn_is_faster`), of all but tiny layers."""
+CPU_MKL = Storage(again=96)
+"""On other CPUs in fp32, where a hidden layer is larger than a cache (`kernels.chunked_mlp.pays`)."""
+
+
+def parts_of(config: SwinConfig, cells: int | None = None) -> tuple[Part, ...]:
+    """The parts of a `SimMIM` with this encoder, from the image to the loss.
+
+    Args:
+        cells: of the last stage that are decoded for each image (`masking.masked_cells`); None: all.
+    """
+    found = [_embedding(config)]
+    for stage, depth in enumerate(config.depths):
+        if stage:
+            found.append(_merging(config, stage))
+        found += [_block(config, stage, number) for number in range(depth)]
+    every = math.prod(config.stage_grid(config.num_stages - 1))
+    return (*found, _head(config, every if cells is None else min(cells, every)))
+
+
+def parameter_count(config: SwinConfig) -> int:
+    """Parameters of a `SimMIM` with this encoder, its decoder included."""
+    return sum(part.parameters for part in parts_of(config))
+
+
+def kept_bytes(part: Part, storage: Storage) -> int:
+    """What a part keeps of one image for the backward pass, weights not counted."""
+    stream, inner, normed = storage.stream, storage.inner, storage.inner if storage.normed else 0
+    numbers = part.tokens * part.channels
+    if part.kind == "embedding":
+        # the patches, and the input of the norm; which token is masked is a byte
+        return part.tokens * (part.products[0].inner * inner + part.channels * stream + 1 + _norms(1))
+    if part.kind == "merging":
+        return numbers * (stream + normed) + part.tokens // 4 * _norms(1)
+    if part.kind == "head":
+        # the input of the final norm, the cells of it that are decoded, and the sign of each error
+        return part.products[0].rows * part.channels * inner + part.tokens * part.channels * stream + 4 * part.outputs
+    hidden = part.tokens * part.hidden * inner
+    mlp = 0 if part.channels <= storage.again else hidden if not storage.normed else 2 * hidden + numbers * normed
+    attention = numbers * (stream + normed + 4 * inner)  # input, its norm, q, k and v, and the output
+    if storage.copies_bias and part.shifted:
+        attention += part.padded_tokens * part.window_tokens * part.heads * inner
+    return attention + numbers * stream + mlp + part.tokens * _norms(2)
+
+
+def transient_bytes(part: Part, storage: Storage) -> int:
+    """What the backward pass of a part needs besides, for one image: gradients of what lies between its layers."""
+    stream, inner = storage.stream, storage.inner
+    numbers = part.tokens * part.channels
+    if part.kind == "embedding":
+        return numbers * (2 * stream + inner)
+    if part.kind == "merging":
+        return numbers * (2 * stream + inner)
+    if part.kind == "head":
+        return 2 * part.outputs * (4 + inner) + numbers * stream
+    if not storage.normed:  # attention: the sum of gradients, those of its output and of q, k, v, and of its input
+        return numbers * (3 * stream + 4 * inner)
+    return numbers * (stream + inner) + 2 * part.tokens * part.hidden * inner
+
+
+class Peak(NamedTuple):
+    """What one image takes at the moment of a step at which most memory is in use."""
+
+    activations: int
+    """Kept for the backward pass."""
+    transient: int
+    """In use for a moment."""
+    gradients: int
+    """Parameters that have gradients by then, of all."""
+
+
+def moments_of_backward(config: SwinConfig, storage: Storage, cells: int | None, checkpointing: bool) -> Iterator[Peak]:
+    """Memory as the backward pass reaches each part, from the loss to the image.
+
+    Args:
+        cells: as in `parts_of`.
+        checkpointing: blocks keep their inputs alone, and one at a time what else its backward pass needs.
+    """
+    parts = parts_of(config, cells)
+    inputs = [part.tokens * part.channels * storage.stream for part in parts]
+    full = [kept_bytes(part, storage) for part in parts]
+    again = [checkpointing and part.kind == "block" for part in parts]
+    kept = [one if anew else all_ for one, all_, anew in zip(inputs, full, again, strict=True)]
+    done = 0
+    for place in reversed(range(len(parts))):
+        done += parts[place].parameters
+        recomputed = full[place] - kept[place]
+        yield Peak(sum(kept[: place + 1]) + recomputed, transient_bytes(parts[place], storage), done)
+
+
+def _norms(number: int) -> int:
+    """Bytes of mean and scale of a token in so many norms."""
+    return 8 * number
+
+
+def _embedding(config: SwinConfig) -> Part:
+    tokens, inner, channels = (
+        math.prod(config.stage_grid(0)),
+        config.in_channels * config.patch_size**2,
+        config.embed_dim,
+    )
+    parameters = inner * channels + channels + 2 * channels + channels  # projection, norm, mask token
+    return Part("embedding", parameters, tokens, channels, (Product(tokens, inner, channels),))
+
+
+def _merging(config: SwinConfig, stage: int) -> Part:
+    """Its tokens are those of the padded grid, which is even."""
+    channels, after = config.stage_dim(stage - 1), math.prod(config.stage_grid(stage))
+    product = Product(after, 4 * channels, 2 * channels)
+    return Part("merging", 8 * channels**2 + 8 * channels, 4 * after, channels, (product,))
+
+
+def _block(config: SwinConfig, stage: int, number: int) -> Part:
+    grid, window, padding = config.stage_grid(stage), config.stage_window(stage), config.stage_padding(stage)
+    dim, heads, tokens = config.stage_dim(stage), config.num_heads[stage], math.prod(grid)
+    hidden = int(dim * config.mlp_ratio)
+    layers = ((dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim))
+    biases = (3 * dim if config.qkv_bias else 0) + dim + hidden + dim
+    table = (2 * window[0] - 1) * (2 * window[1] - 1) * heads
+    return Part(
+        "block",
+        sum(inner * columns for inner, columns in layers) + biases + table + 4 * dim,
+        tokens,
+        dim,
+        tuple(Product(tokens, inner, columns) for inner, columns in layers),
+        hidden=hidden,
+        heads=heads,
+        padded_tokens=math.prod(side + more for side, more in zip(grid, padding, strict=True)),
+        window_tokens=math.prod(window),
+        shifted=number % 2 == 1 and window != grid,
+    )
+
+
+def _head(config: SwinConfig, cells: int) -> Part:
+    channels, values = config.num_features, config.stride**2 * config.in_channels
+    every = math.prod(config.stage_grid(config.num_stages - 1))
+    parameters = 2 * channels + channels * values + values  # final norm, decoder
+    return Part("head", parameters, every, channels, (Product(cells, channels, values),), outputs=cells * values)

@@ -1,0 +1,129 @@
+"""The cost of a network as counted beside the real network."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_mim.architecture import NAMED, SwinConfig, as_pair
+from swin_mim.kernels.product import onednn_is_faster
+from swin_mim.masking import BlockMasks
+from swin_mim.models.cost import (
+    AUTOCAST,
+    CPU_MKL,
+    CPU_ONEDNN,
+    FP32,
+    HALF,
+    Storage,
+    kept_bytes,
+    moments_of_backward,
+    parameter_count,
+    parts_of,
+)
+from swin_mim.models.simmim import SimMIM
+
+ODD: dict[str, Any] = {"embed_dim": 24, "depths": (1, 2, 3), "num_heads": (1, 2, 4), "mlp_ratio": 2.5, "patch_size": 2}
+CONFIGS = [
+    SwinConfig.named("swin_tiny", image_size=192, window_size=6),
+    SwinConfig.named("swin_nano", image_size=(96, 160), window_size=(6, 5), in_channels=5),
+    SwinConfig(72, window_size=7, qkv_bias=False, **ODD),
+]
+
+
+def on_meta(config: SwinConfig, **options: Any) -> SimMIM:
+    with torch.device("meta"):
+        return SimMIM(config, **options).train()
+
+
+def inputs(config: SwinConfig, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    images = torch.empty(batch, config.in_channels, *as_pair(config.image_size), device=device)
+    return images, torch.empty(batch, *config.stage_grid(0), dtype=torch.bool, device=device)
+
+
+def cells_of(config: SwinConfig) -> int:
+    return BlockMasks.of(config, unit=config.stride, ratio=0.6).cells
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_size_has_its_parameters(name: str) -> None:
+    config = SwinConfig.named(name, image_size=224, window_size=7)
+    assert parameter_count(config) == sum(parameter.numel() for parameter in on_meta(config).parameters())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_and_operations_are_those_of_the_network(config: SwinConfig) -> None:
+    model, cells = on_meta(config, attention="reference"), cells_of(config)
+    with FlopCounterMode(display=False) as forward:
+        loss = model(*inputs(config, 1, "meta"), cells).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    parts = parts_of(config, cells)
+    assert parameter_count(config) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.forward_flops for part in parts) == forward.get_total_flops()
+    assert sum(part.backward_flops for part in parts) == backward.get_total_flops()
+
+
+def kept(model: SimMIM, images: Tensor, mask: Tensor, cells: int) -> int:
+    """Bytes that the network keeps for the backward pass, every piece of memory once, without the parameters."""
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(images, mask, cells).loss
+    assert loss.requires_grad  # it holds on to the graph, so that no memory is used twice
+    return sum(found.values())
+
+
+def kept_on_a_gpu(config: SwinConfig, batch: int, half: bool, **options: Any) -> int:
+    """With the fused attention on a CUDA device that is not there."""
+    model = on_meta(config, attention="triton", **options)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+        # torch.autocast refuses a device that is not there
+        torch.set_autocast_enabled("cuda", half)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            return kept(model, *inputs(config, batch, "cuda"), cells_of(config))
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.clear_autocast_cache()
+
+
+@pytest.mark.parametrize(("config", "storage"), [(CONFIGS[0], AUTOCAST), (CONFIGS[1], FP32)])
+def test_what_a_gpu_keeps_of_an_image_is_what_the_layers_save(config: SwinConfig, storage: Storage) -> None:
+    half = storage is AUTOCAST
+    three, one = (kept_on_a_gpu(config, batch, half) for batch in (3, 1))
+    expected = sum(kept_bytes(part, storage) for part in parts_of(config, cells_of(config)))
+    assert (three - one) / 2 == pytest.approx(expected, rel=0.005)
+    weights = one - (three - one) / 2
+    assert weights == pytest.approx(2 * parameter_count(config) if half else 0, rel=0.02, abs=1e4)
+
+
+def test_what_a_cpu_keeps_of_an_image() -> None:
+    config = SwinConfig(192, embed_dim=96, depths=(1, 1), num_heads=(3, 6), window_size=6)
+    model, cells = SimMIM(config), cells_of(config)
+    more, few = (kept(model, *inputs(config, batch, "cpu"), cells) for batch in (7, 6))
+    storage = CPU_ONEDNN if onednn_is_faster() else CPU_MKL
+    assert more - few == pytest.approx(sum(kept_bytes(part, storage) for part in parts_of(config, cells)), rel=0.005)
+
+
+def test_checkpointing_keeps_inputs_and_one_block() -> None:
+    config = CONFIGS[0]
+    kept_all, few = (
+        max(peak.activations for peak in moments_of_backward(config, AUTOCAST, None, again)) for again in (False, True)
+    )
+    first = next(part for part in parts_of(config) if part.kind == "block")
+    assert few < kept_all / 4
+    assert few > kept_bytes(first, AUTOCAST)
+    assert sum(kept_bytes(part, HALF) for part in parts_of(config)) < kept_all
