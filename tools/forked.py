@@ -43,7 +43,7 @@ def run(
     environment: Mapping[str, str],
     processes: int = 1,
     variables: Mapping[str, str] | None = None,
-    timeout: float = 480,
+    timeout: float = 600,
 ) -> list[End]:
     """Run a module or script in one process, or as the processes of one run -> the end of each.
 
