@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,12 @@ from swin_mim.errors import UserError
 from swin_mim.hub import pretrained, repository
 from swin_mim.hub.about import About
 from swin_mim.hub.card import card
-from swin_mim.models.preprocessing import ImageLike, model_input
 from swin_mim.weights.adapt import Method, adapt
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description, Kind, Preprocessing
+
+if TYPE_CHECKING:
+    from swin_mim.models.preprocessing import ImageLike
 
 __all__ = ["About", "Preprocessing", "Pretrained"]
 
@@ -107,7 +109,7 @@ class Pretrained(nn.Module):
             _check_same(config, description.config, str(source))
         return cls._assemble(description, tensors, str(source), new_decoder=new_decoder, **options)
 
-    def preprocess(self, images: Tensor | ImageLike | Sequence[ImageLike]) -> Tensor:
+    def preprocess(self, images: "Tensor | ImageLike | Sequence[ImageLike]") -> Tensor:
         """Images as they come -> the model's input, as in evaluation: float (B, C, H, W), normalised, on its device.
 
         Args:
@@ -118,6 +120,8 @@ class Pretrained(nn.Module):
         Raises:
             UserError: a file cannot be read; a tensor is of other channels, or normalised already.
         """
+        from swin_mim.models.preprocessing import model_input  # here: the models need no Pillow
+
         size, device = as_pair(self._config().image_size), next(self.parameters()).device
         return model_input(images, self.preprocessing, size, device)
 

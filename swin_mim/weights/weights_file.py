@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swin_mim.errors import UserError
@@ -94,6 +93,8 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _read_header(file: BinaryIO, path: Path) -> dict[str, TensorInfo]:
     """Leaves the file at the first byte of the data."""
+    from safetensors import SafetensorError, safe_open  # here: a model that loads nothing needs no safetensors
+
     size = os.fstat(file.fileno()).st_size
     head = file.read(64)
     length = int.from_bytes(head[:8], "little")

@@ -17,6 +17,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, get_args
 
 import torch
@@ -24,16 +25,11 @@ import torch
 from swin_mim.cli.options import add_json_option
 from swin_mim.errors import Parser, one_line_errors
 from swin_mim.models.window_attention import Backend
-from tools.bench.commands.attention import attention
-from tools.bench.commands.busy import busy
-from tools.bench.commands.curves import curves
-from tools.bench.commands.decoders import decoders
-from tools.bench.commands.loader import SYSTEMS, loader
-from tools.bench.commands.step import step
-from tools.bench.commands.train import train
-from tools.bench.images import LARGEST, SIZES
-from tools.bench.peers import BUILDERS
 from tools.bench.settings import (
+    LARGEST,
+    LOADERS,
+    SIZES,
+    SYSTEMS,
     BusySettings,
     CurveSettings,
     DecoderSettings,
@@ -45,15 +41,17 @@ from tools.bench.settings import (
     TrainSettings,
 )
 
-COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
-    "step": (StepSettings, step),
-    "attention": (PeerSettings, lambda settings, _: attention(settings)),
-    "loader": (LoaderSettings, lambda settings, _: loader(settings)),
-    "train": (TrainSettings, lambda settings, _: train(settings)),
-    "curves": (CurveSettings, lambda settings, _: curves(settings)),
-    "decoders": (DecoderSettings, lambda settings, _: decoders(settings)),
-    "busy": (BusySettings, lambda settings, _: busy(settings)),
+COMMANDS: dict[str, type] = {
+    "step": StepSettings,
+    "attention": PeerSettings,
+    "loader": LoaderSettings,
+    "train": TrainSettings,
+    "curves": CurveSettings,
+    "decoders": DecoderSettings,
+    "busy": BusySettings,
 }
+"""Each is a function in a file of its name in `commands`, which is imported when it is called: what one of them needs
+may be missing where another one runs."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
@@ -76,7 +74,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         options["overrides"] = tuple(overrides)
     elif overrides:
         parser.error(f"{command} takes nothing after --")
-    return command, COMMANDS[command][0](**options)
+    return command, COMMANDS[command](**options)
 
 
 def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -120,7 +118,7 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, default=192, help="pixels of the crops")
     add("--batch", type=int, default=32, help="images of a batch")
     add("--workers", type=numbers, default=(0, 1, 2), help="comma-separated; 0 decodes in the process itself")
-    add("--systems", type=names_of(SYSTEMS), default=tuple(SYSTEMS), help="among " + ",".join(SYSTEMS))
+    add("--systems", type=names_of(LOADERS), default=LOADERS, help="among " + ",".join(LOADERS))
     add_common(parser, repeats=3)
 
 
@@ -170,7 +168,7 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--warmup", type=int, default=2, help="untimed steps of each system, before all turns")
     add("--steps", type=int, help="steps in a turn; default: 10 on a GPU, 1 on a CPU")
-    add("--systems", type=names_of(BUILDERS), default=tuple(BUILDERS), help="among " + ",".join(BUILDERS))
+    add("--systems", type=names_of(SYSTEMS), default=SYSTEMS, help="among " + ",".join(SYSTEMS))
     add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM")
     add("--ceilings", action=argparse.BooleanOptionalAction, default=True, help="measure what the machine reaches")
 
@@ -200,7 +198,7 @@ def pixel_sizes(text: str) -> tuple[tuple[int, int], ...]:
     return sizes
 
 
-def names_of(known: Sequence[str] | dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
+def names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     """A list of names in the order of `known`, as the others are compared to the first."""
 
     def read(text: str) -> tuple[str, ...]:
@@ -223,7 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
         command, settings = parse(arguments)
-        COMMANDS[command][1](settings, arguments)
+        call = getattr(import_module(f"tools.bench.commands.{command}"), command)
+        # its processes for the memory of each system have the same command line
+        call(settings, arguments) if command == "step" else call(settings)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.open import open_source
 from swin_mim.data.transforms.crops import PretrainTransform, random_crop_box, to_tensor
 from swin_mim.errors import UserError
+from tools.bench.settings import SIZES
 
-SIZES = ((500, 375), (1600, 1200))
-"""(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
-LARGEST = (5000, 2500)
-"""(W, H) that are cut from the composite, which has 5400 x 2700 pixels."""
 QUALITY = 90
 CLASSES = 2
 """Folders of a made data set: torchvision insists on some."""

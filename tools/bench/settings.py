@@ -15,6 +15,14 @@ from swin_mim.models.window_attention import Backend
 Precision = Literal["fp32", "bf16"]
 Mode = Literal["eager", "compiled"]
 
+SYSTEMS = ("ours", "timm", "transformers", "torchvision", "microsoft")
+"""Whose step and window attention are measured."""
+LOADERS = ("torchvision", "datasets", "ours", "ours-jpeg", "ours-raw")
+"""Whose way from JPEGs to batches is measured. The first one that is measured is what the others are compared to."""
+SIZES = ((500, 375), (1600, 1200))
+"""(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
+LARGEST = (5000, 2500)
+"""(W, H) that are cut from the composite, which has 5400 x 2700 pixels."""
 MASK_RATIO = 0.6
 MAX_GRAD_NORM = 5.0
 LEARNING_RATE = 1e-4

@@ -153,7 +153,6 @@ SYSTEMS: dict[str, Callable[[Path, Path, int, LoaderSettings, torch.device], Bat
     "ours-jpeg": partial(open_prepared, "jpeg"),
     "ours-raw": partial(open_prepared, "raw"),
 }
-"""The first one that is measured is what the others are compared to."""
 PREPARED: dict[str, Format] = {"ours-jpeg": "jpeg", "ours-raw": "raw"}
 
 
