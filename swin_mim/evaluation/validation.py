@@ -10,6 +10,7 @@ from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import laplace_inpaint, mean_fill
 from swin_mim.masking import pixel_mask
+from swin_mim.models.compilation import uncompiled
 from swin_mim.models.simmim import masked_l1
 
 
@@ -90,11 +91,14 @@ def baseline_errors(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards every module is in its own former mode, also after an error."""
+    """No dropout, no gradients and nothing compiled inside; afterwards, also after an error, all is as it was."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: what a module caches in it could never be trained with
+        with (
+            uncompiled(model),
+            torch.no_grad(),
+        ):  # not inference_mode: what a module caches in it could never be trained with
             yield
     finally:
         for module, mode in training.items():

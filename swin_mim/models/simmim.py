@@ -57,6 +57,7 @@ class SimMIM(Pretrained):
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.decoder = PixelDecoder(config)
+        self.masked_cells = MaskedCells(config)
 
     def forward(self, images: Tensor, mask: Tensor, cells: int | None = None, valid: Tensor | None = None) -> MimOutput:
         """Loss and prediction.
@@ -79,32 +80,9 @@ class SimMIM(Pretrained):
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         features = self.encoder.encode(tokens)
         if cells is not None:
-            return self._masked_cells(features, self.targets(images, valid), mask, cells, valid)
+            return self.masked_cells(self.decoder, features, self.targets(images, valid), mask, cells, valid)
         pixels = self.decoder(features)[..., : images.shape[2], : images.shape[3]]
         return MimOutput(masked_l1(pixels, self.targets(images, valid), mask, valid), pixels)
-
-    def _masked_cells(
-        self, features: Tensor, target: Tensor, mask: Tensor, cells: int, valid: Tensor | None
-    ) -> MimOutput:
-        """features (B, h/8, w/8, 8D), target (B, C, H, W)."""
-        stride, patch = self.decoder.stride, self.encoder.config.patch_size
-        masks = _by_cell(mask[:, None], stride // patch)[..., 0, :, :]  # (B G, s/p, s/p), G cells of an image
-        masked = masks.flatten(1).any(1).view(len(mask), features.shape[1] * features.shape[2])  # (B, G)
-        cells = min(cells, masked.shape[1])
-        chosen = masked.byte().argsort(dim=1, descending=True, stable=True)[:, :cells]
-        chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * masked.shape[1]).flatten()
-        pixels = self.decoder(features, chosen)  # (B cells, C, s, s)
-        error = (_by_cell(target, stride)[chosen].float() - pixels.float()).abs().mean(dim=1, keepdim=True)
-        masks, total = masks[chosen], mask.sum()
-        if valid is None:
-            error = _by_cell(error, patch).mean(dim=(1, 2, 3)).view(-1, stride // patch, stride // patch)
-            loss = (error * masks).sum() / total.clamp(min=1)
-        else:
-            counted = _by_cell(valid[:, None], stride)[chosen, 0] & pixel_mask(masks, patch)  # (B cells, s, s)
-            loss = _mean_of_images(error[:, 0], counted, len(mask))
-        return MimOutput(
-            torch.where(masks.sum() == total, loss, torch.nan), pixels.view(len(mask), cells, *pixels.shape[1:])
-        )
 
     def targets(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), what the decoder is to predict; `valid` as in `forward`."""
@@ -136,6 +114,40 @@ class SimMIM(Pretrained):
         grid = [side // self.encoder.config.patch_size for side in images.shape[2:]]
         mask = (torch.arange(math.prod(grid)).view(grid) % 3 > 0).expand(len(images), -1, -1)
         return list(self(images, mask))
+
+
+class MaskedCells(nn.Module):
+    """Loss and prediction of the cells of the last stage in which anything is masked.
+
+    A module, though without weights, since a module can be compiled by itself.
+    """
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.stride, self.patch = config.stride, config.patch_size
+
+    def forward(
+        self, decoder: nn.Module, features: Tensor, target: Tensor, mask: Tensor, cells: int, valid: Tensor | None
+    ) -> MimOutput:
+        """features (B, h/8, w/8, 8D), target (B, C, H, W), the others as in `SimMIM.forward`."""
+        stride, patch = self.stride, self.patch
+        masks = _by_cell(mask[:, None], stride // patch)[..., 0, :, :]  # (B G, s/p, s/p), G cells of an image
+        masked = masks.flatten(1).any(1).view(len(mask), features.shape[1] * features.shape[2])  # (B, G)
+        cells = min(cells, masked.shape[1])
+        chosen = masked.byte().argsort(dim=1, descending=True, stable=True)[:, :cells]
+        chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * masked.shape[1]).flatten()
+        pixels = decoder(features, chosen)  # (B cells, C, s, s)
+        error = (_by_cell(target, stride)[chosen].float() - pixels.float()).abs().mean(dim=1, keepdim=True)
+        masks, total = masks[chosen], mask.sum()
+        if valid is None:
+            error = _by_cell(error, patch).mean(dim=(1, 2, 3)).view(-1, stride // patch, stride // patch)
+            loss = (error * masks).sum() / total.clamp(min=1)
+        else:
+            counted = _by_cell(valid[:, None], stride)[chosen, 0] & pixel_mask(masks, patch)  # (B cells, s, s)
+            loss = _mean_of_images(error[:, 0], counted, len(mask))
+        return MimOutput(
+            torch.where(masks.sum() == total, loss, torch.nan), pixels.view(len(mask), cells, *pixels.shape[1:])
+        )
 
 
 class PixelDecoder(nn.Sequential):

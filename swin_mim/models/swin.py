@@ -7,7 +7,6 @@ Images are (B, C, H, W); tokens are channels-last, (B, h, w, D), throughout.
 Module names are timm's: what we save, timm loads.
 """
 
-import logging
 import math
 from collections.abc import Iterator
 
@@ -18,16 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_mim.architecture import SwinConfig, nearest_multiple
 from swin_mim.errors import UserError
-from swin_mim.kernels.product import linear, onednn_is_faster
+from swin_mim.kernels.product import linear
 from swin_mim.kernels.window_geometry import window_geometry
 from swin_mim.models.linear import Linear, after_norm
 from swin_mim.models.mlp import Mlp
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.window_attention import Backend, resolve_backend, window_attention
 
-__all__ = ["Swin", "SwinConfig", "attention_text", "compile_blocks", "freeze", "initialise"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["Swin", "SwinConfig", "attention_text", "freeze", "initialise"]
 
 
 class Swin(Pretrained):
@@ -95,18 +92,6 @@ class Swin(Pretrained):
             for block in stage.blocks:
                 x = checkpoint(block, x, use_reentrant=False) if self.activation_checkpointing else block(x)
             yield x
-
-
-def compile_blocks(encoder: Swin, device: torch.device) -> None:
-    """torch.compile every block by itself, in place: few small graphs, and the same keys in the state dict."""
-    if device.type == "cpu" and onednn_is_faster():
-        _LOG.warning("compiled blocks use the slower of this processor's products: without train.compile it is faster")
-    # All blocks share one piece of code, and torch gives up on code that it had to compile more often than this.
-    # Training and evaluation, shifted or not, and each rate of stochastic depth are graphs of their own.
-    limit = 4 * sum(encoder.config.depths)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
-    for block in encoder.blocks():
-        block.compile(dynamic=False)
 
 
 def attention_text(encoder: Swin, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
@@ -276,12 +261,17 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        # A number would be a constant of a compiled graph, and each rate a graph of its own. No buffer: it stays on
+        # the CPU, in fp32, whatever becomes of the model.
+        self.keep = torch.tensor(1 - rate, device="cpu") if rate else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
+        if not self.training or self.keep is None:
             return x
-        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+        shape = (x.shape[0], *[1] * (x.ndim - 1))
+        if torch.compiler.is_compiling():
+            return x * (torch.rand(shape, device=x.device) < self.keep) / self.keep
+        return x * x.new_empty(shape).bernoulli_(1 - self.rate) / (1 - self.rate)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

@@ -52,16 +52,3 @@ def test_backends_agree(backend, compiled, expected):
 def test_checkpointed_blocks_give_the_same_bits():
     plain, again = (loss_and_gradients("chunked", activation_checkpointing=on) for on in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-
-
-def test_nothing_is_compiled_twice():
-    model = SimMIM(CONFIG)
-    images, mask = torch.randn(2, 3, 40, 36), block_mask(2, (10, 9), 1, 0.6, seed=0)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    for block in model.encoder.blocks():
-        block.compile(backend=counter, dynamic=False)
-    seen = []
-    for _ in range(3):
-        model(images, mask).loss.backward()
-        seen.append(counter.frame_count)
-    assert seen[0] == seen[1] == seen[2] <= 4, "two stages, shifted and not"

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import run_recipe
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -129,6 +130,43 @@ def test_other_arithmetic(recipe, whole_run):
 def test_compiled(recipe, whole_run):
     recipe.run("compiled", "--train.compile")
     assert recipe.losses("compiled") == pytest.approx(recipe.losses(whole_run), abs=1e-4, rel=0)
+
+
+COUNTED = """
+import functools, sys
+import torch._dynamo.testing
+from swin_mim.training.config.commands import pretrain_config
+from swin_mim.training.run import run
+
+counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+run.compile_model = functools.partial(run.compile_model, backend=counter)
+from swin_mim.recipes.pretrain import main
+code = main(pretrain_config())
+print(f"graphs: {counter.frame_count}")
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_run_compiles_each_graph_once(recipe, labelled, tmp_path):
+    """Evaluations, pictures and probes see batches of many sizes, and compile nothing."""
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    flags = [
+        "--train.compile",
+        "--log.pictures_every",
+        "5 steps",
+        "--model.drop_path_rate",
+        "0.2",
+        "--data.heldout",
+        "7",
+    ]
+    flags += ["--probe.every", "5 steps", "--probe.source", str(labelled / "train"), "--probe.images", "30"]
+    code, output = run_recipe.run(script, recipe.arguments("counted", tuple(flags)), recipe.folder)
+    assert code == 0, output
+    assert ", compiled in the first step; " in output
+    # two stages with blocks that are shifted or not, embedding, merging, final norm, masked cells
+    assert "graphs: 8\n" in output
 
 
 def test_normalized_target(recipe):

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.masking import block_mask
+from swin_mim.models.compilation import compile_model
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.swin import compile_blocks
 from swin_mim.training.loop.optim import adamw
 from tools.bench.peers import System
 from tools.bench.settings import LEARNING_RATE, MASK_RATIO, MAX_GRAD_NORM, Mode, cells_of
@@ -32,9 +32,9 @@ def enter(system: System, mode: Mode) -> Contestant:
 
 
 def compile_system(model: nn.Module) -> None:
-    """Ours as training does it, block by block; others as a whole. Nothing is compiled before the first step."""
+    """Ours as training does it, part by part; others as a whole. Nothing is compiled before the first step."""
     if isinstance(model, SimMIM):
-        compile_blocks(model.encoder, next(model.parameters()).device)
+        compile_model(model, next(model.parameters()).device)
     else:
         model.compile(dynamic=False)
 

@@ -410,7 +410,8 @@ def _notes(
     cores = len(os.sched_getaffinity(0))
     if loading and load > _BUSY * cores:
         yield f"others are busy here (a load of {load:.1f} on {cores} cores): alone, loader and model are faster"
-    if config.train.compile:
+    compiled = config.train.compile
+    if _gpus() if compiled == "auto" else compiled:
         yield "the steps were measured without torch.compile"
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from swin_mim.errors import UserError
 from swin_mim.training.config.fields import RENAMED, kinds, nearest, texts
@@ -48,7 +48,7 @@ def flag_words(arguments: Iterable[str], known: Mapping[str, Any]) -> dict[str, 
 
 
 def _value(key: str, words: list[str], kind: Any) -> Any:
-    if not words and kind is bool:
+    if not words and bool in (kind, *get_args(kind)):
         return "true"
     if not is_list(kind) and len(words) != 1:
         several = f"takes one value and has {len(words)}: did you mean {flag(key)} {' '.join(words)!r}?"

@@ -171,8 +171,9 @@ class TrainConfig:
     train.activation_checkpointing. Checkpoints are the same with and without."""
     threads: int = 0
     """CPU threads per process; 0 divides the cores among the processes of this machine."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the model with torch.compile in the first step, for training alone; auto does so on a GPU on which
+    train.attention auto takes the fused kernel."""
     activation_checkpointing: bool = False
     """Recompute the blocks in the backward pass: less memory, a third more arithmetic."""
     stop_after: str = "0 steps"

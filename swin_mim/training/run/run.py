@@ -20,8 +20,9 @@ from swin_mim.data.loading.workers import warn_if_more_than_cores
 from swin_mim.data.sources.base import Source, StreamStatus
 from swin_mim.data.sources.inventory import explain_change
 from swin_mim.errors import STOPPED, UserError
+from swin_mim.models.compilation import compile_model, is_compiled
 from swin_mim.models.saving import Pretrained
-from swin_mim.models.swin import Swin, attention_text, compile_blocks
+from swin_mim.models.swin import Swin, attention_text
 from swin_mim.training.checkpoints.manager import Checkpoints
 from swin_mim.training.checkpoints.state import RunState, newest_checkpoint
 from swin_mim.training.checkpoints.writer import BackgroundWriter
@@ -30,6 +31,7 @@ from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.distributed import processes
 from swin_mim.training.distributed.prepare import PreparedModel, prepare
+from swin_mim.training.distributed.sharding import zero_stage
 from swin_mim.training.distributed.weight_average import WeightAverage
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.worker_count import count_text, worker_count
@@ -128,8 +130,8 @@ class Run:
         self, model: Model, optimizer_of: Callable[[Model], torch.optim.Optimizer], *, ema: float = 0.0
     ) -> PreparedModel[Model]:
         """Spread a model over the processes as the settings say; `ema` above 0 is the decay of an average of it."""
-        if self.config.train.compile:
-            compile_blocks(cast(Swin, model.get_submodule("encoder")), self.device)
+        if self._is_compiled(cast(Swin, model.get_submodule("encoder"))):
+            compile_model(model, self.device)
         prepared = prepare(self.accelerator, model, optimizer_of, fsdp=self.config.train.fsdp)
         return prepared._replace(average=WeightAverage(model, ema)) if ema else prepared
 
@@ -196,6 +198,7 @@ class Run:
         batch = f"{schedule.global_batch} = {self.world} x {train.micro_batch} x {self.accumulation}"
         strategy = processes.strategy_text(self.accelerator, fsdp=train.fsdp)
         attention = attention_text(encoder, self.device, processes.compute_dtype(self.accelerator))
+        attention += ", compiled in the first step" if self._is_compiled(encoder) else ""
         start = f"resumed at step {step}" if self.newest else f"from {config.model.pretrained or 'new weights'}"
         self.log_info(
             f"{config.run.name}: {subject[0]}, {parameters:.3g} M parameters, {subject[1]}; "
@@ -203,6 +206,13 @@ class Run:
             f"{counted(self.threads, 'thread')}, "
             f"precision {self.precision}, attention {attention}; {start} in {self.folder}"
         )
+
+    def _is_compiled(self, encoder: Swin) -> bool:
+        """`auto` leaves out ZeRO-3, which gathers the weights of each module when it is called."""
+        setting = self.config.train.compile
+        if setting == "auto" and zero_stage(self.accelerator) == 3:
+            return False
+        return is_compiled(setting, encoder, self.device, processes.compute_dtype(self.accelerator))
 
     def exit_code(self, checkpoints: Checkpoints, schedule: TrainingSchedule) -> int:
         """0 at the end of the schedule and where it was to stop, 75 where it was stopped."""

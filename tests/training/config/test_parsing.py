@@ -89,7 +89,7 @@ def test_lenient_where_yaml_is_odd(tmp_path: Path) -> None:
         (NAME + "mask: {unit: 32.0}", "mask.unit in FILE is 32.0: expected a whole number"),
         (NAME + "mask: {unit: '32'}", "mask.unit in FILE is '32': expected a whole number"),
         (NAME + "mask: {unit: true}", "mask.unit in FILE is True: expected a whole number"),
-        (NAME + "train: {compile: 1}", "train.compile in FILE is 1: expected true or false"),
+        (NAME + "train: {compile: 1}", "train.compile in FILE is 1: expected true or false or auto"),
         (NAME + "train: {duration: 100}", "train.duration in FILE is 100: expected text"),
         (NAME + "train: {precision: fp8}", "train.precision in FILE is 'fp8': expected one of auto, fp32, bf16, fp16"),
         (
@@ -164,11 +164,12 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Pat
         (["--train.compile", "True"], True),
         (["--train.compile", "false"], False),
         (["--train.compile=False"], False),
+        (["--train.compile", "auto"], "auto"),
         (["--train.compile", "true", "--train.compile", "False"], False),
     ],
 )
-def test_booleans(flags: list[str], value: bool) -> None:
-    assert load(*flags).train.compile is value
+def test_booleans(flags: list[str], value: bool | str) -> None:
+    assert load(*flags).train.compile == value
 
 
 def test_optional_and_empty_values() -> None:
@@ -203,7 +204,7 @@ def test_optional_and_empty_values() -> None:
         ),
         (["--optim.betas", "0.9"], "--optim.betas is '0.9': expected a list of 2 items, each a number"),
         (["--train.precision", "fp8"], "--train.precision is 'fp8': expected one of auto, fp32, bf16, fp16"),
-        (["--train.compile", "1"], "--train.compile is '1': expected true or false"),
+        (["--train.compile", "1"], "--train.compile is '1': expected true or false or auto"),
         (["--run.seed", "1.0"], "--run.seed is '1.0': expected a whole number"),
         (
             ["--train.duration", "10", "epochs"],

@@ -18,6 +18,7 @@ import torch
 
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
+from swin_mim.models.compilation import is_compiled
 from swin_mim.models.simmim import SimMIM
 from swin_mim.training.config.commands import pretrain_config
 from swin_mim.training.config.common_checks import accumulation
@@ -113,7 +114,8 @@ def bare_turn(config: PretrainConfig, settings: TrainSettings, device: torch.dev
         activation_checkpointing=train.activation_checkpointing,
     )
     system = System(model.to(device).train(), lambda images, mask: model(images, mask).loss)
-    contestant = enter(system, "compiled" if train.compile else "eager")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(config, device), torch.float32)
+    contestant = enter(system, "compiled" if is_compiled(train.compile, model.encoder, device, dtype) else "eager")
     batch = random_batch(geometry, train.micro_batch, repeat, device)
     run = partial(train_step, contestant, batch, precision(config, device), accumulation=accumulation(train, 1))
     for _ in range(settings.warmup):
