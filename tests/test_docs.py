@@ -249,7 +249,7 @@ def test_other_commands_parse(command, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("command", DEVELOPERS)
 def test_commands_for_developers_parse(command):
     from tools.bench import __main__ as bench
-    from tools.bench import gpu
+    from tools.bench.gpu import __main__ as gpu
     from tools.chaos import __main__ as chaos
 
     module, *words = shlex.split(command)[2:]

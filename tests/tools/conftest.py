@@ -13,7 +13,6 @@ NAMES = (
     *(
         "breakdown",
         "ceilings",
-        "gpu",
         "images",
         "memory",
         "peers",
@@ -23,12 +22,14 @@ NAMES = (
         "timing",
         "training",
     ),
+    *(f"gpu.{name}" for name in ("caches", "kernel_tests", "plan", "results", "running", "table")),
 )
 
 
 @pytest.fixture(scope="session")
 def bench_modules():
     modules = {name.rpartition(".")[2]: importlib.import_module(f"tools.bench.{name}") for name in NAMES}
+    modules["gpu"] = importlib.import_module("tools.bench.gpu.__main__")
     command = importlib.import_module("tools.bench.__main__")
     modules["ceilings"].SIDES = {"cpu": (64, 128)}
     modules["ceilings"].COPY_BYTES = {"cpu": 1 << 20}

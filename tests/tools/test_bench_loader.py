@@ -1,5 +1,6 @@
 """`python -m tools.bench loader` on a few images."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +19,24 @@ def test_images_are_made_in_two_sizes_and_classes(bench, images):
     for number, file in enumerate(files):  # class after class
         with Image.open(file) as image:
             assert image.size == bench.images.SIZES[number // 6]
+
+
+def test_without_the_demo_data_set_images_are_cut_from_a_computed_picture(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.images, "is_composite_there", lambda: False)
+    monkeypatch.setattr(bench.images, "HEIGHT", 300)
+    monkeypatch.setattr(bench.images, "WIDTH", 400)
+    bench.images.picture.cache_clear()
+    try:
+        bench.images.make_images(tmp_path, 2, [(100, 80)])
+        picture = np.asarray(bench.images.picture(), dtype=float)
+    finally:
+        bench.images.picture.cache_clear()
+    assert len(list(tmp_path.glob("*/*.jpg"))) == 2
+    assert "computed" in bench.images.picture_text()
+    assert picture.shape == (300, 400, 3)
+    assert 30 < picture.std() < 70
+    near, far = (np.abs(picture[:, step:] - picture[:, :-step]).mean() for step in (1, 50))
+    assert far > 2 * near  # neighbours are alike, as in a photograph
 
 
 def test_all_systems_deliver_with_and_without_workers(report_of, images):

@@ -53,7 +53,7 @@ def test_every_system_is_measured_or_named(run):
 def test_report_says_where_and_how(run):
     output, report = run
     assert set(report) == {
-        *("machine", "versions", "date", "settings", "parity", "ceilings", "batches", "breakdown"),
+        *("machine", "versions", "date", "settings", "parity", "attention", "ceilings", "batches", "breakdown"),
     }
     assert report["machine"]["threads"] == 1
     assert report["machine"]["name"] in output
@@ -61,6 +61,8 @@ def test_report_says_where_and_how(run):
     assert report["settings"]["batch"] == [2]
     assert report["settings"]["systems"] == list(ALL)
     assert report["ceilings"]["matmul"] in output
+    assert report["attention"] == "chunked"  # what auto is on a CPU
+    assert "attention chunked (ours)" in output
 
 
 def test_numbers_follow_from_the_seconds(run):
@@ -109,6 +111,36 @@ def test_a_breakdown_adds_up_to_the_step(run):
         assert part["share_of_roofline"] == pytest.approx(part["roofline_seconds"] / part["seconds"]), name
         assert part["bytes"] > 0
         assert name in output
+
+
+def test_a_breakdown_in_pieces_is_the_whole_one(run, bench_modules):
+    _, report = run
+    (whole,) = report["breakdown"]
+    assert whole["places"] == list(bench_modules.settings.PLACES)
+    ceilings = bench_modules.ceilings.Ceilings(**report["ceilings"])
+    pieces = [(of_place(whole, place), ceilings) for place in whole["places"]]
+    assert all(piece["by_stage"] for piece, _ in pieces)
+    found = bench_modules.breakdown.joined(pieces)
+    assert {key: found[key] for key in ("mode", "batch", "places", "step_seconds")} == {
+        key: whole[key] for key in ("mode", "batch", "places", "step_seconds")
+    }
+    assert list(found["parts"]) == list(whole["parts"])
+    for name, part in found["parts"].items():
+        assert part == pytest.approx(whole["parts"][name])
+
+
+def of_place(whole, place):
+    stage = None if place == "rest" else int(place.removeprefix("stage")) - 1
+    rows = [row for row in whole["by_stage"] if row["stage"] == stage]
+    return whole | {"by_stage": rows, "places": [place], "parts": {}}
+
+
+def test_a_breakdown_of_one_place_has_no_other(report_of):
+    report, tables = report_of(*TINY, "--systems", "ours", "--breakdown", "--places", "stage4")
+    (found,) = report["breakdown"]
+    assert {row["stage"] for row in found["by_stage"]} == {3}
+    assert found["places"] == ["stage4"]
+    assert "optimizer" not in tables
 
 
 def test_the_parts_of_a_breakdown_hold_every_parameter(bench):

@@ -19,6 +19,16 @@ def test_the_recipe_is_measured_beside_its_bare_step(report_of):
     assert "data wait" in tables
 
 
+def test_images_that_are_made_are_the_recipes_source(bench, tmp_path):
+    _, settings = bench.parse(["train", "--images", "3", "--device", "cpu"])
+    text = bench.train.made(settings.images, tmp_path)
+    arguments = bench.train.recipe_arguments(settings, tmp_path)
+    source = tmp_path / bench.train.IMAGES
+    assert arguments[arguments.index("--data.source") + 1] == str(source)
+    assert len(list(source.glob("*/*.jpg"))) == 3
+    assert text == "3 crops of Blue Marble, JPEGs of 500 x 375 px"
+
+
 def test_only_the_lines_after_the_warm_up_count(bench):
     rows = [
         {"images_per_second": 10.0, "data_wait": 0.1, "memory_gb": 1.0},

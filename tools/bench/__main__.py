@@ -28,6 +28,7 @@ from swin_mim.models.window_attention import Backend
 from tools.bench.settings import (
     LARGEST,
     LOADERS,
+    PLACES,
     SIZES,
     SYSTEMS,
     BusySettings,
@@ -95,6 +96,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
         "on a GPU it is always there")  # fmt: skip
     add("--breakdown", action=argparse.BooleanOptionalAction, default=False, help="where a step of ours goes, part by "
         "part, at the first batch size")  # fmt: skip
+    add("--places", type=names_of(PLACES), default=PLACES, help="of the breakdown, among " + ",".join(PLACES))
     add_common(parser, repeats=7)
 
 
@@ -126,6 +128,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "After -- come the settings of swin-mim pretrain."
     parser.add_argument("--steps", type=int, default=20, help="steps that count")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them, which do not")
+    parser.add_argument("--images", type=int, help="make so many JPEGs of 500 x 375 px and train on them; default: the "
+        "images that the config names")  # fmt: skip
     add_common(parser, repeats=3)
 
 

@@ -11,8 +11,9 @@ gradients once in the backward pass; what it makes in between could stay on the 
 
 import copy
 import inspect
+import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from typing import Any, NamedTuple, TextIO
@@ -25,7 +26,7 @@ from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Block, PatchMerging, Stage, WindowAttention
 from tools.bench.ceilings import Ceilings
 from tools.bench.report import print_table
-from tools.bench.settings import MAX_GRAD_NORM, Mode, ModelSettings, cells_of
+from tools.bench.settings import MAX_GRAD_NORM, Mode, ModelSettings, StepSettings, cells_of
 from tools.bench.timing import autocast, seconds_per_call, times
 
 OPTIMIZER_BYTES = 8 * 4
@@ -61,12 +62,12 @@ def breakdown(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor],
-    settings: ModelSettings,
+    settings: StepSettings,
     mode: Mode,
     step_seconds: float,
     ceilings: Ceilings,
 ) -> dict[str, Any]:
-    """What the JSON says: every part of every stage, the sums over the stages by time, and the rest.
+    """What the JSON says: every part of the places that are asked for, the sums over the stages by time, and the rest.
 
     Args:
         batch: images (B, C, H, W) and mask (B, h, w).
@@ -75,22 +76,34 @@ def breakdown(
     assert isinstance(model, SimMIM)
     with autocast(batch[0].device, settings.precision):
         parts = list(parts_of(model, batch))
-    flops = [flops_of(part) for part in meta_parts(model, batch)]
     costs = [
-        Cost(seconds_of(part, settings, mode), flop, part.count * bytes_of(part, settings.precision))
-        for part, flop in zip(parts, flops, strict=True)
+        (
+            named(part),
+            Cost(seconds_of(part, settings, mode), flops_of(twin), part.count * bytes_of(part, settings.precision)),
+        )
+        for part, twin in zip(parts, meta_parts(model, batch), strict=True)
+        if place_of(part) in settings.places
     ]
-    parts.append(Part("optimizer, clip", None, 1, model, batch[0]))
-    costs.append(optimizer_cost(model, optimizer, settings.repeats))
-    return summed(parts, costs, step_seconds, ceilings)
+    update = Part("optimizer, clip", None, 1, model, batch[0])
+    if place_of(update) in settings.places:
+        costs.append((named(update), optimizer_cost(model, optimizer, settings.repeats)))
+    return {"places": list(settings.places), **summed(costs, step_seconds, ceilings)}
 
 
-def summed(parts: list[Part], costs: list[Cost], step_seconds: float, ceilings: Ceilings) -> dict[str, Any]:
+def place_of(part: Part) -> str:
+    """One of `PLACES`."""
+    return "rest" if part.stage is None else f"stage{part.stage + 1}"
+
+
+def named(part: Part) -> dict[str, Any]:
+    return {"part": part.name, "stage": part.stage, "count": part.count}
+
+
+def summed(costs: Sequence[tuple[Mapping[str, Any], Cost]], step_seconds: float, ceilings: Ceilings) -> dict[str, Any]:
     by_name: dict[str, list[Cost]] = defaultdict(list)
-    by_stage = []
-    for part, cost in zip(parts, costs, strict=True):
-        by_name[part.name].append(cost)
-        about = {"part": part.name, "stage": part.stage, "count": part.count}
+    by_stage: list[dict[str, Any]] = []
+    for about, cost in costs:
+        by_name[about["part"]].append(cost)
         by_stage.append({**about, **judged(cost, step_seconds, ceilings)})
     together = {name: judged(added(members), step_seconds, ceilings) for name, members in by_name.items()}
     rest = step_seconds - sum(part["seconds"] for part in together.values())
@@ -100,6 +113,25 @@ def summed(parts: list[Part], costs: list[Cost], step_seconds: float, ceilings: 
         "rest": {"seconds": rest, "share_of_step": rest / step_seconds},
         "by_stage": sorted(by_stage, key=lambda row: -row["seconds"]),
     }
+
+
+def joined(pieces: Sequence[tuple[Mapping[str, Any], Ceilings]]) -> dict[str, Any]:
+    """One breakdown of several of different places of the same model, each with the ceilings that it was held against.
+
+    The step is the median of theirs, a ceiling the highest.
+    """
+    first, _ = pieces[0]
+    costs = [
+        ({key: row[key] for key in ("part", "stage", "count")}, Cost(row["seconds"], row["flops"], row["bytes"]))
+        for piece, _ in pieces
+        for row in piece["by_stage"]
+    ]
+    step_seconds = statistics.median(piece["step_seconds"] for piece, _ in pieces)
+    matmul = max((ceilings for _, ceilings in pieces), key=lambda ceilings: ceilings.matmul_tflops)
+    ceilings = matmul._replace(copy_gb_per_second=max(ceilings.copy_gb_per_second for _, ceilings in pieces))
+    places = [place for piece, _ in pieces for place in piece["places"]]
+    about = {"mode": first["mode"], "batch": first["batch"], "places": places}
+    return {**about, **summed(costs, step_seconds, ceilings)}
 
 
 def judged(cost: Cost, step_seconds: float, ceilings: Ceilings) -> dict[str, float]:

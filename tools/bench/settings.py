@@ -23,6 +23,8 @@ SIZES = ((500, 375), (1600, 1200))
 """(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
 LARGEST = (5000, 2500)
 """(W, H) that are cut from the composite, which has 5400 x 2700 pixels."""
+PLACES = ("stage1", "stage2", "stage3", "stage4", "rest")
+"""Of the parts of a model: the rest are the embedding, the last norm, the decoder and the optimizer."""
 MASK_RATIO = 0.6
 MAX_GRAD_NORM = 5.0
 LEARNING_RATE = 1e-4
@@ -67,6 +69,8 @@ class StepSettings(PeerSettings):
     modes: tuple[Mode, ...]
     memory: bool
     breakdown: bool
+    places: tuple[str, ...] = PLACES
+    """Of the breakdown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,8 @@ class LoaderSettings(Settings):
 class TrainSettings(Settings):
     steps: int
     warmup: int
+    images: int | None
+    """JPEGs that are made and trained on; None: the images that the config names."""
     overrides: tuple[str, ...]
     """Options of the recipe: what follows `--`."""
 

@@ -74,6 +74,7 @@ FOLDERS = {
     "tools": "for developers, not installed",
     "tools/bench": "speed and memory, beside others: python -m tools.bench",
     "tools/bench/commands": "what it measures: one file a command",
+    "tools/bench/gpu": "all that a GPU machine has to show: python -m tools.bench.gpu",
     "tools/chaos": "breaks runs, and counts what was lost: python -m tools.chaos",
     "tools/docs": "this page, that of the settings, the figure of the pipeline",
 }

@@ -36,6 +36,7 @@ from swin_mim.errors import UserError
 from tools.bench.images import (
     check_disk,
     make_images,
+    picture_text,
     pixel_differences,
     prepare,
     prepared_text,
@@ -65,7 +66,7 @@ def loader(settings: LoaderSettings) -> None:
     print_machine(report, out)
     with tempfile.TemporaryDirectory() as made:
         folder = images_of(settings, Path(made))
-        report |= {"source": settings.source or f"{settings.images} crops of Blue Marble, {sizes_text(settings.sizes)}"}
+        report |= {"source": settings.source or made_text(settings)}
         report |= {"decoder": decoder_text()}
         print(f"loader    {report['source']}; {settings.image_size} px, batches of {settings.batch}", file=out)
         print(f"ours      decodes by {report['decoder']}", file=out, flush=True)
@@ -77,6 +78,10 @@ def loader(settings: LoaderSettings) -> None:
     print_rows(report, out)
     print_differences(report["pixels"], out)
     write_json(report, settings.json)
+
+
+def made_text(settings: LoaderSettings) -> str:
+    return f"{settings.images} crops of {picture_text()}, {sizes_text(settings.sizes)}"
 
 
 def images_of(settings: LoaderSettings, made: Path) -> Path:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from swin_mim.architecture import SwinConfig
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
+from swin_mim.models.simmim import SimMIM
+from swin_mim.models.swin import attention_text
 from tools.bench.breakdown import breakdown, print_breakdown
 from tools.bench.ceilings import Ceilings, measure_ceilings
 from tools.bench.memory import alone, in_children, kept_gb, own_bytes, peaks_of_children, resident_peak_gb
@@ -67,6 +69,7 @@ def step(settings: StepSettings, arguments: Sequence[str]) -> None:
     peaks, lost = peaks_of_children(settings, arguments) if in_children(settings) else ({}, {})
     contestants, not_measured, parity = enter_all(config, settings, device)
     report = describe(settings, device) | {"parity": {name: seen._asdict() for name, seen in parity.items()}}
+    report |= {"attention": attention_taken(contestants, settings, device)}
     print_heading(report, settings, out)
     measured = {}
     for batch in settings.batch:
@@ -128,6 +131,13 @@ def enter_all(
         failed[name] = reason
         del contestants[name]
     return contestants, failed, probes
+
+
+def attention_taken(contestants: Mapping[str, Contestant], settings: StepSettings, device: torch.device) -> str | None:
+    """The backend of ours: what `auto` is, too. None where ours does not take part."""
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    models = (contestant.system.model for contestant in contestants.values())
+    return next((attention_text(m.encoder, device, dtype) for m in models if isinstance(m, SimMIM)), None)
 
 
 def probe(system: System, batch: tuple[Tensor, Tensor]) -> Probe:
@@ -298,7 +308,7 @@ def relative_to_best_peer(name: str, median: Mapping[str, float]) -> dict[str, f
 
 def print_heading(report: Mapping[str, Any], settings: StepSettings, out: TextIO) -> None:
     print_machine(dict(report), out)
-    flags = [settings.precision, f"attention {settings.attention} (ours)", *settings.modes]
+    flags = [settings.precision, f"attention {report['attention'] or settings.attention} (ours)", *settings.modes]
     flags += ["activation checkpointing"] * settings.activation_checkpointing
     print(
         f"step      {settings.model}, {settings.image_size} px, window {settings.window_size}, "

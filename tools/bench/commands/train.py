@@ -27,12 +27,14 @@ from swin_mim.training.config.pretrain_checks import swin_config
 from swin_mim.training.run.tracking import read_metrics
 from tools.bench.peers import System
 from tools.bench.report import describe, number, print_machine, print_table
-from tools.bench.settings import TrainSettings, check
+from tools.bench.settings import SIZES, TrainSettings, check
 from tools.bench.timing import free, seconds_per_call, take_turns, times
 from tools.bench.training import enter, random_batch, train_step
 from tools.clone import environment
 
 RECIPE = "swin_mim.recipes.pretrain"
+IMAGES = "images"
+"""Folder of the images that are made."""
 
 
 def train(settings: TrainSettings) -> None:
@@ -44,7 +46,8 @@ def train(settings: TrainSettings) -> None:
     with tempfile.TemporaryDirectory() as root:
         arguments = recipe_arguments(settings, Path(root))
         config = pretrain_config(arguments)
-        report = describe(settings, device) | {"recipe": list(settings.overrides)}
+        source = made(settings.images, Path(root)) if settings.images else config.data.source
+        report = describe(settings, device) | {"recipe": list(settings.overrides), "source": source}
         print_machine(report, out)
         print(f"train     {heading(config, settings)}\n", file=out, flush=True)
         lines: list[list[dict[str, float]]] = []
@@ -67,7 +70,16 @@ def recipe_arguments(settings: TrainSettings, root: Path) -> list[str]:
     own = {"run.root": str(root), "train.duration": total, "log.every": every, "save.every": total}
     own |= {"optim.warmup": "0 steps", "log.evaluate_every": "0 steps", "log.pictures_every": "0 steps"}
     own |= {"train.threads": str(settings.threads)} if settings.threads else {}
+    own |= {"data.source": str(root / IMAGES)} if settings.images else {}
     return [*settings.overrides, *(part for name, value in own.items() for part in (f"--{name}", value))]
+
+
+def made(count: int, root: Path) -> str:
+    """Make JPEGs of ImageNet's usual size to train on; says what they are."""
+    from tools.bench.images import make_images, picture_text, sizes_text  # here: a config's own images need no Pillow
+
+    make_images(root / IMAGES, count, SIZES[:1])
+    return f"{count} crops of {picture_text()}, {sizes_text(SIZES[:1])}"
 
 
 def heading(config: PretrainConfig, settings: TrainSettings) -> str:

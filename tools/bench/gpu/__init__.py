@@ -1,0 +1,1 @@
+"""Everything that a GPU machine has to show: python -m tools.bench.gpu."""
