@@ -7,6 +7,7 @@
     python -m tools.bench curves --backends reference,sdpa --steps 200
     python -m tools.bench decoders --steps 300 --seeds 0,1,2
     python -m tools.bench busy --busy 0,1,2,4
+    python -m tools.bench scaling --image-sizes 128,256,512
 
 The files `step.py` and so on say what each of them measures. All measure the ceilings of the machine too: the rate of
 a matrix product and that of a copy. `python -m tools.bench.gpu` runs all that a GPU machine has to show.
@@ -27,7 +28,9 @@ from swin_mim.errors import Parser, one_line_errors
 from swin_mim.models.window_attention import Backend
 from tools.bench.settings import (
     LARGEST,
+    LAYERS,
     LOADERS,
+    NETWORKS,
     PLACES,
     SIZES,
     SYSTEMS,
@@ -38,6 +41,7 @@ from tools.bench.settings import (
     Mode,
     PeerSettings,
     Precision,
+    ScalingSettings,
     StepSettings,
     TrainSettings,
 )
@@ -50,6 +54,7 @@ COMMANDS: dict[str, type] = {
     "curves": CurveSettings,
     "decoders": DecoderSettings,
     "busy": BusySettings,
+    "scaling": ScalingSettings,
 }
 """Each is a function in a file of its name in `commands`, which is imported when it is called: what one of them needs
 may be missing where another one runs."""
@@ -68,6 +73,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     add_curves(commands.add_parser("curves", help="the losses of one training with several attention backends"))
     add_decoders(commands.add_parser("decoders", help="the losses of one training with small and with whole decodes"))
     add_busy(commands.add_parser("busy", help="a training on a CPU beside other work, by how its threads wait"))
+    add_scaling(commands.add_parser("scaling", help="attention against the size of the image, in windows and global"))
     own, overrides = split_at_dashes(arguments)
     options = vars(parser.parse_args(own))
     command = options.pop("command")
@@ -156,6 +162,20 @@ def add_busy(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--busy", type=numbers, default=(0, 1, 2, 4), help="comma-separated numbers of busy processes")
     add("--seconds", type=float, default=4, help="of each measurement")
+    add_common(parser, repeats=3)
+
+
+def add_scaling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="swin_tiny", help="a named size, whose first stage gives the width of the layers")
+    add("--image-sizes", type=numbers, default=(128, 192, 256, 320, 384, 512, 768, 1024),
+        help="pixels, comma-separated multiples of the patch times the window")  # fmt: skip
+    add("--window-size", type=int, default=8, help="tokens along the side of a window")
+    add("--precision", choices=get_args(Precision), default="fp32", help="bf16: autocast")
+    known = (*LAYERS, *NETWORKS)
+    add("--series", type=names_of(known), default=known, help="comma-separated, of " + ",".join(known))
+    add("--max-seconds", type=float, default=60, help="of a forward and backward: where it takes longer a series stops")
+    add("--max-gb", type=float, default=6, help="of a process: where it takes more a series stops")
     add_common(parser, repeats=3)
 
 

@@ -19,6 +19,11 @@ SYSTEMS = ("ours", "timm", "transformers", "torchvision", "microsoft")
 """Whose step and window attention are measured."""
 LOADERS = ("torchvision", "datasets", "ours", "ours-jpeg", "ours-raw")
 """Whose way from JPEGs to batches is measured. The first one that is measured is what the others are compared to."""
+LAYERS = ("window", "global", "global-plain")
+NETWORKS = ("swin", "vit")
+"""What `scaling` measures against the size of the image."""
+FIT_FROM = 256
+"""Pixels of the smallest image that counts for its exponents: of smaller ones the start of each operation is a part."""
 SIZES = ((500, 375), (1600, 1200))
 """(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
 LARGEST = (5000, 2500)
@@ -117,6 +122,20 @@ class BusySettings(Settings):
     """Of each measurement."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings(Settings):
+    model: str
+    """A named size: its first stage gives the width of the layers."""
+    image_sizes: tuple[int, ...]
+    window_size: int
+    precision: Precision
+    series: tuple[str, ...]
+    max_seconds: float
+    """Of one forward and backward."""
+    max_gb: float
+    """Of one process."""
+
+
 MINIMA = {
     "busy": 0,
     "seconds": 0.1,
@@ -127,6 +146,9 @@ MINIMA = {
     "steps": 1,
     "images": 1,
     "image_size": 1,
+    "image_sizes": 1,
+    "max_seconds": 0.1,
+    "max_gb": 0.1,
     "workers": 0,
 }
 
