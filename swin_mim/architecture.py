@@ -14,6 +14,18 @@ NAMED: dict[str, dict[str, Any]] = {
     "swin_large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
 }
 """Sizes of the Swin paper (arXiv 2103.14030, section 3.3); nano is ours, small enough to train on a CPU."""
+NAMED |= {name.replace("swin", "swinv2"): {**size, "version": 2} for name, size in NAMED.items()}
+NAMED |= {
+    "swinv2_huge": {"version": 2, "embed_dim": 352, "depths": (2, 2, 18, 2), "num_heads": (11, 22, 44, 88)},
+    "swinv2_giant": {
+        "version": 2,
+        "embed_dim": 512,
+        "depths": (2, 2, 42, 4),
+        "num_heads": (16, 32, 64, 128),
+        "extra_norm_period": 6,
+    },
+}
+"""And of the Swin V2 paper (arXiv 2111.09883, section 3.6)."""
 
 
 def as_pair(size: int | tuple[int, ...]) -> tuple[int, int]:
@@ -26,7 +38,7 @@ def as_pair(size: int | tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """Architecture of one Swin Transformer V1.
+    """Architecture of one Swin Transformer.
 
     Raises:
         UserError (a ValueError): a value that no Swin can have; the message names the field, the values and the
@@ -52,10 +64,18 @@ class SwinConfig:
     """Dropout after the embedding, the attention projection and in the MLP."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; earlier blocks have linearly less."""
+    version: int = 1
+    """1 or 2: Swin V1 (arXiv 2103.14030) or V2 (arXiv 2111.09883)."""
+    pretrained_window_sizes: tuple[int | tuple[int, int], ...] = ()
+    """V2: of each stage the window, one number or (h, w), that measures positions; 0: the stage's own. What is given
+    another window keeps that of its pretraining here."""
+    extra_norm_period: int = 0
+    """V2: after every so many blocks of a stage there is one more norm; 0 for none."""
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "SwinConfig":
-        """A size of the table: swin_nano, swin_tiny, swin_small, swin_base, swin_large. Any field overrides it."""
+        """A size of the table: swin_nano, swin_tiny, swin_small, swin_base and swin_large; the same of swinv2, and
+        swinv2_huge and swinv2_giant. Any field overrides it."""
         if name not in NAMED:
             close = difflib.get_close_matches(name, NAMED, n=1, cutoff=0.3)
             hint = f"did you mean {close[0]!r}? " if close else ""
@@ -72,6 +92,7 @@ class SwinConfig:
         object.__setattr__(self, "num_heads", tuple(self.num_heads))
         self._check_values()
         self._check_stages()
+        self._check_version()
 
     def _check_values(self) -> None:
         positive = {
@@ -109,6 +130,22 @@ class SwinConfig:
                     f"stage {stage} has {self.stage_dim(stage)} channels, which {heads} heads do not divide: "
                     f"choose num_heads[{stage}] among the divisors of {self.stage_dim(stage)}"
                 )
+
+    def _check_version(self) -> None:
+        if self.version not in (1, 2):
+            raise UserError(f"version {self.version!r} is no Swin Transformer: there are 1 and 2")
+        sizes = tuple(size if isinstance(size, int) else tuple(size) for size in self.pretrained_window_sizes)
+        if self.version == 1 and (any(sizes) or self.extra_norm_period):
+            raise UserError("pretrained_window_sizes and extra_norm_period belong to version 2, and this is version 1")
+        if self.version == 2 and not sizes:
+            sizes = (0,) * self.num_stages
+        if self.version == 2 and len(sizes) != self.num_stages:
+            raise UserError(f"pretrained_window_sizes {sizes} must name the {self.num_stages} stages of depths")
+        if self.extra_norm_period < 0 or any(min(as_pair(size)) < 0 for size in sizes):
+            raise UserError(
+                f"pretrained_window_sizes {sizes} and extra_norm_period {self.extra_norm_period} must not be negative"
+            )
+        object.__setattr__(self, "pretrained_window_sizes", sizes)
 
     @property
     def num_stages(self) -> int:

@@ -1,4 +1,4 @@
-"""Swin Transformer V1 (arXiv 2103.14030).
+"""Swin Transformer, V1 (arXiv 2103.14030) and V2 (arXiv 2111.09883).
 
 Dimension letters, here and in the other model files:
     B images   C image channels   H, W image height and width in pixels   p patch size
@@ -11,20 +11,24 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swin_mim.architecture import SwinConfig, nearest_multiple
 from swin_mim.errors import UserError
 from swin_mim.kernels.product import linear
-from swin_mim.kernels.window_geometry import window_geometry
-from swin_mim.models.linear import Linear, after_norm
-from swin_mim.models.mlp import Mlp
+from swin_mim.models import blocks_v1, blocks_v2
 from swin_mim.models.saving import Pretrained
-from swin_mim.models.window_attention import Backend, resolve_backend, window_attention
+from swin_mim.models.window_attention import Backend, resolve_backend
 
 __all__ = ["Swin", "SwinConfig", "attention_text", "freeze", "initialise"]
+
+Block = blocks_v1.Block | blocks_v2.Block
+PatchMerging = blocks_v1.PatchMerging | blocks_v2.PatchMerging
+_PARTS: dict[int, tuple[type[Block], type[PatchMerging]]] = {
+    1: (blocks_v1.Block, blocks_v1.PatchMerging),
+    2: (blocks_v2.Block, blocks_v2.PatchMerging),
+}
 
 
 class Swin(Pretrained):
@@ -78,7 +82,7 @@ class Swin(Pretrained):
         """Images, normalised float (B, C, H, W) -> one map (B, D_i, h_i, w_i) per stage, without the final norm."""
         return [x.permute(0, 3, 1, 2).contiguous() for x in self._stage_outputs(self.embed(images))]
 
-    def blocks(self) -> Iterator["Block"]:
+    def blocks(self) -> Iterator[Block]:
         """All blocks, from the input to the output."""
         return (block for block in self.modules() if isinstance(block, Block))
 
@@ -127,7 +131,9 @@ def initialise(module: nn.Module) -> None:
     linear weights       truncated normal, std 0.02
     linear biases        zeros
     norms                weight ones, bias zeros
-    bias tables          truncated normal, std 0.02
+    bias tables          truncated normal, std 0.02; of V2 there are networks of linear layers
+    residual norms       of V2: weight and bias zeros, so that each block begins as the identity
+    logit scales         of V2: log 10
     convolutions         torch's default (kaiming uniform)
     """
     for child in module.modules():
@@ -137,8 +143,8 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, nn.LayerNorm | nn.Conv2d):
             child.reset_parameters()
-        elif isinstance(child, WindowAttention):
-            nn.init.trunc_normal_(child.relative_position_bias_table, std=0.02)
+        elif isinstance(child, blocks_v1.WindowAttention | blocks_v2.WindowAttention):
+            child.initialise()
 
 
 class PatchEmbed(nn.Module):
@@ -179,99 +185,9 @@ class Stage(nn.Module):
 
     def __init__(self, config: SwinConfig, stage: int, drop_paths: list[float], attention: Backend) -> None:
         super().__init__()
-        self.downsample = PatchMerging(config.stage_dim(stage - 1)) if stage else nn.Identity()
+        block, merging = _PARTS[config.version]
+        self.downsample = merging(config.stage_dim(stage - 1)) if stage else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(config, stage, shifted=j % 2 == 1, drop_path=drop_path, attention=attention)
-            for j, drop_path in enumerate(drop_paths)
+            block(config, stage, place, drop_path=drop_path, attention=attention)
+            for place, drop_path in enumerate(drop_paths)
         )
-
-
-class PatchMerging(nn.Module):
-    """Halve the grid: four neighbouring tokens become one of twice the channels."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, D) -> (B, ceil(h/2), ceil(w/2), 2D)."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2)) if x.shape[1] % 2 or x.shape[2] % 2 else x
-        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h/2, 2, w/2, 2, D)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, h/2, w/2, 4D), down before right as the official weights
-        return after_norm(self.norm, self.reduction, x)
-
-
-class Block(nn.Module):
-    """Pre-norm Transformer block with window attention."""
-
-    def __init__(self, config: SwinConfig, stage: int, *, shifted: bool, drop_path: float, attention: Backend) -> None:
-        super().__init__()
-        dim = config.stage_dim(stage)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(config, stage, shifted=shifted, backend=attention)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, D) -> (B, h, w, D)."""
-        x = x + self.drop_path(self.attn(x, self.norm1))
-        return x + self.drop_path(self.mlp(x, self.norm2))
-
-
-class WindowAttention(nn.Module):
-    """Multi-head attention in windows with a learned relative position bias."""
-
-    def __init__(self, config: SwinConfig, stage: int, *, shifted: bool, backend: Backend) -> None:
-        super().__init__()
-        dim = config.stage_dim(stage)
-        self.num_heads = config.num_heads[stage]
-        self.window = config.stage_window(stage)
-        self.shifted = shifted
-        self.backend: Backend = backend
-        self.qkv = Linear(dim, 3 * dim, bias=config.qkv_bias)
-        self.proj = Linear(dim, dim)
-        self.dropout = nn.Dropout(config.drop_rate)
-        entries = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
-        self.relative_position_bias_table = nn.Parameter(torch.empty(entries, self.num_heads))
-
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """(B, h, w, D) -> (B, h, w, D), of norm(x)."""
-        window, shift = window_geometry((x.shape[1], x.shape[2]), self.window, self.shifted)
-        x = window_attention(
-            self._heads(after_norm(norm, self.qkv, x)),
-            self.relative_position_bias_table,
-            window=window,
-            table_window=self.window,
-            shift=shift,
-            fill=None if self.qkv.bias is None else self._heads(self.qkv.bias),
-            backend=self.backend,
-        )
-        return self.dropout(self.proj(x.flatten(3)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(..., 3D) -> (..., 3, heads, d)."""
-        return x.unflatten(-1, (3, self.num_heads, -1))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drop the branch for some images, and scale up the others."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        # A number would be a constant of a compiled graph, and each rate a graph of its own. No buffer: it stays on
-        # the CPU, in fp32, whatever becomes of the model.
-        self.keep = torch.tensor(1 - rate, device="cpu") if rate else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.keep is None:
-            return x
-        shape = (x.shape[0], *[1] * (x.ndim - 1))
-        if torch.compiler.is_compiling():
-            return x * (torch.rand(shape, device=x.device) < self.keep) / self.keep
-        return x * x.new_empty(shape).bernoulli_(1 - self.rate) / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"

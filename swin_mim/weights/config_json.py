@@ -52,6 +52,8 @@ _TIMM_ARGUMENTS = {
 }
 """Arguments of timm's Swin that its tensors tell, or that decide nothing about its outputs."""
 _RATES = ("drop_rate", "drop_path_rate")
+_OF_V2 = ("version", "pretrained_window_sizes", "extra_norm_period")
+"""Fields of SwinConfig that the config.json of a V1 does not have."""
 _STAGES = 16
 
 
@@ -165,12 +167,17 @@ def document(description: Description) -> dict[str, Any]:
         "swin_mim": {
             "format": FORMAT,
             "model": description.kind,
-            "config": asdict(config),
+            "config": _written(config),
             **({"target": description.target} if description.kind == "SimMIM" else {}),
             "channels": None if preprocessing.channels is None else list(preprocessing.channels),
             **_of_rasters(preprocessing),
         },
     }
+
+
+def _written(config: SwinConfig) -> dict[str, Any]:
+    """Its fields, without those that V1 does not have."""
+    return {key: value for key, value in asdict(config).items() if config.version > 1 or key not in _OF_V2}
 
 
 def _of_rasters(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -396,7 +403,8 @@ def _same_as_timm(document: Mapping[str, Any], config: SwinConfig, where: str) -
 
 def _checked_config(config: Mapping[str, Any], where: str) -> SwinConfig:
     """Types and bounds; what the values mean together is SwinConfig's to judge."""
-    wanted = {field.name for field in fields(SwinConfig)}
+    version = config.get("version", 1)
+    wanted = {field.name for field in fields(SwinConfig) if version != 1 or field.name not in _OF_V2}
     for key in sorted(wanted ^ config.keys()):
         raise UserError(f"{where}.{key[:60]} is {'missing' if key in wanted else 'unknown'}")
     checked = dict(config)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from swin_mim.models.blocks_v1 import Block, PatchMerging, WindowAttention
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.swin import Block, PatchMerging, Stage, WindowAttention
+from swin_mim.models.swin import Stage
 from tools.bench.ceilings import Ceilings
 from tools.bench.report import print_table
 from tools.bench.settings import MAX_GRAD_NORM, Mode, ModelSettings, StepSettings, cells_of

@@ -62,7 +62,7 @@ def random_weights(config: SwinConfig) -> Weights:
     torch.manual_seed(0)
     weights = SimMIM(config).state_dict()
     for key, value in weights.items():
-        if value.ndim == 1 or key.endswith(UNDECAYED):
+        if value.ndim == 1 or not UNDECAYED.isdisjoint(key.split(".")):
             value += 0.3 * torch.randn(value.shape)
         elif value.ndim == 2:
             value *= 5

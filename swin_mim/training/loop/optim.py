@@ -8,14 +8,16 @@ from torch import nn
 
 from swin_mim.models.swin import Swin
 
-UNDECAYED = ("relative_position_bias_table", "mask_token")
-"""Parameters with several dimensions that are no weight matrices; everything with one dimension is exempt too."""
+UNDECAYED = {"relative_position_bias_table", "mask_token", "logit_scale", "cpb_mlp"}
+"""Parameters and networks that are no weight matrices, by a part of their name, as in the official code of V1 and V2;
+everything with one dimension is exempt too."""
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Groups of one weight decay and one scale of the learning rate ("lr_scale"); frozen parameters are in none.
 
-    Without layer decay there are two: what is decayed, and what is not (norms, biases, bias tables, the mask token).
+    Without layer decay there are two: what is decayed, and what is not (norms, biases, bias tables, the mask token; of
+    V2 the scales and networks of the attention).
     The official code meant the same, but a prefix in its names made it decay the bias tables in pretraining.
 
     Args:
@@ -27,7 +29,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for name, parameter in named:
-        decayed = parameter.ndim >= 2 and name.split(".")[-1] not in UNDECAYED
+        decayed = parameter.ndim >= 2 and UNDECAYED.isdisjoint(name.split("."))
         layer = top if layer_decay == 1 else layer_of(name, depths)
         groups.setdefault((layer, not decayed), []).append(parameter)
     assert sum(map(len, groups.values())) == len(named), "a parameter is in no group or in several"

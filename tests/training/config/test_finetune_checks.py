@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swin_mim import SwinConfig
+from swin_mim.architecture import NAMED
 from swin_mim.errors import UserError
 from swin_mim.training.config.common_checks import immutable_differences
 from swin_mim.training.config.fields import leaves
@@ -204,7 +205,7 @@ KEPT_OUT = "is kept out of data.source, but other images to evaluate on are name
 ONE_LABEL = "needs one label for each image, and data.multi_label is on: use"
 EVEN = "must be even: Mixup and CutMix mix neighbouring images; or switch both off (augment.mixup 0, cutmix 0)"
 MILESTONES = "must be given with optim.schedule multistep and only then: the schedule is"
-NAMES = "is no named size: the names are swin_nano, swin_tiny, swin_small, swin_base, swin_large"
+NAMES = f"is no named size: the names are {', '.join(NAMED)}"
 ODD_RATE, ODD_SIZE = dataclasses.replace(NEW, drop_path_rate=1.0), dataclasses.replace(NEW, image_size=(66,))
 ODD_BATCH = {"train.micro_batch": 3, "train.global_batch": 6}
 

@@ -173,7 +173,8 @@ def test_configuration_loads_no_torch() -> None:
             "--model.name swin_bass",
             (
                 "model: no Swin is named 'swin_bass': did you mean 'swin_base'? "
-                "the names are swin_nano, swin_tiny, swin_small, swin_base, swin_large"
+                "the names are swin_nano, swin_tiny, swin_small, swin_base, swin_large, swinv2_nano, "
+                "swinv2_tiny, swinv2_small, swinv2_base, swinv2_large, swinv2_huge, swinv2_giant"
             ),
         ),
         ("--data.shards-at-once 0", "data.shards_at_once 0 must be positive: the smallest is 1"),

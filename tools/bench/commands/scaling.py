@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from swin_mim.architecture import SwinConfig, as_pair, nearest_multiple
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
-from swin_mim.models.swin import Swin, WindowAttention, initialise
+from swin_mim.models.blocks_v1 import WindowAttention
+from swin_mim.models.swin import Swin, initialise
 from swin_mim.models.window_attention import Backend, resolve_backend
 from tools.bench.memory import resident_peak_gb
 from tools.bench.report import describe, number, print_machine, print_table
@@ -166,6 +167,7 @@ def vit(config: SwinConfig) -> nn.Module:
 
 def without_fused_attention(model: nn.Module) -> nn.Module:
     """The same, with timm's attention in plain operations, which keep all scores."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
@@ -224,7 +226,7 @@ def obey() -> None:
     """Be such a process: the order on the input, the result on the output."""
     order = json.load(sys.stdin)
     # JSON knows no tuples
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in order["settings"].items()}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in order["settings"].items()}
     settings = ScalingSettings(**values)
     limit_memory(settings)
     seen = attempt(partial(measure, order["series"], order["size"], settings))
@@ -354,7 +356,7 @@ def print_series(
         cells += [f"{p['seconds']:.4f}", f"{p['spread']:.0%}", str(len(p["repeats"]))]
         rows.append([name, *cells, f"{p['memory_gb']:.3f}", f"{rate:.1f}"])
     print_table(COLUMNS, rows, out)
-    powers = (number(grown and grown[name], ".2f") for name in ("multiply_adds", "seconds", "memory_gb"))
+    powers = (number(grown[name] if grown else None, ".2f") for name in ("multiply_adds", "seconds", "memory_gb"))
     words = "multiply-adds {}, seconds {}, memory {}".format(*powers)
     print(f"grow with the number of tokens to the power of, from {FIT_FROM} px on: {words}", file=out, flush=True)
 

@@ -1,0 +1,159 @@
+"""What Swin V2 is made of (arXiv 2111.09883): blocks that normalise what they add, cosine attention with a position
+bias that is a function of coordinates, and the halving between stages. The legend of dimension letters is in `swin.py`.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from swin_mim.architecture import SwinConfig, as_pair
+from swin_mim.kernels.cosine import cosine
+from swin_mim.kernels.product import linear
+from swin_mim.kernels.window_geometry import Pair, window_geometry
+from swin_mim.models.blocks_v1 import by_fours
+from swin_mim.models.drop_path import DropPath
+from swin_mim.models.linear import Linear, watched
+from swin_mim.models.mlp import Mlp
+from swin_mim.models.window_attention import Backend, window_attention
+
+LARGEST_SCALE = 100.0
+"""Of the cosines, however the scale grows: a temperature of 0.01."""
+HIDDEN = 512
+"""Channels inside the network of the position bias."""
+LARGEST_BIAS = 16.0
+
+
+class PatchMerging(nn.Module):
+    """Halve the grid: four neighbouring tokens become one of twice the channels, which is normalised."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, ceil(h/2), ceil(w/2), 2D)."""
+        return self.norm(self.reduction(by_fours(x)))
+
+
+class ResidualNorm(nn.LayerNorm):
+    """The norm of what a block adds: new ones give zeros, so that a new block is the identity."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Block(nn.Module):
+    """Transformer block with window attention that normalises what attention and MLP give."""
+
+    def __init__(self, config: SwinConfig, stage: int, place: int, *, drop_path: float, attention: Backend) -> None:
+        super().__init__()
+        dim, period = config.stage_dim(stage), config.extra_norm_period
+        self.attn = WindowAttention(config, stage, shifted=place % 2 == 1, backend=attention)
+        self.norm1 = ResidualNorm(dim)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate)
+        self.norm2 = ResidualNorm(dim)
+        self.norm3 = nn.LayerNorm(dim) if period and (place + 1) % period == 0 else nn.Identity()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        x = x + self.drop_path(self.norm1(self.attn(x)))
+        return self.norm3(x + self.drop_path(self.norm2(self.mlp(x))))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head cosine attention in windows. Its position bias is a network's output for each relative position."""
+
+    def __init__(self, config: SwinConfig, stage: int, *, shifted: bool, backend: Backend) -> None:
+        super().__init__()
+        dim = config.stage_dim(stage)
+        self.num_heads = config.num_heads[stage]
+        self.window = config.stage_window(stage)
+        self.pretrained_window = as_pair(config.pretrained_window_sizes[stage])
+        self.shifted = shifted
+        self.backend: Backend = backend
+        self.logit_scale = nn.Parameter(torch.empty(self.num_heads, 1, 1))
+        self.cpb_mlp = nn.Sequential(
+            nn.Linear(2, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, self.num_heads, bias=False)
+        )
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.empty(dim)) if config.qkv_bias else None
+        self.v_bias = nn.Parameter(torch.empty(dim)) if config.qkv_bias else None
+        self.proj = Linear(dim, dim)
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        window, shift = window_geometry((x.shape[1], x.shape[2]), self.window, self.shifted)
+        bias, scale = self._bias(), self._scale()
+        x = window_attention(
+            cosine(self._heads(self._qkv(x, bias)), scale),
+            self.bias_table(),
+            window=window,
+            table_window=self.window,
+            shift=shift,
+            fill=None if bias is None else cosine(self._heads(bias), scale),
+            backend=self.backend,
+        )
+        return self.dropout(self.proj(x.flatten(3)))
+
+    def bias_table(self) -> Tensor:
+        """fp32 ((2 window_h - 1)(2 window_w - 1), heads), from 0 to 16, as the rows of a table of V1."""
+        weight = self.logit_scale
+        coordinates = log_coordinates(self.window, self.pretrained_window, weight.device).to(weight.dtype)
+        with torch.autocast(weight.device.type, enabled=False):  # a bias of half precision would be off by 0.03
+            return LARGEST_BIAS * torch.sigmoid(self.cpb_mlp(coordinates).to(_exact(weight)))
+
+    def initialise(self) -> None:
+        """Draw what it has besides linear layers."""
+        nn.init.constant_(self.logit_scale, math.log(10))
+        for bias in (self.q_bias, self.v_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def _qkv(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, 3D)."""
+        if watched(self.qkv):
+            x = self.qkv(x)
+            return x if bias is None else x + bias.to(x.dtype)
+        return linear(x, self.qkv.weight, bias)
+
+    def _bias(self) -> Tensor | None:
+        """(3D,), of which the middle, that of the keys, is 0."""
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def _scale(self) -> Tensor:
+        """fp32 (heads, 1): what cosines are multiplied with, times what `window_attention` divides by."""
+        channels = self.proj.in_features // self.num_heads
+        logarithm = self.logit_scale[:, 0].to(_exact(self.logit_scale)).clamp(max=math.log(LARGEST_SCALE))
+        return logarithm.exp() * math.sqrt(channels)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., 3D) -> (..., 3, heads, d)."""
+        return x.unflatten(-1, (3, self.num_heads, -1))
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@cache
+def log_coordinates(window: Pair, pretrained: Pair, device: torch.device) -> Tensor:
+    """fp32 ((2 window_h - 1)(2 window_w - 1), 2): the relative positions of a window, down before right, as the network
+    of the bias sees them (section 3.3 of the paper): sign(x) log2(1 + |8x|) / log2(8), x being 1 at the far end.
+
+    Args:
+        pretrained: the window at whose far end x is 1, by side; 0: this window.
+    """
+    sides = (
+        torch.arange(1 - side, side, dtype=torch.float32) / max((trained or side) - 1, 1)
+        for side, trained in zip(window, pretrained, strict=True)
+    )
+    x = 8 * torch.cartesian_prod(*sides).view(-1, 2)
+    return (x.sign() * torch.log2(1 + x.abs()) / math.log2(8)).to(device)
