@@ -38,7 +38,8 @@ SHIPPED = """\
 ## Shipped files
 
 The files are those of SimMIM's authors where a published number is given; the number is theirs
-([microsoft/SimMIM](https://github.com/microsoft/SimMIM), top-1 on ImageNet-1k after fine-tuning). Nobody has yet run
+([microsoft/SimMIM](https://github.com/microsoft/SimMIM), for V2
+[microsoft/Swin-Transformer](https://github.com/microsoft/Swin-Transformer), top-1 on ImageNet-1k after fine-tuning). Nobody has yet run
 them to their end with this code.
 
 | pretraining | encoder | published |
@@ -47,6 +48,9 @@ them to their end with this code.
 | `simmim_swin_base_192_800ep` | Swin-B, 192 px, window 6 | 84.0 at 224 px |
 | `simmim_swin_large_192_800ep` | Swin-L, 192 px, window 12 | 85.4 at 224 px |
 | `simmim_swin_tiny_192_100ep` | Swin-T, 192 px, window 6 | none (ours, for one GPU) |
+| `simmim_swinv2_small_192_800ep` | SwinV2-S, 192 px, window 12 | 84.08 at 224 px |
+| `simmim_swinv2_base_192_800ep` | SwinV2-B, 192 px, window 12 | 85.04 at 224 px |
+| `simmim_swinv2_large_192_800ep` | SwinV2-L, 192 px, window 12 | 85.91 at 224 px |
 | `demo`, `blue_marble_20min` | two stages, 64 px | none (ours, for a CPU) |
 
 | fine-tuning | from | published |
@@ -56,6 +60,7 @@ them to their end with this code.
 | `finetune_swin_base_224_800ep` | `simmim_swin_base_192_800ep` | 84.0 |
 | `finetune_swin_large_224_800ep` | `simmim_swin_large_192_800ep` | 85.4 |
 | `finetune_swin_tiny_192` | `simmim_swin_tiny_192_100ep` | none (ours, for one GPU) |
+| `finetune_swinv2_base_224_800ep` | `simmim_swinv2_base_192_800ep` | 85.04 |
 | `finetune_images` | any, on images of your own | none (ours, for some thousand images) |
 | `finetune_demo`, `finetune_blue_marble` | `demo`, `blue_marble_20min` | none (ours, for a CPU) |
 

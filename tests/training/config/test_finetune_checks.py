@@ -80,6 +80,7 @@ def test_shipped_configs_load_pass_and_survive_a_round_trip(path: Path) -> None:
         ("finetune_swin_base_224_800ep", "swin_base", 224, 7, 0.8, 0.1),
         ("finetune_swin_large_224_800ep", "swin_large", 224, 14, 0.7, 0.2),
         ("finetune_swin_tiny_192", "swin_tiny", 192, 6, 0.9, 0.1),
+        ("finetune_swinv2_base_224_800ep", "swinv2_base", 224, 14, 0.75, 0.1),
     ],
 )
 def test_recipes_hold_the_published_values(
@@ -95,7 +96,8 @@ def test_recipes_hold_the_published_values(
     assert (config.train.global_batch, config.train.duration, config.train.ema) == (2048, "100 epochs", 0)
     assert augment == AugmentConfig("horizontal", "rand-m9-mstd0.5-inc1", 0.0, 0.25, 0.8, 1.0, 1.0, 0.5, 0.1)
     assert (data.crop_scale, data.interpolation, data.crop_pct) == ((0.08, 1), "bicubic", 0.875)
-    assert (config.model.bias_tables, config.model.freeze) == ("geometric", 0)
+    tables = ClassifierConfig().bias_tables if name.startswith("swinv2") else "geometric"  # V2 has no tables
+    assert (config.model.bias_tables, config.model.freeze) == (tables, 0)
 
 
 def test_defaults_are_those_of_swin_base_after_100_epochs() -> None:

@@ -75,13 +75,18 @@ def test_defaults_are_simmim_swin_base_100() -> None:
         ("simmim_swin_base_192_800ep", (128, (2, 2, 18, 2), (4, 8, 16, 32), 6), (1e-4, 5e-7), 800),
         ("simmim_swin_large_192_800ep", (192, (2, 2, 18, 2), (6, 12, 24, 48), 12), (1e-4, 5e-7), 800),
         ("simmim_swin_tiny_192_100ep", (96, (2, 2, 6, 2), (3, 6, 12, 24), 6), (2e-4, 1e-6), 100),
+        ("simmim_swinv2_small_192_800ep", (96, (2, 2, 18, 2), (3, 6, 12, 24), 12), (1e-4, 5e-7), 800),
+        ("simmim_swinv2_base_192_800ep", (128, (2, 2, 18, 2), (4, 8, 16, 32), 12), (1e-4, 5e-7), 800),
+        ("simmim_swinv2_large_192_800ep", (192, (2, 2, 18, 2), (6, 12, 24, 48), 12), (1e-4, 5e-7), 800),
     ],
 )
 def test_recipes_hold_the_published_values(stem: str, encoder: tuple, rates: tuple, epochs: int) -> None:
     config = load("--config", str(CONFIGS / f"{stem}.yaml"))
     swin = swin_config(config.model)
     assert (swin.embed_dim, swin.depths, swin.num_heads, swin.window_size) == encoder
-    assert (swin.image_size, swin.patch_size, swin.drop_path_rate, config.model.target) == (192, 4, 0.0, "pixels")
+    second = (2, 0.1, "normalized") if "swinv2" in stem else (1, 0.0, "pixels")
+    assert (swin.version, swin.drop_path_rate, config.model.target) == second
+    assert (swin.image_size, swin.patch_size) == (192, 4)
     assert (config.mask.unit, config.mask.ratio, config.train.global_batch) == (32, 0.6, 2048)
     optim = config.optim
     assert (optim.base_lr, optim.warmup_lr, optim.warmup) == (*rates, "10 epochs")

@@ -24,6 +24,7 @@ FINETUNE = {
     "finetune_swin_base_224_800ep": 0.8,
     "finetune_swin_large_224_800ep": 0.7,
     "finetune_swin_tiny_192": 0.9,
+    "finetune_swinv2_base_224_800ep": 0.75,
 }
 """Recipe -> layer decay."""
 
@@ -83,7 +84,7 @@ def test_pretraining_with_a_cosine_is_that_of_timm() -> None:
         assert rate(step, 1.0) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["simmim_swin_base_192_800ep", "simmim_swin_large_192_800ep"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("simmim_*_800ep.yaml")))
 def test_pretraining_with_milestones_by_hand(name: str) -> None:
     """2e-6 to 4e-4 over 10 epochs, a tenth of it from epoch 700 on."""
     config = pretraining(name)
