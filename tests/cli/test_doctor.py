@@ -30,6 +30,7 @@ from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.open import open_source
+from swin_mim.training.config.commands import pretrain_settings
 from swin_mim.training.config.parsing import from_mapping, load_config
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import check
@@ -587,6 +588,21 @@ def test_a_batch_that_does_not_fit_is_a_reason(
     assert "train.micro_batch 4 needs about 60.0 GB and 16.0 GB are there: use train.micro_batch 2" in said.errors
     # a slow loader may add workers to it
     assert "--train.micro_batch 2" in said.page[said.page.index("swin-mim pretrain") :]
+
+
+def test_the_attention_is_tried_for_the_windows_and_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would try its kernel for others, and compile that for nothing."""
+    asked = []
+    monkeypatch.setattr("swin_mim.models.window_attention.resolve_backend", lambda *what: asked.append(what))
+    settings = {
+        "train.precision": "bf16",
+        "model.window_size": [12],
+        "model.name": "swin_tiny",
+        "model.image_size": [192],
+    }
+    doctor._fits_this_machine(pretrain_settings("simmim_swin_tiny_192_100ep", settings))
+    assert {each[4] for each in asked} == {torch.bfloat16}
+    assert [each[2:4] for each in asked] == [(144, 32)] * 3 + [(36, 32)]
 
 
 @pytest.mark.parametrize(

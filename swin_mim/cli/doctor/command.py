@@ -3,6 +3,7 @@
     swin-mim doctor photos
     swin-mim doctor photos --config simmim_swin_base_192_100ep --train.micro_batch 64
     swin-mim doctor user/name --data.split train --images 500 --json doctor.json
+    swin-mim doctor --on 8xh100                        # a plan for GPUs that are not here; --on GPUS --help
 
 SOURCE comes first; after it any option of swin-mim pretrain (its --help lists them). The page ends with the command
 to start with. Nothing is written but --json, and nothing is trained: the loader runs for a few seconds, and the model
@@ -19,17 +20,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from swin_mim.cli.doctor import plan as planner
 from swin_mim.cli.options import add_json_option, text_stream, write_json
 from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
 from swin_mim.training.config.common_checks import accumulation
 from swin_mim.training.config.parsing import load_config
 from swin_mim.training.config.pretrain import PretrainConfig
-from swin_mim.training.config.pretrain_checks import check, with_packed_channels
+from swin_mim.training.config.pretrain_checks import check, swin_config, with_packed_channels
 
 if TYPE_CHECKING:
     from swin_mim.cli.doctor.images import Images
+    from swin_mim.cli.doctor.opened import Opened
     from swin_mim.cli.doctor.page import Report, Suggestion
     from swin_mim.cli.doctor.speed import Duration, Loading, Steps
     from swin_mim.data.sources.base import Source
@@ -93,8 +96,11 @@ def parse(arguments: Sequence[str] | None) -> Job:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """-> exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if planner.is_asked_for(given):
+        return planner.main(given, CONFIG)
     with one_line_errors():
-        job = parse(arguments)
+        job = parse(given)
         report = examine(job)
         from swin_mim.cli.doctor.page import as_text
 
@@ -151,8 +157,9 @@ def examine(job: Job) -> "Report":
 
 def _found(
     job: Job, reasons: "_Reasons"
-) -> "tuple[PretrainConfig, _Opened | None, Images | None, tuple[Suggestion, ...]]":
+) -> "tuple[PretrainConfig, Opened | None, Images | None, tuple[Suggestion, ...]]":
     """The config with what the images need, all of them, what they are, and what that changes."""
+    from swin_mim.cli.doctor.opened import open_images
     from swin_mim.cli.doctor.page import Suggestion
     from swin_mim.cli.doctor.rasters import constant_channels, with_channels, with_values
 
@@ -160,7 +167,7 @@ def _found(
     if prepared is None:
         return job.config, None, None, ()
     config, changes = prepared
-    opened = reasons.of(lambda: _open(config))
+    opened = reasons.of(lambda: open_images(config))
     source = opened.source if opened else None
     images = reasons.of(lambda: _look(job, config, source)) if source else None
     if images and images.channels:
@@ -169,7 +176,7 @@ def _found(
         config, more = with_values(config, images.channels)
         changes += more
         if (config.data.channels, config.data.nodata) != read:
-            opened = reasons.of(lambda: _open(config))
+            opened = reasons.of(lambda: open_images(config))
     last = {each.key: each for each in changes}
     suggestions = tuple(Suggestion(each.key, shlex.join(each.words), each.reason) for each in last.values())
     return config, opened, images, suggestions
@@ -219,13 +226,6 @@ def _for_broken(images: "Images", source: str) -> str:
     return f"{few}; repair or remove the others, or raise data.max_broken"
 
 
-class _Opened(NamedTuple):
-    source: "Source"
-    """All images."""
-    training: "Source"
-    heldout: "Source"
-
-
 def _is_valid(config: PretrainConfig) -> bool:
     check(config)
     return True
@@ -240,30 +240,12 @@ def _fits_this_machine(config: PretrainConfig) -> None:
 
     accumulation(config.train, max(1, _gpus()))
     processes.check_trackers(config.log.trackers)
-    processes.resolve_precision(config.train.precision)
-    resolve_backend(config.train.attention, device_of_runs())
+    dtype, swin = processes.DTYPES[processes.resolve_precision(config.train.precision)], swin_config(config.model)
+    for stage in range(swin.num_stages):
+        tokens, channels = math.prod(swin.stage_window(stage)), swin.stage_dim(stage) // swin.num_heads[stage]
+        resolve_backend(config.train.attention, device_of_runs(), tokens, channels, dtype)
     if (folder := _run_folder(config)).exists():
         run_folder.claim(folder, config, write=False)
-
-
-def _open(config: PretrainConfig) -> _Opened:
-    from swin_mim.data.blue_marble.tiles import open_blue_marble
-    from swin_mim.data.sources.open import open_source
-    from swin_mim.training.images import channels_of_settings, decode_options
-
-    data = config.data
-    if data.source == "blue_marble":
-        training, heldout = open_blue_marble()
-        return _Opened(training, training, heldout)
-    if data.streaming:
-        raise UserError(
-            "data.streaming: this tool looks at images of all parts of a source, which would bring every shard: "
-            "give it a folder with a few of them"
-        )
-    where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
-    decoding = decode_options(data)
-    source = open_source(data.source, **where, bands=channels_of_settings(config), stack=data.stack, decoding=decoding)
-    return _Opened(source, *source.split(max(data.heldout, 0), config.run.seed))
 
 
 def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":

@@ -30,6 +30,8 @@ from swin_mim.training.distributed.sharding import zero_stage
 FAST_FP16 = (7, 0)
 """Compute capability from which on GPUs multiply matrices in fp16 faster than in fp32: V100, T4 and later."""
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -190,7 +192,7 @@ def precision_text(accelerator: Accelerator) -> str:
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     """What autocast multiplies in; fp32 without it."""
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision_text(accelerator)]
+    return DTYPES[precision_text(accelerator)]
 
 
 def strategy_text(accelerator: Accelerator, *, fsdp: bool) -> str:

@@ -22,8 +22,6 @@ Strategy = Literal["one process", "DDP", "ZeRO-1", "FSDP2"]
 
 GPU_FIXED = 1.5e9
 """Bytes that a process takes on a GPU before its first tensor, and that libraries keep: assumed."""
-USABLE = 0.9
-"""Share of a GPU's memory that a plan fills; the rest is for what the allocator cannot use: assumed."""
 LARGEST = 1024
 """Largest micro batch that is looked at: what a GPU loses between two steps is hidden long before."""
 ZERO_BUCKET = 500_000_000
@@ -110,41 +108,25 @@ def memory_of(network: Network, training: Training, micro_batch: int) -> Memory:
     return max(_moments(network, training, micro_batch), key=lambda memory: memory.total)
 
 
-def fits(network: Network, training: Training, micro_batch: int, memory_bytes: float) -> bool:
-    """Whether it fits into a GPU of so many bytes, of which `USABLE` counts."""
-    return memory_of(network, training, micro_batch).total <= USABLE * memory_bytes
+def storage_on(training: Training, *, fused_attention: bool) -> Storage:
+    """What layers keep on a GPU, with our fused attention or with torch's."""
+    return training.kept if fused_attention else replace(training.kept, copies_bias=True)
 
 
-def largest_micro_batch(
-    config: PretrainConfig,
-    memory_bytes: float,
-    *,
-    strategy: Strategy = "one process",
-    processes: int = 1,
-    half: bool = True,
-    checkpointing: bool | None = None,
-) -> int:
-    """The largest micro batch up to `LARGEST` that by the model of memory fits a GPU, and divides its images of a step.
+def fitting_micro_batches(
+    network: Network, training: Training, global_batch: int, memory_bytes: float
+) -> Iterator[int]:
+    """Micro batches that by the model of memory fit, the largest first.
 
     Args:
-        config: a pretraining that passed its checks.
-        memory_bytes: of one GPU, all of it; the model fills `USABLE` of them.
-        strategy: how the processes share weights, gradients and moments.
-        processes: that share the global batch, one on each GPU.
-        half: products in bf16 or fp16; False: fp32.
-        checkpointing: whether blocks are computed again in the backward pass; None: as the config says.
-
-    Returns:
-        images; 0 if not even one fits, or the processes do not divide the global batch.
+        training: whether it accumulates follows from each micro batch.
+        global_batch: images of a step.
+        memory_bytes: that one process may use.
     """
-    network = Network.of(config)
-    again = config.train.activation_checkpointing if checkpointing is None else checkpointing
-    training = Training(strategy, processes, again, half=half)
-    for batch in micro_batches(config.train.global_batch, processes):
-        accumulating = replace(training, accumulates=batch * processes < config.train.global_batch)
-        if fits(network, accumulating, batch, memory_bytes):
-            return batch
-    return 0
+    for batch in micro_batches(global_batch, training.processes):
+        accumulating = replace(training, accumulates=batch * training.processes < global_batch)
+        if memory_of(network, accumulating, batch).total <= memory_bytes:
+            yield batch
 
 
 def micro_batches(global_batch: int, processes: int) -> Iterator[int]:
