@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_mim import SwinConfig
+from swin_mim.models.window_attention import resolve_backend
 from tools.bench import picture
 from tools.bench.__main__ import main, parse
 from tools.bench.commands import scaling
@@ -99,7 +100,8 @@ def test_layers_compute_the_same_with_and_without_the_fused_kernel():
 @pytest.mark.parametrize("series", [*LAYERS, *NETWORKS])
 def test_a_point_is_measured(settings, series):
     seen = scaling.measure(series, 32, replace(settings, repeats=2))
-    kernels = {"window": "chunked", "swin": "chunked", "global-plain": "plain operations"}
+    ours = resolve_backend("auto", torch.device("cpu"), 2 * 2, 24)
+    kernels = {"window": ours, "swin": ours, "global-plain": "plain operations"}
     assert seen["kernel"] == kernels.get(series, "_scaled_dot_product_flash_attention_for_cpu")
     assert len(seen["repeats"]) == 2
     assert min(seen["repeats"]) > 0
@@ -183,7 +185,7 @@ def test_the_command_measures_from_the_smallest_size_on(settings, monkeypatch, t
     assert report["exponents"] == {"window": None, "global": None}  # both are below 256 pixels
     assert report["versions"]["timm"] != "not installed"
     assert "global, 64 px ..." in said.err
-    assert "kernel: chunked" in said.out
+    assert "kernel: _scaled_dot_product_flash_attention_for_cpu" in said.out
 
 
 @pytest.mark.slow

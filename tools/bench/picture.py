@@ -83,6 +83,7 @@ def draw_scaling(report: dict[str, Any], file: Path) -> None:
         axes.set_ylabel(f"{label} of a forward and backward", fontsize=8)
         axes.set_xlim(0.88 * min(sizes), 1.45 * max(sizes))  # words stand at the ends of the lines
         tidy(axes)
+    left.plot([], [], "--", color="black", linewidth=1, label=f"the formula, through {FIT_FROM} px")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     machine, settings = report["machine"], report["settings"]
     figure.suptitle(
@@ -95,7 +96,10 @@ def draw_scaling(report: dict[str, Any], file: Path) -> None:
 
 
 def draw_line(axes: Any, points: Sequence[dict[str, Any]], exponents: dict[str, Any], quantity: str) -> None:
-    """The measured points of a series; of its time the formula besides, through the first point that is fitted."""
+    """The measured points of a series; of its time the formula besides, through the first point that is fitted.
+
+    It goes on where nothing was measured.
+    """
     measured = [p for p in points if "seconds" in p]
     if not measured:
         return
@@ -105,7 +109,10 @@ def draw_line(axes: Any, points: Sequence[dict[str, Any]], exponents: dict[str, 
     axes.plot(sizes, values, "o-", color=colour, markersize=4, label=name)
     if grown:
         text = f"tokens$^{{{grown[quantity]:.2f}}}$"
-        axes.annotate(text, (sizes[-1], values[-1]), (7, -5), textcoords="offset points", fontsize=9, color=colour)
+        offset, side = ((-7, 1), "right") if points[0]["series"] == "global-plain" else ((7, -5), "left")
+        axes.annotate(
+            text, (sizes[-1], values[-1]), offset, textcoords="offset points", ha=side, fontsize=9, color=colour
+        )
     if quantity == "seconds" and points[0]["series"] != "global-plain":  # its formula is that of the fused one
         first = next((p for p in measured if p["image_size"] >= FIT_FROM), measured[-1])
         rate = first["seconds"] / first["multiply_adds"]
