@@ -3,6 +3,7 @@ bias that is a function of coordinates, and the halving between stages. The lege
 """
 
 import math
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -105,7 +106,9 @@ class WindowAttention(nn.Module):
         """fp32 ((2 window_h - 1)(2 window_w - 1), heads), from 0 to 16, as the rows of a table of V1."""
         weight = self.logit_scale
         coordinates = log_coordinates(self.window, self.pretrained_window, weight.device).to(weight.dtype)
-        with torch.autocast(weight.device.type, enabled=False):  # a bias of half precision would be off by 0.03
+        device = weight.device.type
+        autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with autocast:  # a bias of half precision would be off by 0.03
             return LARGEST_BIAS * torch.sigmoid(self.cpb_mlp(coordinates).to(_exact(weight)))
 
     def initialise(self) -> None:

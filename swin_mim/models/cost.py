@@ -46,6 +46,9 @@ class Part:
     """That attention computes on: whole windows."""
     window_tokens: int = 0
     shifted: bool = False
+    version: int = 1
+    """Of the Swin that it belongs to."""
+    extra_norm: bool = False
     outputs: int = 0
     """Of the head: values that are predicted."""
 
@@ -124,16 +127,28 @@ def kept_bytes(part: Part, storage: Storage) -> int:
         # the patches, and the input of the norm; which token is masked is a byte
         return part.tokens * (part.products[0].inner * inner + part.channels * stream + 1 + _norms(1))
     if part.kind == "merging":
-        return numbers * (stream + normed) + part.tokens // 4 * _norms(1)
+        kept = numbers * inner + numbers // 2 * stream if part.version == 2 else numbers * (stream + normed)
+        return kept + part.tokens // 4 * _norms(1)
     if part.kind == "head":
         # the input of the final norm, the cells of it that are decoded, and the sign of each error
         return part.products[0].rows * part.channels * inner + part.tokens * part.channels * stream + 4 * part.outputs
     hidden = part.tokens * part.hidden * inner
+    if part.version == 2:
+        # attention: its input, q, k and v with two lengths of each head, its output; MLP: input and hidden layer; and
+        # of both the result, which is normalised
+        attention = numbers * (5 * inner + stream) + 8 * part.tokens * part.heads + _copied_bias(part, storage)
+        mlp = numbers * (inner + stream) + 2 * hidden
+        return (
+            attention + mlp + part.tokens * _norms(2) + part.extra_norm * (numbers * stream + part.tokens * _norms(1))
+        )
     mlp = 0 if part.channels <= storage.again else hidden if not storage.normed else 2 * hidden + numbers * normed
     attention = numbers * (stream + normed + 4 * inner)  # input, its norm, q, k and v, and the output
-    if storage.copies_bias and part.shifted:
-        attention += part.padded_tokens * part.window_tokens * part.heads * inner
-    return attention + numbers * stream + mlp + part.tokens * _norms(2)
+    return attention + _copied_bias(part, storage) + numbers * stream + mlp + part.tokens * _norms(2)
+
+
+def _copied_bias(part: Part, storage: Storage) -> int:
+    written_out = storage.copies_bias and part.shifted
+    return part.padded_tokens * part.window_tokens * part.heads * storage.inner if written_out else 0
 
 
 def transient_bytes(part: Part, storage: Storage) -> int:
@@ -200,7 +215,8 @@ def _merging(config: SwinConfig, stage: int) -> Part:
     """Its tokens are those of the padded grid, which is even."""
     channels, after = config.stage_dim(stage - 1), math.prod(config.stage_grid(stage))
     product = Product(after, 4 * channels, 2 * channels)
-    return Part("merging", 8 * channels**2 + 8 * channels, 4 * after, channels, (product,))
+    normed = 2 * channels if config.version == 2 else 4 * channels
+    return Part("merging", 8 * channels**2 + 2 * normed, 4 * after, channels, (product,), version=config.version)
 
 
 def _block(config: SwinConfig, stage: int, number: int) -> Part:
@@ -208,11 +224,14 @@ def _block(config: SwinConfig, stage: int, number: int) -> Part:
     dim, heads, tokens = config.stage_dim(stage), config.num_heads[stage], math.prod(grid)
     hidden = int(dim * config.mlp_ratio)
     layers = ((dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim))
-    biases = (3 * dim if config.qkv_bias else 0) + dim + hidden + dim
-    table = (2 * window[0] - 1) * (2 * window[1] - 1) * heads
+    second = config.version == 2
+    biases = ((2 if second else 3) * dim if config.qkv_bias else 0) + dim + hidden + dim
+    # V2 has a network of 512 channels and a scale for each head
+    table = 512 * (3 + heads) + heads if second else (2 * window[0] - 1) * (2 * window[1] - 1) * heads
+    extra_norm = bool(config.extra_norm_period) and (number + 1) % config.extra_norm_period == 0
     return Part(
         "block",
-        sum(inner * columns for inner, columns in layers) + biases + table + 4 * dim,
+        sum(inner * columns for inner, columns in layers) + biases + table + (6 if extra_norm else 4) * dim,
         tokens,
         dim,
         tuple(Product(tokens, inner, columns) for inner, columns in layers),
@@ -221,6 +240,8 @@ def _block(config: SwinConfig, stage: int, number: int) -> Part:
         padded_tokens=math.prod(side + more for side, more in zip(grid, padding, strict=True)),
         window_tokens=math.prod(window),
         shifted=number % 2 == 1 and window != grid,
+        version=config.version,
+        extra_norm=extra_norm,
     )
 
 
