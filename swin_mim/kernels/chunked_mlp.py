@@ -1,4 +1,4 @@
-"""Norm, linear, GELU, linear for a CPU: some tokens at a time, so that the hidden layer stays in a cache."""
+"""Norm or none, linear, GELU, linear for a CPU: some tokens at a time, so that the hidden layer stays in a cache."""
 
 from typing import Any
 
@@ -34,10 +34,13 @@ def pays(x: Tensor, hidden: Tensor) -> bool:
     return cold and x.shape[-1] <= 96 and torch.is_grad_enabled()
 
 
-def mlp(x: Tensor, norm: Norm, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """x (..., D), w1 (hidden, D), b1 (hidden,), w2 (D, hidden), b2 (D,) -> (..., D). GELU is the exact one."""
+def mlp(x: Tensor, norm: Norm | None, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """x (..., D), w1 (hidden, D), b1 (hidden,), w2 (D, hidden), b2 (D,) -> (..., D). GELU is the exact one.
+
+    Of the normalised x, if there is a norm.
+    """
     keep = torch.is_grad_enabled() and x.shape[-1] > AGAIN
-    return _Mlp.apply(x, *norm, w1, b1, w2, b2, keep)
+    return _Mlp.apply(x, *(norm or (None, None, 0.0)), w1, b1, w2, b2, keep)
 
 
 class _Mlp(torch.autograd.Function):
@@ -45,8 +48,8 @@ class _Mlp(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        scale: Tensor,
-        offset: Tensor,
+        scale: Tensor | None,
+        offset: Tensor | None,
         eps: float,
         w1: Tensor,
         b1: Tensor,
@@ -58,7 +61,7 @@ class _Mlp(torch.autograd.Function):
         out = torch.empty_like(tokens)
         kept = tokens.new_empty(len(tokens), len(w1)) if keep else None
         for part in _chunks(tokens, w1):
-            hidden = product(F.layer_norm(tokens[part], scale.shape, scale, offset, eps), w1, b1)
+            hidden = product(_normed(tokens[part], scale, offset, eps)[0], w1, b1)
             if kept is not None:
                 kept[part] = hidden
             out[part] = product(F.gelu(hidden), w2, b2)
@@ -72,21 +75,35 @@ class _Mlp(torch.autograd.Function):
         x, scale, offset, w1, b1, w2, kept = ctx.saved_tensors
         tokens, upstream = x.flatten(0, -2).contiguous(), upstream.flatten(0, -2).contiguous()
         to_x = torch.empty_like(tokens)
-        to_scale, to_offset, to_w1, to_b1, to_w2 = (torch.zeros_like(p) for p in (scale, offset, w1, b1, w2))
+        to_w1, to_b1, to_w2 = (torch.zeros_like(p) for p in (w1, b1, w2))
+        to_scale, to_offset = (None if p is None else torch.zeros_like(p) for p in (scale, offset))
         for part in _chunks(tokens, w1):
             token, u = tokens[part], upstream[part]
-            normed, mean, rstd = torch.native_layer_norm(token, scale.shape, scale, offset, ctx.eps)
+            normed, mean, rstd = _normed(token, scale, offset, ctx.eps)
             hidden = product(normed, w1, b1) if kept is None else kept[part]
             to_w2 += transposed(u, F.gelu(hidden))
             to_hidden = torch.ops.aten.gelu_backward(product(u, w2.mT), hidden)
             to_w1 += transposed(to_hidden, normed)
             to_b1 += to_hidden.sum(0)
+            to_normed = product(to_hidden, w1.mT)
+            if scale is None:
+                to_x[part] = to_normed
+                continue
             to_x[part], a, b = torch.ops.aten.native_layer_norm_backward(
-                product(to_hidden, w1.mT), token, scale.shape, mean, rstd, scale, offset, [True, True, True]
+                to_normed, token, scale.shape, mean, rstd, scale, offset, [True, True, True]
             )
             to_scale += a
             to_offset += b
         return to_x.view(x.shape), to_scale, to_offset, None, to_w1, to_b1, to_w2, upstream.sum(0), None
+
+
+def _normed(
+    tokens: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(n, D) -> the same normalised, with mean and 1 / std (n, 1); without a scale as they are."""
+    if scale is None:
+        return tokens, None, None
+    return torch.native_layer_norm(tokens, scale.shape, scale, offset, eps)
 
 
 def _chunks(tokens: Tensor, w1: Tensor) -> list[slice]:

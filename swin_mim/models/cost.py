@@ -132,18 +132,23 @@ def kept_bytes(part: Part, storage: Storage) -> int:
     if part.kind == "head":
         # the input of the final norm, the cells of it that are decoded, and the sign of each error
         return part.products[0].rows * part.channels * inner + part.tokens * part.channels * stream + 4 * part.outputs
-    hidden = part.tokens * part.hidden * inner
     if part.version == 2:
         # attention: its input, q, k and v with two lengths of each head, its output; MLP: input and hidden layer; and
         # of both the result, which is normalised
         attention = numbers * (5 * inner + stream) + 8 * part.tokens * part.heads + _copied_bias(part, storage)
-        mlp = numbers * (inner + stream) + 2 * hidden
+        mlp = numbers * (inner + stream) + _kept_hidden(part, storage)
         return (
             attention + mlp + part.tokens * _norms(2) + part.extra_norm * (numbers * stream + part.tokens * _norms(1))
         )
-    mlp = 0 if part.channels <= storage.again else hidden if not storage.normed else 2 * hidden + numbers * normed
+    mlp = _kept_hidden(part, storage) + (numbers * normed if part.channels > storage.again else 0)
     attention = numbers * (stream + normed + 4 * inner)  # input, its norm, q, k and v, and the output
     return attention + _copied_bias(part, storage) + numbers * stream + mlp + part.tokens * _norms(2)
+
+
+def _kept_hidden(part: Part, storage: Storage) -> int:
+    """Of the MLP, before and after GELU, or before it alone."""
+    hidden = part.tokens * part.hidden * storage.inner
+    return 0 if part.channels <= storage.again else 2 * hidden if storage.normed else hidden
 
 
 def _copied_bias(part: Part, storage: Storage) -> int:

@@ -23,10 +23,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """(B, h, w, D) -> (B, h, w, D), of norm(x) if there is a norm."""
-        if norm is None:
-            return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
-        unfused = (self.training and self.dropout.p > 0) or watched(norm, self.fc1, self.fc2, self.dropout)
-        ours = type(self.fc1) is type(self.fc2) is Linear and type(norm) is nn.LayerNorm
-        if ours and not unfused and chunked_mlp.pays(x, self.fc1.weight):
-            return chunked_mlp.mlp(x, parameters(norm), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return self.dropout(self.fc2(self.dropout(F.gelu(after_norm(norm, self.fc1, x)))))
+        watching = watched(self.fc1, self.fc2, self.dropout) or (norm is not None and watched(norm))
+        ours = type(self.fc1) is type(self.fc2) is Linear and (norm is None or type(norm) is nn.LayerNorm)
+        drops = self.training and self.dropout.p > 0
+        if ours and not drops and not watching and chunked_mlp.pays(x, self.fc1.weight):
+            before = None if norm is None else parameters(norm)
+            return chunked_mlp.mlp(x, before, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        hidden = self.fc1(x) if norm is None else after_norm(norm, self.fc1, x)
+        return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))

@@ -49,15 +49,17 @@ def test_linear_and_its_gradients(tokens, inside, outside, normed):
 
 
 @pytest.mark.parametrize("dim", [8, chunked_mlp.AGAIN + 8], ids=["hidden layer again", "hidden layer kept"])
+@pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.usefixtures("engine")
-def test_mlp_and_its_gradients(dim):
+def test_mlp_and_its_gradients(dim, normed):
     tokens, hidden = 1500, 512
     leaves = leaves_of((1, tokens, dim), (dim,), (dim,), (hidden, dim), (hidden,), (dim, hidden), (dim,))
     x, scale, offset, *weights = leaves
-    ours = gradients(chunked_mlp.mlp(x, Norm(scale, offset, 1e-5), *weights), leaves)
+    norm, used = Norm(scale, offset, 1e-5) if normed else None, [x, *([scale, offset] if normed else []), *weights]
+    ours = gradients(chunked_mlp.mlp(x, norm, *weights), used)
     x, scale, offset, w1, b1, w2, b2 = exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    y = F.linear(F.gelu(F.linear(F.layer_norm(x, (dim,), scale, offset), w1, b1)), w2, b2)
-    assert_all_close(ours, gradients(y, exact))
+    y = F.linear(F.gelu(F.linear(F.layer_norm(x, (dim,), scale, offset) if normed else x, w1, b1)), w2, b2)
+    assert_all_close(ours, gradients(y, exact if normed else [exact[0], *exact[3:]]))
 
 
 def test_only_what_needs_a_gradient_gets_one():
@@ -122,6 +124,8 @@ def test_the_module_takes_chunks_where_they_pay_and_nothing_is_in_between(monkey
     x, norm = torch.randn(1, 4, 4, 8), torch.nn.LayerNorm(8)
     with pytest.raises(Asked):
         Mlp(8, 16, 0.0)(x, norm)
+    with pytest.raises(Asked):
+        Mlp(8, 16, 0.0)(x)
     with pytest.raises(Asked):
         Mlp(8, 16, 0.1).eval()(x, norm)
     assert Mlp(8, 16, 0.1)(x, norm).shape == x.shape, "dropout would be left out"

@@ -135,8 +135,9 @@ def test_what_a_gpu_keeps_of_an_image_is_what_the_layers_save(config: SwinConfig
     assert 0 <= weights - (2 * parameter_count(config) if half else 0) <= 1.1 * biases + 1e4
 
 
-def test_what_a_cpu_keeps_of_an_image() -> None:
-    config = SwinConfig(192, embed_dim=96, depths=(1, 1), num_heads=(3, 6), window_size=6)
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_cpu_keeps_of_an_image(version: int) -> None:
+    config = SwinConfig(192, embed_dim=96, depths=(1, 1), num_heads=(3, 6), window_size=6, version=version)
     model, cells = SimMIM(config), cells_of(config)
     more, few = (kept(model, *inputs(config, batch, "cpu"), cells) for batch in (7, 6))
     storage = CPU_ONEDNN if onednn_is_faster() else CPU_MKL
