@@ -10,6 +10,8 @@ Needs triton, which comes with torch for CUDA and ROCm; on CPU tensors only its 
 """
 
 import math
+import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,11 +26,15 @@ from swin_mim.kernels.window_plan import (
     MOST_TOKENS,
     WHOLE,
     Kernel,
+    Launch,
     Pair,
     Plan,
+    Processors,
+    Taken,
     groups_of,
     launch_of,
     plan_of,
+    programs_of,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,21 +65,28 @@ def window_attention(
     Raises:
         UserError: no kernel is written for this.
     """
-    out, _ = attention_op(qkv, table, fill, list(window), list(table_window), list(shift))
+    out, _, _ = attention_op(qkv, table, fill, list(window), list(table_window), list(shift))
     return out
 
 
 @torch.library.custom_op("swin_mim::window_attention", mutates_args=())
 def attention_op(
     qkv: Tensor, table: Tensor, fill: Tensor | None, window: list[int], table_window: list[int], shift: list[int]
-) -> tuple[Tensor, Tensor]:
-    """The output, and what the backward pass of a wide window needs besides: log_sums (windows, heads, t), fp32."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and what the backward pass needs besides.
+
+    That is, of wide windows, log_sums (windows, heads, t), fp32; and the bias written out, as `_empty_bias`.
+    """
     _check(qkv, window)
     qkv, fill = qkv.contiguous(), _contiguous(fill)
     out, log_sums = _empty_outputs(qkv, window)
     plan = _plan(qkv, fill, window, table_window, shift)
-    _Starter(qkv, plan)(kernels.forward, "forward", qkv, _bias(table, plan), fill, out, log_sums)
-    return out, log_sums
+    start, bias = _Starter(qkv, plan), _bias(table, plan, qkv.dtype)
+    if plan.held:
+        start(kernels.forward_whole, "forward", qkv, bias, fill, out)
+    else:
+        start(kernels.forward, "forward", qkv, bias, fill, out, log_sums)
+    return out, log_sums, bias
 
 
 @torch.library.custom_op("swin_mim::window_attention_backward", mutates_args=())
@@ -87,30 +100,43 @@ def backward_op(
     shift: list[int],
     out: Tensor,
     log_sums: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, table and fill (of no elements without one). grad is (B, h, w, heads, d), of qkv's dtype."""
+    """Gradients of qkv, table and fill (of no elements without one). grad is (B, h, w, heads, d), of qkv's dtype.
+
+    out, log_sums and bias are what `attention_op` returned.
+    """
     qkv, fill, out, grad = qkv.contiguous(), _contiguous(fill), out.contiguous(), grad.contiguous()
     plan = _plan(qkv, fill, window, table_window, shift)
     start = _Starter(qkv, plan)
     qkv_grad = torch.empty_like(qkv)
-    pairs = start.sums("whole" if plan.whole else "rows", plan.tokens, plan.tokens)
-    fills = start.sums("whole" if plan.whole else "columns", plan.strips * 2, plan.head_dim)
-    bias = _bias(table, plan)
     if plan.whole:
+        pairs, fills = start.sums(
+            kernels.backward_whole,
+            "whole",
+            (qkv, bias, fill, grad, qkv_grad),
+            (plan.tokens, plan.tokens),
+            (2, plan.head_dim),
+        )
         start(kernels.backward_whole, "whole", qkv, bias, fill, grad, qkv_grad, pairs, fills)
     else:
         means = torch.empty_like(log_sums)
-        start(kernels.backward_rows, "rows", qkv, bias, fill, out, grad, log_sums, means, qkv_grad, pairs)
-        bias = _bias(table, plan, turned=True)
-        start(kernels.backward_columns, "columns", qkv, bias, fill, grad, log_sums, means, qkv_grad, fills)
+        rows = (qkv, bias, fill, out, grad, log_sums, means, qkv_grad)
+        (pairs,) = start.sums(kernels.backward_rows, "rows", rows, (plan.tokens, plan.tokens))
+        start(kernels.backward_rows, "rows", *rows, pairs)
+        turned = _bias(table, plan, qkv.dtype, turned=True)
+        columns = (qkv, turned, fill, grad, log_sums, means, qkv_grad)
+        (fills,) = start.sums(kernels.backward_columns, "columns", columns, (plan.strips * 2, plan.head_dim))
+        start(kernels.backward_columns, "columns", *columns, fills)
     return qkv_grad, _table_grad(pairs, table, plan), _fill_grad(fills, fill, plan)
 
 
 @attention_op.register_fake
 def _(
     qkv: Tensor, table: Tensor, fill: Tensor | None, window: list[int], table_window: list[int], shift: list[int]
-) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(qkv, window)
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = _plan(qkv, None, window, table_window, shift)
+    return *_empty_outputs(qkv, window), _empty_bias(table, plan, qkv.dtype)
 
 
 @backward_op.register_fake
@@ -118,16 +144,19 @@ def _(grad: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) ->
     return qkv.new_empty(qkv.shape), table.new_empty(table.shape), _empty_fill_grad(qkv, fill)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep for the backward pass what is in memory anyway: the projections around keep qkv's source and the output."""
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep for the backward pass what is in memory anyway: the projections around keep qkv's source and the output.
+
+    The bias is small, as it does not grow with the batch.
+    """
     qkv, table, fill, *ctx.geometry = inputs
     ctx.save_for_backward(qkv, table, fill, *output)
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    qkv, table, fill, out, log_sums = ctx.saved_tensors
-    grads = backward_op(grad, qkv, table, fill, *ctx.geometry, out, log_sums)
+def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    qkv, table, fill, *saved = ctx.saved_tensors
+    grads = backward_op(grad, qkv, table, fill, *ctx.geometry, *saved)
     wanted = (grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[:3], strict=True))
     return *wanted, None, None, None
 
@@ -160,55 +189,95 @@ class _Starter:
 
     def __init__(self, qkv: Tensor, plan: Plan) -> None:
         batch, height, width = qkv.shape[:3]
-        self.qkv, self.plan = qkv, plan
+        self.qkv, self.plan, self.grid = qkv, plan, (height, width)
         self.windows = batch * math.ceil(height / plan.window[0]) * math.ceil(width / plan.window[1])
         self.exact = qkv.dtype == torch.float32
 
-    def groups(self, kernel: Kernel) -> int:
+    def groups(self, function: Any, kernel: Kernel, dtypes: tuple[torch.dtype | None, ...]) -> int:
+        """How many groups of programs share the windows in a kernel that takes tensors of these dtypes."""
         launch = launch_of(kernel, self.plan, self.exact)
-        return groups_of(self.windows, self.plan, launch, _processors(self.qkv.device))
+        processors = _processors(self.qkv.device)
+        if processors is None:
+            return groups_of(self.windows, self.plan, INTERPRETER_PROCESSORS * launch.programs)
+        with torch.cuda.device_of(self.qkv):
+            taken = _taken(function, dtypes, self.grid, self.plan, launch, self.qkv.device)
+        return groups_of(self.windows, self.plan, processors.count * programs_of(launch, taken, processors))
 
-    def sums(self, kernel: Kernel, *shape: int) -> Tensor:
-        """(groups, heads, *shape), fp32, for the sums of the groups of programs of a kernel."""
-        return self.qkv.new_empty(self.groups(kernel), self.plan.heads, *shape, dtype=torch.float32)
+    def sums(
+        self, function: Any, kernel: Kernel, tensors: tuple[Tensor | None, ...], *shapes: tuple[int, int]
+    ) -> list[Tensor]:
+        """(groups, heads, *shape), fp32, of every shape, for the sums of the groups of programs of a kernel.
+
+        tensors: what the kernel takes before them.
+        """
+        groups = self.groups(function, kernel, (*_dtypes(tensors), *(torch.float32 for _ in shapes)))
+        return [self.qkv.new_empty(groups, self.plan.heads, *shape, dtype=torch.float32) for shape in shapes]
 
     def __call__(self, function: Any, kernel: Kernel, *tensors: Tensor | None) -> None:
         launch = launch_of(kernel, self.plan, self.exact)
-        programs = self.groups(kernel) * self.plan.heads * self.plan.strips
-        height, width = self.qkv.shape[1:3]
+        programs = self.groups(function, kernel, _dtypes(tensors)) * self.plan.heads * self.plan.strips
         with torch.cuda.device_of(self.qkv):
             function[(programs,)](
                 *tensors,
                 self.windows,
-                height,
-                width,
+                *self.grid,
                 self.plan,
                 num_warps=launch.num_warps,
                 num_stages=launch.num_stages,
             )
 
 
+@cache
+def _taken(
+    function: Any, dtypes: tuple[torch.dtype | None, ...], grid: Pair, plan: Plan, launch: Launch, device: torch.device
+) -> Taken:
+    """What a program takes, from the kernel as it is compiled for the device, which is the current one.
+
+    To start it then compiles nothing more.
+    """
+    compiled = function.warmup(
+        *dtypes, 2, *grid, plan, grid=(1,), num_warps=launch.num_warps, num_stages=launch.num_stages
+    )
+    compiled._init_handles()  # which alone asks the driver for the registers
+    return Taken(compiled.metadata.shared, compiled.n_regs, launch.num_warps * compiled.metadata.target.warp_size)
+
+
+def _dtypes(tensors: tuple[Tensor | None, ...]) -> tuple[torch.dtype | None, ...]:
+    return tuple(None if x is None else x.dtype for x in tensors)
+
+
 def _plan(qkv: Tensor, fill: Tensor | None, window: list[int], table_window: list[int], shift: list[int]) -> Plan:
     _, height, width, _, heads, head_dim = qkv.shape
-    padded = bool(height % window[0] or width % window[1])
+    filled = fill is not None and bool(height % window[0] or width % window[1])
     return plan_of(
         heads,
         head_dim,
         window,
         table_window,
         shift,
-        filled=padded and fill is not None,
+        filled=filled,
         exact=qkv.dtype == torch.float32,
     )
 
 
-def _bias(table: Tensor, plan: Plan, turned: bool = False) -> Tensor:
-    """(kinds, heads, t, pitch), fp32, of queries and keys or `turned`: so small that the kernels find it in a cache."""
-    bias = table.new_empty(plan.kinds, plan.heads, plan.tokens, plan.pitch, dtype=torch.float32)
+def _bias(table: Tensor, plan: Plan, dtype: torch.dtype, turned: bool = False) -> Tensor:
+    """Write out the bias of queries and keys, or of keys and queries (`turned`), for operands of a dtype."""
+    bias = _empty_bias(table, plan, dtype)
     with torch.cuda.device_of(table):
-        grid = (math.ceil(plan.tokens * plan.pitch / 1024), plan.heads, plan.kinds)
-        kernels.table_to_pairs[grid](table.contiguous(), bias, plan, turned, num_warps=4)
+        grid = (math.ceil(plan.pitch / 16), plan.heads, plan.kinds)
+        kernels.table_to_pairs[grid](
+            table.contiguous(), bias, plan, triton.next_power_of_2(plan.pitch), turned, num_warps=4
+        )
     return bias
+
+
+def _empty_bias(table: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
+    """(kinds, heads, t, pitch), so small that kernels find it in a cache.
+
+    fp32; of wide windows fp16 for operands of half precision, as it is read again for every window.
+    """
+    own = torch.float32 if plan.whole or dtype == torch.float32 else torch.float16
+    return table.new_empty(plan.kinds, plan.heads, plan.tokens, plan.pitch, dtype=own)
 
 
 def _table_grad(pairs: Tensor, table: Tensor, plan: Plan) -> Tensor:
@@ -251,10 +320,13 @@ def _contiguous(fill: Tensor | None) -> Tensor | None:
     return None if fill is None else fill.contiguous()
 
 
-def _processors(device: torch.device) -> int:
+def _processors(device: torch.device) -> Processors | None:
+    """None: the interpreter. torch gives the registers of AMD's processors in another unit, so they set no limit."""
     if device.type == "cpu":
-        return INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return None
+    of = torch.cuda.get_device_properties(device)
+    registers = sys.maxsize if torch.version.hip else of.regs_per_multiprocessor
+    return Processors(of.multi_processor_count, of.shared_memory_per_multiprocessor, registers)
 
 
 def _check(qkv: Tensor, window: list[int]) -> None:

@@ -1,7 +1,7 @@
 """How the kernels of `window_kernels.py` divide a shape among programs: tiles, warps and the number of programs.
 
 Nothing here is tuned at run time. The sums of the bias gradient depend on how many programs share them, so that
-number is a function of the shape and the processors of the GPU alone, and a resumed run adds in the same order.
+number is a function of the shape, the GPU and the compiled kernel alone, and a resumed run adds in the same order.
 """
 
 import math
@@ -39,6 +39,8 @@ class Plan:
         strips: of one window.
         widths, starts: columns of the parts of a strip, and the first of each.
         whole: the window is one strip of one part.
+        held: the bias of a kind of windows stays in registers for all its windows. fp32 operands and wide heads leave
+            no room.
         pitch: numbers from one row of the bias to the next.
         kinds: of windows that have a bias of their own, for where the cyclic shift put strangers side by side.
     """
@@ -58,13 +60,14 @@ class Plan:
     widths: tuple[int, ...]
     starts: tuple[int, ...]
     whole: bool
+    held: bool
     kinds: int
     pitch: int
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Warps of a program, stages of its loop over windows (2: one window is read ahead), programs of a processor."""
+    """Warps of a program, stages of its loop over windows (2: one is read ahead), max programs of a processor."""
 
     num_warps: int
     num_stages: int
@@ -101,6 +104,7 @@ def plan_of(
         widths=widths,
         starts=tuple(sum(widths[:part]) for part in range(len(widths))),
         whole=tokens <= WHOLE,
+        held=tokens <= WHOLE and not exact and head_dim <= 32,
         kinds=4 if any(shift) else 1,
         pitch=math.ceil(tokens / 8) * 8,
     )
@@ -127,8 +131,8 @@ def part_widths(tokens: int, exact: bool) -> tuple[int, ...]:
 def launch_of(kernel: Kernel, plan: Plan, exact: bool) -> Launch:
     """How to start a kernel; exact: fp32 operands, which are multiplied without tensor cores and fill registers.
 
-    Two stages where their shared memory, 95 kB at 144 tokens, leaves room for two programs on a large GPU and for one
-    on any. Programs are about as many as the registers of a processor hold; each more is one more partial sum.
+    Two stages where their shared memory leaves room for one program on any GPU. Programs are at most as many as a
+    processor keeps busy; how many it holds, `programs_of` says.
     """
     warps = plan.rows // 16
     programs = {"forward": 16 // warps, "whole": {1: 16, 2: 6, 4: 2}[warps], "rows": 2, "columns": 3}[kernel]
@@ -137,9 +141,43 @@ def launch_of(kernel: Kernel, plan: Plan, exact: bool) -> Launch:
     return Launch(warps, 2 if plan.padded_dim <= 32 and plan.tokens <= 144 else 1, programs)
 
 
-def groups_of(windows: int, plan: Plan, launch: Launch, processors: int) -> int:
-    """Programs that share the windows of a batch, for each head and strip; all of them get as many, or one less."""
-    most = max(1, processors * launch.programs // (plan.heads * plan.strips))
+@dataclass(frozen=True)
+class Processors:
+    """Those of a GPU: how many, and the bytes of shared memory and the registers (of 32 bits) of one."""
+
+    count: int
+    shared: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a program of a compiled kernel takes: bytes of shared memory, registers of a thread, threads."""
+
+    shared: int
+    registers: int
+    threads: int
+
+
+SYSTEM_SHARED = 1024
+"""Bytes of shared memory that CUDA keeps for itself beside every program."""
+REGISTER_STEP = 8
+"""Registers of a thread are given in eights."""
+
+
+def programs_of(launch: Launch, taken: Taken, processors: Processors) -> int:
+    """Programs that a processor holds at once: more would wait for a second turn, in which most processors idle."""
+    by_shared = processors.shared // (taken.shared + SYSTEM_SHARED)
+    by_registers = processors.registers // (math.ceil(taken.registers / REGISTER_STEP) * REGISTER_STEP * taken.threads)
+    return max(1, min(launch.programs, by_shared, by_registers))
+
+
+def groups_of(windows: int, plan: Plan, programs: int) -> int:
+    """Groups of programs that share the windows of a batch, for each head and strip; all get as many, or one less.
+
+    programs: that the whole GPU holds.
+    """
+    most = max(1, programs // (plan.heads * plan.strips))
     return max(1, math.ceil(windows / math.ceil(max(1, windows) / most)))
 
 
