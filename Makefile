@@ -12,7 +12,7 @@ demo: $(call READY,demo)
 	$(PYTHON) recipes/pretrain.py
 
 test: $(call READY,$(EXTRAS))
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(call READY,$(EXTRAS))
 	$(PYTHON) -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
