@@ -11,7 +11,7 @@ breakdown, and everything again at other batch sizes.
 
 OUT has few files, none of them large: results.json with all parts, which is written when a part begins and when it
 ends; log.txt, what they wrote; table.md, made of whatever is there; cache-0.zip and so on, what the compilers made. So
-a kill costs the part that runs, and what that one compiled is packed every 20 seconds and not compiled again. A folder
+a kill costs the part that runs, and what that one compiled is packed every 10 seconds and not compiled again. A folder
 that was handed out and is not writable is named with --have: its content goes into OUT first.
 
 A part is one model, batch size, system and mode. In that of another system ours takes turns with it: what it is
@@ -140,6 +140,7 @@ def prepare(options: argparse.Namespace) -> Run:
     caches.unpack(out, cache)
     run = Run(out, cache, found | {"environment": seen}, results.code_now(), time.monotonic() + 60 * options.minutes)
     results.write(out, run.found)
+    (out / TABLE).write_text(markdown(run.found))
     print_now(", ".join(f"{name} {value}" for name, value in seen.items()))
     return run
 
@@ -250,13 +251,19 @@ def timed(part: Part, entry: results.Entry, run: Run) -> results.Entry:
     """A command of `tools.bench`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "report.json")
-        code, offset = started([*("-m", "tools.bench"), *part.arguments, "--json", str(file)], run)
+        code, offset = started(["-m", "tools.bench", *writing(part.arguments, file)], run)
         if code is None:
             return entry
         if code:
             return entry | failure(entry, run.out / LOG, offset, code)
         report = json.loads(file.read_text())
     return entry | judged(part, entry, report)
+
+
+def writing(arguments: list[str], file: Path) -> list[str]:
+    """Arguments of `tools.bench` with the file of the report before all others, which may be another program's."""
+    command, *options = arguments
+    return [command, "--json", str(file), *options]
 
 
 def judged(part: Part, entry: results.Entry, report: dict[str, Any]) -> results.Entry:

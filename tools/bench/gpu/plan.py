@@ -77,7 +77,7 @@ GPU = Plan(
 )
 DRY = Plan(
     models=(Model("swin_nano", 64, 2),),
-    batches=(2, 1),
+    batches=(2,),
     options=["--device", "cpu", "--precision", "fp32", "--threads", "1"],
     repeats=["--repeats", "1", "--warmup", "1", "--no-ceilings"],
     attention="chunked",
@@ -156,8 +156,8 @@ def others(plan: Plan, model: Model, batch: int, peers: list[str], microsoft: st
 
 def backends(plan: Plan, model: Model, batch: int) -> Iterator[Part]:
     """Ours with what `auto` picks, and with torch's own fused attention."""
-    for backend in ("auto", "sdpa"):
-        for mode in plan.modes:
+    for backend, modes in (("auto", plan.modes), ("sdpa", plan.peer_modes)):
+        for mode in modes:
             arguments = step(plan, model, batch, "ours", mode, backend)
             yield Part(f"{backend}_{model.label}_b{batch}_{mode}", arguments)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tools.clone import ROOT
 from tools.clone import environment as environment_of_clone
 
-MEANWHILE = 20.0
+MEANWHILE = 10.0
 """Seconds from one look after what was made to the next."""
 
 
