@@ -54,7 +54,7 @@ def _forward(
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
     for images in layout.images(len(qkv)):
         part = qkv[images]
-        results = _scratch("results", (len(part), *layout.shape), qkv.dtype)
+        results = scratch("results", (len(part), *layout.shape), qkv.dtype)
         for windows in layout.slices:
             q, k, v = layout.gather(part, fill, windows)
             probabilities = _probabilities(q, k, layout.bias_of(windows, biases)).to(qkv.dtype)
@@ -82,14 +82,14 @@ def _backward(
     to_fill = biases.new_zeros(3, *qkv.shape[4:])
     for images in layout.images(len(qkv)):
         part, upstream = qkv[images], gradient[images].unsqueeze(3)
-        results = _scratch("results", (3, len(part), *layout.shape), qkv.dtype)
+        results = scratch("results", (3, len(part), *layout.shape), qkv.dtype)
         for windows in layout.slices:
             q, k, v = layout.gather(part, fill, windows)
             (to_out,) = layout.gather(upstream, None, windows)
             probabilities = _probabilities(q, k, layout.bias_of(windows, biases))
             to_q, to_k, to_v = results[:, :, windows]
             _product(probabilities.to(qkv.dtype).mT, to_out, 1.0, to_v)
-            to_scores = _product(to_out, v.mT, 1.0, _scratch("scores", probabilities.shape, qkv.dtype))
+            to_scores = _product(to_out, v.mT, 1.0, scratch("scores", probabilities.shape, qkv.dtype))
             to_scores = to_scores.to(biases.dtype)
             torch._softmax_backward_data(to_scores, probabilities, -1, biases.dtype, grad_input=to_scores)
             to_bias += to_scores.sum(dim=(0, 1))
@@ -115,7 +115,8 @@ def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any
     return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Save qkv, table, fill and the geometry for the backward pass."""
     qkv, table, fill, *ctx.geometry = inputs
     ctx.save_for_backward(qkv, table, fill)
 
@@ -126,7 +127,7 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return to_qkv, to_table, None if fill is None else to_fill, None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+_forward.register_autograd(_gradients, setup_context=keep_inputs)
 
 
 class _Layout(NamedTuple):
@@ -167,7 +168,7 @@ class _Layout(NamedTuple):
         """(b, h, w, k, heads, d) in raster order -> (k, b, m, heads, t, d)."""
         b, _, _, k, heads, d = x.shape
         index = _in_raster(*self.geometry, b, k, heads)[:, :, windows]
-        rows = _scratch(f"rows {k}", (*index.shape, d), x.dtype)
+        rows = scratch(f"rows {k}", (*index.shape, d), x.dtype)
         torch.index_select(x.reshape(-1, d), 0, index.flatten(), out=rows.view(-1, d))
         window, token = self.padding
         if len(window):
@@ -198,9 +199,9 @@ def _biases(
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """q, k (b, m, heads, t, d), bias (m or 1, heads, t, t) -> (b, m, heads, t, t), of bias's dtype."""
     shape = (*q.shape[:-1], q.shape[-2])
-    scores = _product(q, k.mT, q.shape[-1] ** -0.5, _scratch("scores", shape, q.dtype))
+    scores = _product(q, k.mT, q.shape[-1] ** -0.5, scratch("scores", shape, q.dtype))
     scores = scores.to(bias.dtype).add_(bias)
-    return torch.softmax(scores, dim=-1, out=_scratch("probabilities", shape, bias.dtype))
+    return torch.softmax(scores, dim=-1, out=scratch("probabilities", shape, bias.dtype))
 
 
 def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
 _buffers = threading.local()
 
 
-def _scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Memory that is used again and again: new memory costs more than the arithmetic on it."""
     size = math.prod(shape)
     key = f"{name} {dtype}"
@@ -265,7 +266,7 @@ def _in_windows(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: in
     return index.flatten()
 
 
-def _products(count: int, qkv: int, window: int) -> Any:
+def count_products(count: int, qkv: int, window: int) -> Any:
     """Floating-point operations of so many products of (t, d) and (d, t) per window and head; places of arguments."""
 
     def formula(*shapes: Any, **_: Any) -> int:
@@ -277,5 +278,5 @@ def _products(count: int, qkv: int, window: int) -> Any:
     return formula
 
 
-register_flop_formula(torch.ops.swin_mim.chunked_attention)(_products(2, qkv=0, window=3))
-register_flop_formula(torch.ops.swin_mim.chunked_attention_backward)(_products(5, qkv=1, window=4))
+register_flop_formula(torch.ops.swin_mim.chunked_attention)(count_products(2, qkv=0, window=3))
+register_flop_formula(torch.ops.swin_mim.chunked_attention_backward)(count_products(5, qkv=1, window=4))

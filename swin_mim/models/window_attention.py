@@ -17,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swin_mim.errors import UserError
 from swin_mim.kernels import chunked_attention
+from swin_mim.kernels.native import attention as native_attention
 from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask
 from swin_mim.kernels.window_plan import MOST_CHANNELS, MOST_TOKENS, WHOLE
 
-Backend = Literal["auto", "reference", "sdpa", "chunked", "triton"]
+Backend = Literal["auto", "reference", "sdpa", "chunked", "native", "triton"]
 
 TENSOR_CORES = (8, 0)
 """Compute capability from which on Triton multiplies by tensor cores. Before it, on a T4 or V100, the kernels compile
@@ -60,6 +61,8 @@ def window_attention(
         from swin_mim.kernels import triton_attention
 
         return triton_attention.window_attention(qkv, table, fill, window, table_window, shift)
+    if chosen == "native":
+        return native_attention.window_attention(qkv, table, fill, window, table_window, shift)
     if chosen == "chunked":
         return chunked_attention.window_attention(qkv, table, fill, window, table_window, shift)
     height, width = qkv.shape[1:3]
@@ -81,20 +84,24 @@ def resolve_backend(
     reference   plain tensor operations, on any device
     sdpa        torch's fused attention, with the one kernel that takes a trainable bias on that device
     chunked     a few windows at a time, for CPUs
+    native      compiled C++ for CPUs, in fp32 and bf16
     triton      one kernel for everything, for CUDA devices
-    auto        chunked on a CPU. On CUDA triton, if it gives there what the reference gives, and otherwise sdpa with
-                a warning; sdpa too for what the kernel is not written for, and on GPUs older than `TENSOR_CORES`.
-                reference on other devices.
+    auto        native on a CPU in fp32 and bf16, if it can be compiled there and gives what chunked gives, and
+                otherwise chunked with a warning; chunked too for other dtypes. On CUDA triton, if it gives there what
+                the reference gives, and otherwise sdpa with a warning; sdpa too for what the kernel is not written
+                for, and on GPUs older than `TENSOR_CORES`. reference on other devices.
 
     Raises:
-        UserError: no such backend, or one of another device.
+        UserError: no such backend, one of another device, or native where it cannot be compiled or not in this dtype.
     """
     if backend not in get_args(Backend):
         raise UserError(f"attention is {backend!r}: expected one of {', '.join(get_args(Backend))}")
-    only_on = {"chunked": "cpu", "triton": "cuda"}.get(backend, device.type)
+    only_on = {"chunked": "cpu", "native": "cpu", "triton": "cuda"}.get(backend, device.type)
     interpreted = backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if only_on != device.type and not interpreted:
         raise UserError(f"attention {backend} runs on {only_on} only, and this is {device.type}: use auto")
+    if backend == "native" and (reason := _native_fails(dtype)):
+        raise UserError(f"attention native cannot be used here: {reason}. Take chunked")
     if backend != "auto":
         return backend
     fits = tokens <= MOST_TOKENS and channels <= MOST_CHANNELS and dtype != torch.float64
@@ -104,16 +111,34 @@ def resolve_backend(
 
 
 def _automatic(device: torch.device, dtype: torch.dtype, wide: bool) -> Backend:
+    if device.type == "cpu":
+        return _on_cpu() if dtype in native_attention.TOLERANCES else "chunked"
     if device.type != "cuda":
-        return "chunked" if device.type == "cpu" else "reference"
+        return "reference"
     # a device without a number is one with a number by another name
     return _found_out(
         torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index), dtype, wide
     )
 
 
+def _native_fails(dtype: torch.dtype) -> str:
+    """Why native is not to be used in a dtype of qkv; empty if it is."""
+    if dtype not in native_attention.TOLERANCES:
+        return f"it computes in {' and '.join(map(str, native_attention.TOLERANCES))}, not in {dtype}"
+    return native_attention.failure_reason()
+
+
 # as torch.compiler.assume_constant_result would do, if it did not import all of dynamo for it, 80 MB and a second
 _automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_native_fails._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _on_cpu() -> Backend:
+    reason = native_attention.failure_reason()
+    if reason:
+        _LOG.warning("attention: the compiled kernel is not used, but the slower chunked: %s", reason)
+    return "chunked" if reason else "native"
 
 
 @cache

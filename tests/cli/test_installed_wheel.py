@@ -159,6 +159,8 @@ def test_the_wheel_holds_what_a_recipe_needs(installed: Installed) -> None:
     assert (folder.parent / "py.typed").is_file()
     templates = {path.name for path in (ROOT / "swin_mim" / "hub").rglob("*.jinja")}
     assert templates == {path.name for path in (folder.parent / "hub").rglob("*.jinja")}
+    sources = {path.name for path in (ROOT / "swin_mim" / "kernels").rglob("*.cpp")}
+    assert sources == {path.name for path in (folder.parent / "kernels").rglob("*.cpp")} != set()
 
 
 def test_help_is_quick_and_the_version_is_that_of_the_wheel(installed: Installed) -> None:

@@ -13,6 +13,10 @@ CONFIG = SwinConfig((40, 36), embed_dim=32, depths=(2, 2), num_heads=(1, 4), win
 """Grids of 10 x 9 and 5 x 5: padded windows, shifted and not."""
 
 
+CPU_BACKENDS = ("reference", "sdpa", "chunked", "auto")
+"""auto is the compiled one, where it can be compiled."""
+
+
 @pytest.fixture(autouse=True)
 def _forget_compiled_code():
     torch.compiler.reset()
@@ -39,7 +43,7 @@ def expected():
 @pytest.mark.parametrize(
     ("backend", "compiled"),
     [
-        *((backend, compiled) for backend in ("reference", "sdpa", "chunked") for compiled in (False, True)),
+        *((backend, compiled) for backend in CPU_BACKENDS for compiled in (False, True)),
         ("triton", False),
         pytest.param("triton", True, marks=pytest.mark.slow),
     ],
@@ -49,6 +53,7 @@ def test_backends_agree(backend, compiled, expected):
         assert_close(ours, reference, atol=1e-5 * max(1, reference.abs().max().item()), rtol=1e-4)
 
 
-def test_checkpointed_blocks_give_the_same_bits():
-    plain, again = (loss_and_gradients("chunked", activation_checkpointing=on) for on in (False, True))
+@pytest.mark.parametrize("backend", ["chunked", "auto"])
+def test_checkpointed_blocks_give_the_same_bits(backend):
+    plain, again = (loss_and_gradients(backend, activation_checkpointing=on) for on in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))

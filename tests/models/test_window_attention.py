@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from swin_mim import Swin, SwinConfig
 from swin_mim.errors import UserError
+from swin_mim.kernels.native import attention as native_attention
 from swin_mim.kernels.window_geometry import relative_position_index, window_geometry
 from swin_mim.models import triton_trial
 from swin_mim.models import window_attention as module
@@ -111,7 +112,7 @@ def test_rolled_neighbours_do_not_see_each_other(backend):
     assert gradient[:, -1, :, 2].abs().min() > 0
 
 
-@pytest.mark.parametrize(("backend", "device"), [("chunked", "cuda"), ("triton", "cpu")])
+@pytest.mark.parametrize(("backend", "device"), [("chunked", "cuda"), ("native", "cuda"), ("triton", "cpu")])
 def test_a_backend_of_another_device_is_refused(backend, device, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=f"attention {backend} runs on .* only, and this is {device}: use auto"):
@@ -120,7 +121,6 @@ def test_a_backend_of_another_device_is_refused(backend, device, monkeypatch):
 
 def test_auto_takes_the_kernel_for_what_it_is_written_for(monkeypatch):
     cuda = torch.device("cuda:0")
-    assert resolve_backend("auto", torch.device("cpu")) == "chunked"
     assert resolve_backend("auto", torch.device("meta")) == "reference"
     monkeypatch.setattr(module, "_found_out", lambda device, dtype, wide: "triton")
     assert resolve_backend("auto", cuda, 256, 64) == "triton"
@@ -129,6 +129,28 @@ def test_auto_takes_the_kernel_for_what_it_is_written_for(monkeypatch):
     assert resolve_backend("auto", cuda, 49, 32, torch.float64) == "sdpa"
     config = SwinConfig(128, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=(20, 16))
     assert attention_text(Swin(config), cuda) == "sdpa, triton", "the second stage has a grid of 16 x 16"
+
+
+@pytest.mark.parametrize(("reason", "chosen"), [("", "native"), ("there is no C++ compiler", "chunked")])
+def test_a_cpu_gets_the_compiled_kernel_or_is_told_why_not(reason, chosen, monkeypatch, caplog):
+    monkeypatch.setattr(native_attention, "failure_reason", lambda: reason)
+    monkeypatch.setattr(module, "_on_cpu", module._on_cpu.__wrapped__)  # not its cache, which outlives the test
+    for dtype in (torch.float32, torch.bfloat16):
+        assert resolve_backend("auto", torch.device("cpu"), dtype=dtype) == chosen
+    text = f"attention: the compiled kernel is not used, but the slower chunked: {reason}"
+    assert caplog.messages == ([text] * 2 if reason else [])
+    assert resolve_backend("auto", torch.device("cpu"), dtype=torch.float64) == "chunked"
+    assert resolve_backend("chunked", torch.device("cpu")) == "chunked"
+
+
+def test_the_compiled_kernel_is_refused_where_it_cannot_be(monkeypatch):
+    monkeypatch.setattr(native_attention, "failure_reason", lambda: "there is no C++ compiler")
+    with pytest.raises(
+        UserError, match=r"attention native cannot be used here: there is no C\+\+ compiler. Take chunked"
+    ):
+        resolve_backend("native", torch.device("cpu"))
+    with pytest.raises(UserError, match=r"it computes in .*, not in torch\.float64\. Take chunked"):
+        resolve_backend("native", torch.device("cpu"), dtype=torch.float64)
 
 
 def test_a_run_tries_its_own_dtype_and_windows_alone(monkeypatch):

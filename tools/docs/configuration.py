@@ -39,8 +39,8 @@ SHIPPED = """\
 
 The files are those of SimMIM's authors where a published number is given; the number is theirs
 ([microsoft/SimMIM](https://github.com/microsoft/SimMIM), for V2
-[microsoft/Swin-Transformer](https://github.com/microsoft/Swin-Transformer), top-1 on ImageNet-1k after fine-tuning). Nobody has yet run
-them to their end with this code.
+[microsoft/Swin-Transformer](https://github.com/microsoft/Swin-Transformer), top-1 on ImageNet-1k after fine-tuning).
+Nobody has yet run them to their end with this code.
 
 | pretraining | encoder | published |
 |---|---|---|

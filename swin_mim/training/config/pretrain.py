@@ -89,7 +89,8 @@ class ModelConfig:
     """Encoder."""
 
     name: str = "swin_base"
-    """Named size: swin_nano, swin_tiny, swin_small, swin_base or swin_large."""
+    """Named size: swin_nano, swin_tiny, swin_small, swin_base or swin_large; of V2 swinv2_nano to swinv2_large,
+    swinv2_huge and swinv2_giant."""
     image_size: tuple[int, ...] = (192,)
     """Size in pixels, one number or height and width; a multiple of mask.unit."""
     patch_size: int = 4
@@ -163,9 +164,9 @@ class TrainConfig:
     """Images per forward pass on one process; gradients are accumulated up to global_batch."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of forward and backward; auto is bf16 where the device has it, else fp32."""
-    attention: Literal["auto", "reference", "sdpa", "chunked", "triton"] = "auto"
-    """Implementation of the window attention; auto is the fused kernel on CUDA, if it works there, and chunked on a
-    CPU. The first line of a run names it."""
+    attention: Literal["auto", "reference", "sdpa", "chunked", "native", "triton"] = "auto"
+    """Implementation of the window attention; auto is the fused kernel on CUDA, if it works there, and on a CPU native,
+    which is compiled at first use, or chunked where that fails. The first line of a run names it."""
     fsdp: bool = False
     """Shard weights, gradients and moments over the processes with FSDP2, which saves memory, most together with
     train.activation_checkpointing. Checkpoints are the same with and without."""

@@ -1,0 +1,164 @@
+"""Window attention for a CPU in C++: a window's scores never leave the caches of a core, and nothing is copied.
+
+Registered operators, so that torch.compile keeps them whole. The legend of dimension letters is in `models/swin.py`.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import register_flop_formula
+
+from swin_mim.kernels import chunked_attention
+from swin_mim.kernels.chunked_attention import count_products, keep_inputs, scratch
+from swin_mim.kernels.native.library import Unavailable, library, parallel_for
+from swin_mim.kernels.window_geometry import Pair
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""For qkv of these dtypes it is written; the largest difference from float64 in the trial, of the largest value."""
+TRIAL = ((1, 9, 7, 3, 2, 12), (63, 2), [4, 4], [5, 4], [2, 1])
+"""Shapes of qkv and table, window, its table's and shift: padded and shifted."""
+NAMES = ("output", "gradient of qkv", "gradient of the bias table", "gradient of the padding")
+
+
+def window_attention(
+    qkv: Tensor, table: Tensor, fill: Tensor | None, window: Pair, table_window: Pair, shift: Pair
+) -> Tensor:
+    """Attention within (shifted) windows.
+
+    Args:
+        qkv: (B, h, w, 3, heads, d), fp32 or bf16.
+        table: ((2 table_window_h - 1)(2 table_window_w - 1), heads), bias by relative position.
+        fill: (3, heads, d), what q, k and v are at padded positions; None: zeros.
+        window, table_window, shift: tokens (h, w).
+
+    Returns:
+        (B, h, w, heads, d) of qkv's dtype. Everything is computed in fp32, and nothing but the inputs is kept for the
+        backward pass. The same number of threads gives the same bits.
+    """
+    return _forward(qkv, table, fill, window, table_window, shift)
+
+
+@cache
+def failure_reason() -> str:
+    """Say why not to use it on this machine; empty if all is well, whatever mode the caller is in."""
+    try:
+        library(), parallel_for()
+    except Unavailable as error:
+        return str(error)
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        return next(filter(None, map(_difference, TOLERANCES)), "")
+
+
+def _difference(dtype: torch.dtype) -> str:
+    """Compare one forward and backward pass with the chunked one in float64."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape, of_table, *geometry = TRIAL
+    shapes = (shape, of_table, shape[3:], (*shape[:3], *shape[4:]))
+    qkv, table, fill, upstream = (torch.randn(s, generator=generator, device="cpu").to(dtype) for s in shapes)
+    ours = (_forward(qkv, table, fill, *geometry), *_backward(upstream, qkv, table, fill, *geometry))
+    inputs = (qkv.double(), table.double(), fill.double(), *geometry)
+    exact = (chunked_attention._forward(*inputs), *chunked_attention._backward(upstream.double(), *inputs))
+    for name, got, expected in zip(NAMES, ours, exact, strict=True):
+        off = ((got.double() - expected).abs().max() / expected.abs().max()).item()
+        if not off <= TOLERANCES[dtype]:
+            return f"in {dtype} its {name} is off by {off:.1e} of the largest value"
+    return ""
+
+
+@torch.library.custom_op("swin_mim::native_attention", mutates_args=(), device_types="cpu")
+def _forward(
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+) -> Tensor:
+    out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
+    if out.numel():
+        _run("", [], qkv, table, fill, [*window, *table_window, *shift], [out])
+    return out
+
+
+@torch.library.custom_op("swin_mim::native_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    window: Sequence[int],
+    table_window: Sequence[int],
+    shift: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, table and fill, of their dtypes; the last is (3, heads, d) without a fill too."""
+    to_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    to_table, to_fill = table.new_zeros(table.shape, dtype=torch.float32), torch.zeros(3, *qkv.shape[4:])
+    if qkv.numel():
+        _run(
+            "_backward",
+            [gradient.contiguous()],
+            qkv,
+            table,
+            fill,
+            [*window, *table_window, *shift],
+            [to_qkv, to_table, to_fill],
+        )
+    return to_qkv, to_table.to(table.dtype), to_fill.to(qkv.dtype if fill is None else fill.dtype)
+
+
+def _run(
+    which: str,
+    upstream: list[Tensor],
+    qkv: Tensor,
+    table: Tensor,
+    fill: Tensor | None,
+    geometry: list[int],
+    results: list[Tensor],
+) -> None:
+    """Call a function of `attention.cpp` that writes to the results."""
+    if qkv.dtype not in TOLERANCES:
+        raise TypeError(f"qkv is {qkv.dtype}: the compiled attention takes {', '.join(map(str, TOLERANCES))}")
+    batch, height, width, _, heads, d = qkv.shape
+    numbers = (ctypes.c_int64 * 11)(batch, height, width, heads, d, *geometry)
+    parts = torch.get_num_threads()
+    size = library().swin_mim_attention_workspace
+    size.argtypes, size.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32], ctypes.c_int64
+    workspace = scratch("native", [size(numbers, parts, bool(upstream))], torch.float32)
+    # what is converted here has to live until the call is over
+    inputs = [*upstream, qkv.contiguous(), table.float().contiguous()]
+    padding = None if fill is None else fill.to(qkv.dtype).float().contiguous()
+    tensors = [*(x.data_ptr() for x in inputs), None if padding is None else padding.data_ptr()]
+    tensors += [x.data_ptr() for x in (*results, workspace)]
+    function = getattr(library(), f"swin_mim_attention{which}")
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, *[ctypes.c_void_p] * (len(tensors) + 1)]
+    function.restype = ctypes.c_int32
+    if failed := function(numbers, parts, qkv.dtype == torch.bfloat16, *tensors, parallel_for()):
+        raise RuntimeError(f"torch_parallel_for failed with {failed}")
+
+
+@_forward.register_fake
+def _(qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
+
+
+@_backward.register_fake
+def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    to_fill = (qkv if fill is None else fill).new_empty(3, *qkv.shape[4:])
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, table, fill = ctx.saved_tensors
+    to_qkv, to_table, to_fill = _backward(gradient, qkv, table, fill, *ctx.geometry)
+    return to_qkv, to_table, None if fill is None else to_fill, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=keep_inputs)
+
+register_flop_formula(torch.ops.swin_mim.native_attention)(count_products(2, qkv=0, window=3))
+register_flop_formula(torch.ops.swin_mim.native_attention_backward)(count_products(5, qkv=1, window=4))
