@@ -1,12 +1,15 @@
 """The libraries that we exchange weights with, built small, and how our models meet them. Shared by tests."""
 
+from dataclasses import replace
+
 import timm
 import torch
 import transformers
 from safetensors.torch import save_file
-from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
+from torchvision.models import swin_transformer as torchvision_swin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
+from swin_mim.architecture import as_pair
 from swin_mim.weights import formats
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description
@@ -19,6 +22,7 @@ UNIFORM = SwinConfig(64, embed_dim=16, depths=(2, 2, 3), num_heads=(1, 2, 4), wi
 """Grids 16, 8, 4: windows of 4 in all stages, as torchvision and transformers want it."""
 PINNED = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4, mlp_ratio=2.5)
 """Windows 4, 4, 4, 2, as 12, 12, 12, 6 in the official Swin-L."""
+UNIFORM_V2, PINNED_V2 = (replace(config, version=2, pretrained_window_sizes=()) for config in (UNIFORM, PINNED))
 CLASSES = 5
 MODELS = {"Swin": Swin, "SimMIM": SimMIM, "SwinClassifier": SwinClassifier}
 
@@ -50,7 +54,12 @@ def load(config, kind, state):
 
 def geometry(config):
     stages = range(config.num_stages)
-    return {"windows": [config.stage_window(i) for i in stages], "grids": [config.stage_grid(i) for i in stages]}
+    windows, grids = [config.stage_window(i) for i in stages], [config.stage_grid(i) for i in stages]
+    return {
+        "windows": windows,
+        "grids": grids,
+        "pretrained": [as_pair(size) for size in config.pretrained_window_sizes],
+    }
 
 
 def written(model, format, kind):
@@ -87,11 +96,13 @@ def assert_same_tensors(one, other):
 def assert_describes(shapes, config, classes=0, decoder=False):
     """The network that is found from the shapes is this one, but for the image size where a larger one does as well."""
     kind = "SimMIM" if decoder else "SwinClassifier" if classes else "Swin"
-    found, found_kind, found_classes = network_of(shapes)
-    assert (found_kind, found_classes) == (kind, classes)
-    for field in ("patch_size", "in_channels", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias"):
-        assert getattr(found, field) == getattr(config, field), field
     stages = range(config.num_stages)
+    known = {} if config.version == 1 else {"windows": [config.stage_window(stage) for stage in stages]}
+    found, found_kind, found_classes = network_of(shapes, **known)
+    assert (found_kind, found_classes) == (kind, classes)
+    fields = ("patch_size", "in_channels", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias")
+    for field in (*fields, "version", "extra_norm_period"):
+        assert getattr(found, field) == getattr(config, field), field
     assert [found.stage_window(stage) for stage in stages] == [config.stage_window(stage) for stage in stages]
 
 
@@ -103,7 +114,10 @@ def shapes_of(state):
 
 
 def timm_model(config, classes=0):
-    return timm.models.SwinTransformer(
+    theirs, more = timm.models.SwinTransformer, {}
+    if config.version == 2:
+        theirs, more = timm.models.SwinTransformerV2, {"pretrained_window_sizes": config.pretrained_window_sizes}
+    return theirs(
         img_size=config.image_size,
         in_chans=config.in_channels,
         window_size=config.window_size,
@@ -113,12 +127,15 @@ def timm_model(config, classes=0):
         mlp_ratio=config.mlp_ratio,
         qkv_bias=config.qkv_bias,
         num_classes=classes,
+        **more,
     ).eval()
 
 
 def torchvision_model(config, classes=CLASSES):
-    window = config.window_size
-    return TorchvisionSwin(
+    window, more = config.window_size, {}
+    if config.version == 2:
+        more = {"block": torchvision_swin.SwinTransformerBlockV2, "downsample_layer": torchvision_swin.PatchMergingV2}
+    return torchvision_swin.SwinTransformer(
         [4, 4],
         config.embed_dim,
         list(config.depths),
@@ -127,32 +144,43 @@ def torchvision_model(config, classes=CLASSES):
         mlp_ratio=config.mlp_ratio,
         stochastic_depth_prob=0.0,
         num_classes=classes,
+        **more,
     ).eval()
 
 
-TASKS = {"Swin": "SwinModel", "SimMIM": "SwinForMaskedImageModeling", "SwinClassifier": "SwinForImageClassification"}
+TASKS = {"Swin": "Model", "SimMIM": "ForMaskedImageModeling", "SwinClassifier": "ForImageClassification"}
 
 
 def transformers_config(config):
     names = ("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")
-    return transformers.SwinConfig(
+    more = {"pretrained_window_sizes": config.pretrained_window_sizes} if config.version == 2 else {}
+    return getattr(transformers, f"{_prefix(config)}Config")(
         num_channels=config.in_channels,
         encoder_stride=config.stride,
         drop_path_rate=0.0,
         num_labels=CLASSES,
         **{name: getattr(config, name) for name in names},
+        **more,
     )
 
 
+def _prefix(config):
+    return "Swinv2" if config.version == 2 else "Swin"
+
+
+def transformers_class(config, kind):
+    return getattr(transformers, _prefix(config) + TASKS[kind])
+
+
 def transformers_model(config, kind):
-    return getattr(transformers, TASKS[kind])(transformers_config(config)).eval()
+    return transformers_class(config, kind)(transformers_config(config)).eval()
 
 
 def transformers_loaded(config, kind, state, folder):
     """Their from_pretrained, from a file that holds `state`; nothing may be missing or left over."""
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     transformers_config(config).save_pretrained(folder)
-    model, info = getattr(transformers, TASKS[kind]).from_pretrained(folder, output_loading_info=True)
+    model, info = transformers_class(config, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()
 

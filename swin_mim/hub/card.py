@@ -18,7 +18,7 @@ from swin_mim.errors import UserError
 from swin_mim.hub.about import About
 from swin_mim.redaction import without_paths, yaml_without_paths
 from swin_mim.weights.compatibility import unsupported_reason
-from swin_mim.weights.config_json import Description, timm_name
+from swin_mim.weights.config_json import TRANSFORMERS_NAMES, Description, timm_name, transformers_class
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -53,6 +53,7 @@ def card(description: Description, about: About, *, folder: str, parameters: int
         simmim="simmim" in _tags(description, about),
         caution=unsupported_reason("timm", description),
         timm_name=timm_name(description.config),
+        theirs=transformers_class(description),
         **_FUNCTIONS,
         **_sizes(description.config),
         **_reading(description),
@@ -144,13 +145,15 @@ def _front_matter(description: Description, about: About, title: str) -> "ModelC
 
 def _tags(description: Description, about: About) -> list[str]:
     own = ["simmim", "masked-image-modeling", "self-supervised"] if description.kind == "SimMIM" else []
-    return list(dict.fromkeys(["timm", "transformers", "swin", *own, *about.tags]))
+    model_type, _ = TRANSFORMERS_NAMES[description.config.version]
+    return list(dict.fromkeys(["timm", "transformers", model_type, *own, *about.tags]))
 
 
 def _sizes(config: SwinConfig) -> dict[str, Any]:
     """The shapes that the examples promise, and what is said of windows."""
     stages = [(config.stage_grid(stage), config.stage_dim(stage)) for stage in range(config.num_stages)]
     grid, channels = stages[-1]
+    measures = config.pretrained_window_sizes if any(config.pretrained_window_sizes) else ()
     return {
         "size": _by(as_pair(config.image_size)),
         "shape": (1, config.in_channels, *as_pair(config.image_size)),
@@ -159,7 +162,8 @@ def _sizes(config: SwinConfig) -> dict[str, Any]:
         "timm_maps": ", ".join(str((1, *grid, dim)) for grid, dim in stages),
         "tokens": math.prod(stages[0][0]),
         "last_tokens": (1, math.prod(grid), channels),
-        "square": all(h == w for h, w in map(config.stage_window, range(config.num_stages))),
+        "square": config.version > 1 or all(h == w for h, w in map(config.stage_window, range(config.num_stages))),
+        "measures": ", ".join(_by(as_pair(size)) for size in measures),
     }
 
 

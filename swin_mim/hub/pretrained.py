@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from swin_mim.architecture import as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.hub import repository
-from swin_mim.weights import formats, network
+from swin_mim.weights import coordinates, formats, network
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import (
     Description,
@@ -68,6 +68,8 @@ class Weights:
     """Which of the source's tensors these are, and what was taken off their names."""
     size_is_guessed: bool = False
     """The image size is the smallest that the bias tables allow: nothing says it."""
+    notes: tuple[str, ...] = ()
+    """What of the values was not taken, a line each."""
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,20 @@ def _headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
     return headers
 
 
-def interpret(contents: Contents, where: str, *, image_size: int | tuple[int, int] | None = None) -> Weights:
+def interpret(
+    contents: Contents,
+    where: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    window_size: int | tuple[int, int] | None = None,
+) -> Weights:
     """Tensors of any format we know: names and shapes first, then the values.
 
     Args:
         where: file or folder, for messages.
-        image_size: what foreign weights were made for, where nothing says it.
+        image_size, window_size: what foreign weights were made for, where nothing says it.
     """
+    given = {"image_size": image_size, "window_size": window_size}
     header, folder = contents.header, contents.folder
     try:
         config, processor = (_document(folder, name) for name in (CONFIG, PROCESSOR))
@@ -216,26 +225,70 @@ def interpret(contents: Contents, where: str, *, image_size: int | tuple[int, in
         said = dict(contents.known)
         if config is not None and "swin_mim" in config:
             description = describe(config, CONFIG)
-            said["image_size"] = description.config.image_size
+            said |= {key: getattr(description.config, key) for key in given}
             parts = description.config, description.kind, description.num_classes
             network.check_shapes(shapes, *parts, by=CONFIG)
         else:
             said = hints(config or {}, CONFIG, processor=processor) | said
-            description = guess(shapes, {"image_size": image_size, **said} if image_size else said)
-        if image_size is not None and as_pair(said.get("image_size", image_size)) != as_pair(image_size):
-            raise UserError(f"is for images of {said['image_size']}, as it says itself, not of {image_size}")
-        tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(contents.load(), keys).items()}
+            windows = coordinates.windows_of({name: info.shape for name, info in header.items()}, keys.coordinates)
+            known = {key: size for key, size in given.items() if size is not None} | said
+            description = guess(shapes, known if windows is None else known | {"windows": windows})
+        _check_said(said, given)
+        raw = contents.load()
+        description = _measured(description, raw, keys, said)
+        tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(raw, keys).items()}
     except UserError as error:
         message = str(error)
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
     check_finite(tensors, where)
     guessed = image_size is None and "image_size" not in said
-    return Weights(description, tensors, keys, contents.selection, size_is_guessed=guessed)
+    unused = formats.key_biases(raw, keys)
+    notes = f"left, as a Swin V2 has no bias on keys: the middle third of {formats.first_names(unused, '')}"
+    return Weights(
+        *(description, tensors, keys, contents.selection), size_is_guessed=guessed, notes=(notes,) if unused else ()
+    )
+
+
+def _check_said(said: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise a UserError where a source says another size of itself than was said of it."""
+    for key, size in given.items():
+        if size is not None and as_pair(said.get(key, size)) != as_pair(size):
+            what = {"image_size": "images", "window_size": "windows"}[key]
+            raise UserError(f"is for {what} of {said[key]}, as it says itself, not of {size}")
+
+
+def _measured(
+    description: Description, raw: Mapping[str, Tensor], keys: formats.KeyMap, said: Mapping[str, Any]
+) -> Description:
+    """With the windows that measure positions, where the buffers of a Swin V2 tell them.
+
+    Raises:
+        UserError: they tell others than what stands beside them says.
+    """
+    config = description.config
+    if not keys.coordinates:
+        return description
+    windows = [config.stage_window(stage) for stage in range(config.num_stages)]
+    found = coordinates.measures_of(raw, keys.coordinates, windows)
+    now = tuple(
+        tuple(measure or side for measure, side in zip(as_pair(size), window, strict=True))
+        for size, window in zip(config.pretrained_window_sizes, windows, strict=True)
+    )
+    if found == now:
+        return description
+    if "pretrained_window_sizes" in said:
+        raise UserError(
+            f"pretrained_window_sizes is {config.pretrained_window_sizes}, and the file's relative_coords_table is of "
+            f"{found}: one of them is another model's"
+        )
+    sizes = tuple(height if height == width else (height, width) for height, width in found)
+    return replace(description, config=replace(config, pretrained_window_sizes=sizes))
 
 
 def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
     """What foreign weights are, from their shapes (under our names) and from what stands beside them."""
-    sizes = {key: hints[key] for key in ("image_size", "window_size") if key in hints}
+    keys = ("image_size", "window_size", "windows", "pretrained_window_sizes")
+    sizes = {key: hints[key] for key in keys if key in hints}
     config, kind, classes = network.network_of(shapes, **sizes)
     plain = Preprocessing() if config.in_channels == 3 else Preprocessing.unknown(config.in_channels)
     mean, std = (tuple(hints.get(key, getattr(plain, key))) for key in ("mean", "std"))
@@ -303,7 +356,10 @@ def to_theirs(format: formats.Format, description: Description, tensors: Mapping
     config = description.config
     stages = range(config.num_stages)
     windows, grids = [config.stage_window(stage) for stage in stages], [config.stage_grid(stage) for stage in stages]
-    return formats.to_theirs(tensors, format, windows=windows, grids=grids, kind=description.kind)
+    pretrained = [as_pair(size) for size in config.pretrained_window_sizes]
+    return formats.to_theirs(
+        tensors, format, windows=windows, grids=grids, kind=description.kind, pretrained=pretrained
+    )
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class Pretrained(nn.Module):
             bias_tables=bias_tables,
             channels=channels,
         )
-        _log_changes([*weights.selection.lines(), *changes], str(source))
+        _log_changes([*weights.selection.lines(), *weights.notes, *changes], str(source))
         if config is not None:
             _check_same(config, description.config, str(source))
         return cls._assemble(description, tensors, str(source), new_decoder=new_decoder, **options)
@@ -288,7 +288,8 @@ def _log_changes(changes: Sequence[str], where: str) -> None:
 
 
 def _check_same(wanted: SwinConfig, found: SwinConfig, where: str) -> None:
-    for field in ("patch_size", "in_channels", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias"):
+    fields = ("version", "patch_size", "in_channels", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias")
+    for field in (*fields, "extra_norm_period"):
         theirs, ours = getattr(found, field), getattr(wanted, field)
         if theirs != ours:
             raise UserError(f"{where} has {field} {theirs} and the model wanted {ours}: its weights do not fit")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Description, Preprocessing
@@ -36,7 +37,7 @@ def adapt(
     Args:
         tensors: under our names.
         fields: image_size, window_size, drop_rate, drop_path_rate.
-        bias_tables: as in `resize_bias_table`.
+        bias_tables: of a V1, as in `resize_bias_table`. A V2 has none: its weights stay as they are.
         channels: as `target` of `adapt_channels`.
 
     Returns:
@@ -52,13 +53,18 @@ def adapt(
         description = replace(description, preprocessing=_preprocessing(description.preprocessing, channels))
     config = replace(before, **fields)
     stages = range(config.num_stages)
-    tensors, lines = adapt_tables(
-        tensors,
-        sources=[before.stage_window(stage) for stage in stages],
-        targets=[config.stage_window(stage) for stage in stages],
-        depths=config.depths,
-        method=bias_tables,
-    )
+    if config.version == 1:
+        tensors, lines = adapt_tables(
+            tensors,
+            sources=[before.stage_window(stage) for stage in stages],
+            targets=[config.stage_window(stage) for stage in stages],
+            depths=config.depths,
+            method=bias_tables,
+        )
+    elif bias_tables == "bicubic":
+        config, lines = keep_measures(before, config)
+    else:
+        raise UserError(f"bias_tables is {bias_tables!r}, and a Swin V2 has no bias tables: leave it out")
     return replace(description, config=config), tensors, said + lines
 
 
@@ -129,6 +135,37 @@ def adapt_tables(
             out[name] = resize_bias_table(state[name], source, target, method)
         lines.append(f"stage {stage}: bias tables resized from {_by(source)} to {_by(target)} windows ({method})")
     return out, lines
+
+
+def keep_measures(before: SwinConfig, config: SwinConfig) -> tuple[SwinConfig, list[str]]:
+    """The config of the same Swin V2 with other windows, whose positions are measured as they were in pretraining.
+
+    Its position bias is a network's answer to coordinates, so that no weight changes: pretrained_window_sizes keep the
+    window of the pretraining, which is the stage's own until it gets another (arXiv 2111.09883, section 3.3).
+
+    Args:
+        before: what the weights were made for.
+        config: the same with other sizes.
+
+    Returns:
+        the config, and a line for each stage whose window changed.
+    """
+    stages = range(config.num_stages)
+    windows = [(before.stage_window(stage), config.stage_window(stage)) for stage in stages]
+    if all(source == target for source, target in windows):
+        return config, []
+    pairs = map(as_pair, before.pretrained_window_sizes)
+    measures = [
+        (height or source[0], width or source[1]) for (height, width), (source, _) in zip(pairs, windows, strict=True)
+    ]
+    lines = [
+        f"stage {stage}: windows of {_by(source)} become {_by(target)}, positions measured by {_by(measures[stage])} "
+        "as in pretraining (pretrained_window_sizes)"
+        for stage, (source, target) in enumerate(windows)
+        if source != target
+    ]
+    sizes = tuple(height if height == width else (height, width) for height, width in measures)
+    return replace(config, pretrained_window_sizes=sizes), lines
 
 
 def adapt_channels(

@@ -5,8 +5,9 @@ Found in their code and held by tests against them: a network that passes gives 
 
 from collections.abc import Sequence
 
+from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.weights.config_json import Description
-from swin_mim.weights.formats import Format
+from swin_mim.weights.layouts import Format
 
 Pair = tuple[int, int]
 
@@ -20,6 +21,9 @@ def unsupported_reason(format: Format, description: Description) -> str:
         return "mmpretrain files are read, not written: choose timm, microsoft, torchvision or transformers"
     if format in ("swin_mim", "checkpoint"):
         return ""
+    reason = _not_of_v2(format, config) if config.version == 2 else ""
+    if reason:
+        return reason
     if format == "timm":
         return _not_in_timm(windows, grids, config.depths)
     if format == "torchvision":
@@ -30,12 +34,38 @@ def unsupported_reason(format: Format, description: Description) -> str:
     if reason:
         return reason
     if format == "transformers":
-        return _not_one_window(format, windows)
+        return _not_one_window(format, windows) if config.version == 1 else _not_halved_alike(config)
     if simmim and config.in_channels != 3:
         return (
             f"microsoft's decoder has 3 channels, this model {config.in_channels}: write timm or transformers instead"
         )
     return _not_divided(windows, grids)
+
+
+def _not_of_v2(format: Format, config: SwinConfig) -> str:
+    """What the Swin V2 of a library has not."""
+    if config.extra_norm_period:
+        return f"{format} has no extra norms (extra_norm_period {config.extra_norm_period}): only swin_mim has"
+    for stage, size in enumerate(config.pretrained_window_sizes):
+        measure, window = as_pair(size), config.stage_window(stage)
+        own = measure in ((0, 0), window)
+        if 0 in measure and any(measure):
+            return (
+                f"{format} has no pretrained_window_sizes of which one side is 0, as {size} of stage {stage}: name both"
+            )
+        if format == "torchvision" and not own:
+            return (
+                f"torchvision measures positions by a stage's own window, in stage {stage} {_by(window)}, not by the "
+                f"{_by(measure)} of the pretraining (pretrained_window_sizes): write timm, transformers or microsoft"
+            )
+        if format == "transformers" and measure[0] != measure[1]:
+            return f"transformers has square pretrained_window_sizes only, stage {stage} has {_by(measure)}: write timm"
+        divides = window if own else measure
+        if format != "timm" and 1 in divides and (format != "transformers" or not own):
+            return (
+                f"{format} divides by 0 where a window measures 1, as in stage {stage} with {_by(divides)}: write timm"
+            )
+    return ""
 
 
 def _not_in_timm(windows: Sequence[Pair], grids: Sequence[Pair], depths: Sequence[int]) -> str:
@@ -67,6 +97,23 @@ def _not_one_window(format: Format, windows: Sequence[Pair]) -> str:
         f"{format} has one window for all stages, this model has {', '.join(map(_by, windows))}: resize it to "
         f"window_size {smallest}, or to an image_size at which the last stage holds a window of {_by(windows[0])}"
     )
+
+
+def _not_halved_alike(config: SwinConfig) -> str:
+    """transformers' V2 decides on windows and shifts by grids that it rounds down; it runs on those rounded up."""
+    for stage in range(config.num_stages):
+        grid = config.stage_grid(stage)
+        rounded = tuple(side // 2**stage for side in config.stage_grid(0))
+        alike = all(
+            min(g, w) == min(r, w) and (config.depths[stage] == 1 or (g > w) == (r > w))
+            for g, r, w in zip(grid, rounded, as_pair(config.window_size), strict=True)
+        )
+        if not alike:
+            return (
+                f"transformers takes the grid of stage {stage} for {rounded[0]}x{rounded[1]}, which is {_by(grid)}: "
+                f"choose an image_size that is a multiple of {config.stride}"
+            )
+    return ""
 
 
 def _not_square(format: Format, windows: Sequence[Pair], grids: Sequence[Pair], depths: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ and our own, `swin_mim`, from which everything else follows.
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal, get_args
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
-from swin_mim.weights.formats import Kind
+from swin_mim.weights.layouts import Kind
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,13 +25,24 @@ Interpolation = Literal["bilinear", "bicubic"]
 FORMAT = 1
 SIZE_LIMIT = 4 << 20
 """Bytes of a config.json; names of 20,000 classes take a tenth of it."""
-TIMM_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
-    (96, (2, 2, 6, 2)): "swin_tiny_patch4_window7_224",
-    (96, (2, 2, 18, 2)): "swin_small_patch4_window7_224",
-    (128, (2, 2, 18, 2)): "swin_base_patch4_window7_224",
-    (192, (2, 2, 18, 2)): "swin_large_patch4_window7_224",
+TIMM_NAMES: dict[int, dict[tuple[int, tuple[int, ...]], str]] = {
+    1: {
+        (96, (2, 2, 6, 2)): "swin_tiny_patch4_window7_224",
+        (96, (2, 2, 18, 2)): "swin_small_patch4_window7_224",
+        (128, (2, 2, 18, 2)): "swin_base_patch4_window7_224",
+        (192, (2, 2, 18, 2)): "swin_large_patch4_window7_224",
+    },
+    2: {
+        (96, (2, 2, 6, 2)): "swinv2_tiny_window8_256",
+        (96, (2, 2, 18, 2)): "swinv2_small_window8_256",
+        (128, (2, 2, 18, 2)): "swinv2_base_window8_256",
+        (192, (2, 2, 18, 2)): "swinv2_large_window12_192",
+    },
 }
-"""Entries of timm's registry by embed_dim and depths. Any of them builds any network: `model_args` override it all."""
+"""Entries of timm's registry by version, embed_dim and depths; the first of a version stands for all other sizes. Any
+builds any network of its version: `model_args` override it all."""
+TRANSFORMERS_NAMES = {1: ("swin", "Swin"), 2: ("swinv2", "Swinv2")}
+"""Version -> model_type, and what the names of the classes begin with."""
 
 _LARGEST = {
     "image_size": 1 << 16,
@@ -40,6 +52,8 @@ _LARGEST = {
     "depths": 1 << 10,
     "num_heads": 1 << 12,
     "window_size": 1 << 10,
+    "pretrained_window_sizes": 1 << 10,
+    "extra_norm_period": 1 << 10,
     "mlp_ratio": 64,
     "num_classes": 1 << 20,
 }
@@ -48,13 +62,15 @@ _ONE_FUNCTION = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_absolute_emb
 _TIMM_ARGUMENTS = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depths", "num_heads"),
     *("window_size", "mlp_ratio", "qkv_bias", "drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
-    *("strict_img_size", "weight_init"),
+    *("strict_img_size", "weight_init", "pretrained_window_sizes"),
 }
 """Arguments of timm's Swin that its tensors tell, or that decide nothing about its outputs."""
 _RATES = ("drop_rate", "drop_path_rate")
 _OF_V2 = ("version", "pretrained_window_sizes", "extra_norm_period")
 """Fields of SwinConfig that the config.json of a V1 does not have."""
 _STAGES = 16
+_TIMM_V2 = re.compile(r"swinv2_[a-z]+_window(?:(\d{1,3})to)?(\d{1,3})_(?:(\d{1,4})to)?(\d{1,4})(?:\..*)?")
+"""Names in timm's registry: windows of the pretraining and now, images of the pretraining and now."""
 
 
 @dataclass(frozen=True)
@@ -227,22 +243,26 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
         processor: transformers' preprocessor_config.json.
 
     Returns:
-        image_size, window_size, labels, mean, std, scale, interpolation and crop_pct, each only where it is given.
+        image_size, window_size, pretrained_window_sizes, labels, mean, std, scale, interpolation and crop_pct, each
+        only where it is given.
     """
     _check_function(document, where)
-    if document.get("model_type") == "swin":
+    if document.get("model_type") in [name for name, _ in TRANSFORMERS_NAMES.values()]:
         names = document.get("id2label")
         if isinstance(names, dict):
             names = [names.get(str(i)) for i in range(len(names))]
-        found = {"image_size": document.get("image_size"), "window_size": document.get("window_size"), "labels": names}
+        sizes = ("image_size", "window_size", "pretrained_window_sizes")
+        found = {"labels": names} | {key: document.get(key) for key in sizes}
     else:
         arguments, cfg = (document.get(key) or {} for key in ("model_args", "pretrained_cfg"))
         if not isinstance(arguments, dict) or not isinstance(cfg, dict):
             raise UserError(f"{where}: model_args and pretrained_cfg must be objects")
         size = cfg.get("input_size")
+        named = _said_by_name(document.get("architecture"))
         found = {
-            "image_size": arguments.get("img_size", size[1:] if isinstance(size, list) else None),
-            "window_size": arguments.get("window_size"),
+            "image_size": arguments.get("img_size", size[1:] if isinstance(size, list) else named.get("image_size")),
+            "window_size": arguments.get("window_size", named.get("window_size")),
+            "pretrained_window_sizes": arguments.get("pretrained_window_sizes", named.get("pretrained_window_sizes")),
             "labels": document.get("label_names"),
             "mean": cfg.get("mean"),
             "std": cfg.get("std"),
@@ -260,11 +280,26 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
     for key in found.keys() & {"image_size", "window_size"}:
         height, width = as_pair(_size(found[key], key, where))
         found[key] = height if height == width else (height, width)
+    if "pretrained_window_sizes" in found:
+        found["pretrained_window_sizes"] = _window_sizes(found["pretrained_window_sizes"], where)
     for key in found.keys() & {"mean", "std"}:
         if not _are_numbers(found[key]):
             raise UserError(f"{where}: {key} is {_short(found[key])}: expected a list of numbers")
     if not _are_texts(found.get("labels", [])):
         raise UserError(f"{where}: the names of the classes are {_short(found['labels'])}: expected texts")
+    return found
+
+
+def _said_by_name(architecture: Any) -> dict[str, Any]:
+    """What the name of a Swin V2 in timm's registry says: timm's own repositories say it nowhere else."""
+    match = _TIMM_V2.fullmatch(architecture) if isinstance(architecture, str) else None
+    if match is None:
+        return {}
+    before, window, size_before, size = (number and int(number) for number in match.groups())
+    found = {"image_size": size, "window_size": window}
+    if before and size_before:
+        grids = [size_before // 4 // 2**stage for stage in range(4)]
+        found["pretrained_window_sizes"] = [min(before, grid) for grid in grids]
     return found
 
 
@@ -283,14 +318,9 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
     """File name -> content, of the native copy for transformers: config.json and preprocessor_config.json."""
     config, preprocessing = description.config, description.preprocessing
     height, width = as_pair(config.image_size)
-    names = {
-        "Swin": "SwinModel",
-        "SimMIM": "SwinForMaskedImageModeling",
-        "SwinClassifier": "SwinForImageClassification",
-    }
     native: dict[str, Any] = {
-        "architectures": [names[description.kind]],
-        "model_type": "swin",
+        "architectures": [transformers_class(description)],
+        "model_type": TRANSFORMERS_NAMES[config.version][0],
         "image_size": height if height == width else [height, width],
         "patch_size": config.patch_size,
         "num_channels": config.in_channels,
@@ -307,6 +337,7 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
         "use_absolute_embeddings": False,
         "layer_norm_eps": 1e-5,
         "encoder_stride": config.stride,
+        **({"pretrained_window_sizes": _sides(config)} if config.version > 1 else {}),
     }
     if description.num_classes:
         labels = description.labels or tuple(f"LABEL_{i}" for i in range(description.num_classes))
@@ -324,6 +355,13 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
         "image_std": list(preprocessing.std),
     }
     return {"config.json": native, "preprocessor_config.json": processor}
+
+
+def transformers_class(description: Description) -> str:
+    """The name of transformers' own class for a model."""
+    _, name = TRANSFORMERS_NAMES[description.config.version]
+    classes = {"Swin": "Model", "SimMIM": "ForMaskedImageModeling", "SwinClassifier": "ForImageClassification"}
+    return f"{name}{classes[description.kind]}"
 
 
 def _rescaled_by(processor: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -370,7 +408,8 @@ def _resizing(height: int, width: int, crop_pct: float) -> dict[str, Any]:
 
 def timm_name(config: SwinConfig) -> str:
     """The network's name in timm's registry; that of the smallest where it has no name of its own."""
-    return TIMM_NAMES.get((config.embed_dim, config.depths), "swin_tiny_patch4_window7_224")
+    names = TIMM_NAMES[config.version]
+    return names.get((config.embed_dim, config.depths), next(iter(names.values())))
 
 
 def timm_arguments(config: SwinConfig) -> dict[str, Any]:
@@ -385,7 +424,14 @@ def timm_arguments(config: SwinConfig) -> dict[str, Any]:
         "window_size": list(as_pair(config.window_size)),
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
+        **({"pretrained_window_sizes": _sides(config)} if config.version > 1 else {}),
     }
+
+
+def _sides(config: SwinConfig) -> list[int | list[int]]:
+    """Pretrained windows as JSON has them: one number for a square."""
+    pairs = map(as_pair, config.pretrained_window_sizes)
+    return [height if height == width else [height, width] for height, width in pairs]
 
 
 def _same_as_timm(document: Mapping[str, Any], config: SwinConfig, where: str) -> None:
@@ -404,10 +450,18 @@ def _same_as_timm(document: Mapping[str, Any], config: SwinConfig, where: str) -
 def _checked_config(config: Mapping[str, Any], where: str) -> SwinConfig:
     """Types and bounds; what the values mean together is SwinConfig's to judge."""
     version = config.get("version", 1)
+    if not _is_int(version):
+        raise UserError(f"{where}.version is {_short(version)}: expected 1 or 2")
     wanted = {field.name for field in fields(SwinConfig) if version != 1 or field.name not in _OF_V2}
     for key in sorted(wanted ^ config.keys()):
         raise UserError(f"{where}.{key[:60]} is {'missing' if key in wanted else 'unknown'}")
     checked = dict(config)
+    if version != 1:
+        checked["pretrained_window_sizes"] = _window_sizes(config["pretrained_window_sizes"], where)
+        if not _is_int(config["extra_norm_period"]) or config["extra_norm_period"] < 0:
+            period = _short(config["extra_norm_period"])
+            raise UserError(f"{where}.extra_norm_period is {period}: expected a whole number of at least 0")
+        _limit("extra_norm_period", config["extra_norm_period"], where)
     for key in ("patch_size", "in_channels", "embed_dim"):
         if not _is_int(config[key]) or config[key] < 1:
             raise UserError(f"{where}.{key} is {_short(config[key])}: expected a positive whole number")
@@ -435,6 +489,19 @@ def _stage_numbers(value: Any, key: str, where: str) -> tuple[int, ...]:
         raise UserError(f"{where}.{key} is {_short(value)}: expected a list of 1 to {_STAGES} positive whole numbers")
     _limit(key, max(value), where)
     return tuple(value)
+
+
+def _window_sizes(value: Any, where: str) -> tuple[int | tuple[int, int], ...]:
+    """Of each stage one number or two; 0 where it is the stage's own."""
+    key, sizes = "pretrained_window_sizes", value if isinstance(value, list) else []
+    pairs = [size if isinstance(size, list) else [size] for size in sizes]
+    whole = all(len(pair) in (1, 2) and all(_is_int(side) and side >= 0 for side in pair) for pair in pairs)
+    if not 1 <= len(pairs) <= _STAGES or not whole:
+        raise UserError(
+            f"{where}.{key} is {_short(value)}: expected a list of 1 to {_STAGES} whole numbers or lists of two"
+        )
+    _limit(key, max(map(max, pairs)), where)
+    return tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
 
 
 def _size(value: Any, key: str, where: str) -> int | tuple[int, int]:

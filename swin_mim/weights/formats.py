@@ -1,4 +1,4 @@
-"""Names of a Swin's tensors in the files of others, and ours: a table for each format, both directions.
+"""Tensors of a Swin from the files of others to ours and back: by the tables of `layouts.py`, both directions.
 
 "Our names" are those of a published model: timm's for the encoder, `head.fc`, `mask_token` and `decoder.0`.
 """
@@ -6,176 +6,21 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
+from swin_mim.weights.coordinates import coordinates_table
+from swin_mim.weights.layouts import LAYOUTS, OURS, OURS_OF, PARTS, PARTS_OF, REFUSED, Format, Kind, Layout
 
-Format = Literal["swin_mim", "timm", "checkpoint", "microsoft", "torchvision", "transformers", "mmpretrain"]
-Kind = Literal["SimMIM", "Swin", "SwinClassifier"]
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 MASKED_SCORE = -100.0
 """What the official code stores in attn_mask for two tokens that are neighbours only through the cyclic shift."""
-
-PARTS = ("head", "mask_token", "decoder")
-"""What a network may have besides the encoder."""
-PARTS_OF: dict[Kind, set[str]] = {"SimMIM": {"mask_token", "decoder"}, "Swin": set(), "SwinClassifier": {"head"}}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one kind of file names the tensors; the defaults are our names.
-
-    Fields of the templates: {prefix}, {stage}, {block}, {next} = stage + 1, {odd} = 2 stage + 1, {even} = 2 stage + 2,
-    {last} = the last stage, {stages} = last + 1. In `merging` the stage is the one before the halving. None: the format
-    has no such tensor.
-    """
-
-    format: Format
-    kinds: tuple[Kind, ...] = ()
-    """What is written in this layout."""
-    prefix: str = ""
-    patch: str = "{prefix}patch_embed.proj"
-    patch_norm: str = "{prefix}patch_embed.norm"
-    block: str = "{prefix}layers.{stage}.blocks.{block}."
-    norm1: str = "norm1"
-    qkv: tuple[str, ...] = ("attn.qkv",)
-    bias_table: str = "attn.relative_position_bias_table"
-    proj: str = "attn.proj"
-    norm2: str = "norm2"
-    fc1: str = "mlp.fc1"
-    fc2: str = "mlp.fc2"
-    merging: str = "{prefix}layers.{next}.downsample."
-    norm: str = "{prefix}norm"
-    head: str | None = "head.fc"
-    mask_token: str | None = "mask_token"
-    decoder: str | None = "decoder.0"
-    position_index: str | None = None
-    """Buffer of a block that its window decides."""
-    flat_index: bool = False
-    shift_mask: str | None = None
-    """Buffer of a shifted block that its window and grid decide."""
-
-
-OURS = Layout("swin_mim", ("SimMIM", "Swin", "SwinClassifier"))
-MICROSOFT = Layout(
-    "microsoft",
-    ("Swin", "SwinClassifier"),
-    merging="{prefix}layers.{stage}.downsample.",
-    head="head",
-    mask_token=None,
-    decoder=None,
-    position_index="attn.relative_position_index",
-    shift_mask="attn_mask",
-)
-TRANSFORMERS = Layout(
-    "transformers",
-    ("SimMIM", "SwinClassifier"),
-    prefix="swin.",
-    patch="{prefix}embeddings.patch_embeddings.projection",
-    patch_norm="{prefix}embeddings.norm",
-    block="{prefix}encoder.layers.{stage}.blocks.{block}.",
-    norm1="layernorm_before",
-    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
-    bias_table="attention.self.relative_position_bias_table",
-    proj="attention.output.dense",
-    norm2="layernorm_after",
-    fc1="intermediate.dense",
-    fc2="output.dense",
-    merging="{prefix}encoder.layers.{stage}.downsample.",
-    norm="{prefix}layernorm",
-    head="classifier",
-    mask_token="{prefix}embeddings.mask_token",
-    # Version 4 has it in its files and reports it missing where it is not; version 5 ignores it.
-    position_index="attention.self.relative_position_index",
-)
-MMPRETRAIN = Layout(
-    "mmpretrain",
-    prefix="backbone.",
-    patch="{prefix}patch_embed.projection",
-    block="{prefix}stages.{stage}.blocks.{block}.",
-    qkv=("attn.w_msa.qkv",),
-    bias_table="attn.w_msa.relative_position_bias_table",
-    proj="attn.w_msa.proj",
-    fc1="ffn.layers.0.0",
-    fc2="ffn.layers.1",
-    merging="{prefix}stages.{stage}.downsample.",
-    norm="{prefix}norm{last}",
-    mask_token="{prefix}mask_token",
-    decoder="neck.decoder.0",
-    position_index="attn.w_msa.relative_position_index",
-    shift_mask="attn.attn_mask",
-)
-
-LAYOUTS = (
-    replace(OURS, format="timm", mask_token=None, decoder=None),
-    OURS,
-    replace(OURS, format="checkpoint", kinds=("SimMIM", "SwinClassifier"), prefix="encoder."),
-    replace(OURS, format="checkpoint", kinds=("Swin",), head=None, mask_token=None, decoder=None),
-    replace(
-        MICROSOFT,
-        kinds=("SimMIM",),
-        prefix="encoder.",
-        head=None,
-        mask_token="{prefix}mask_token",
-        decoder="decoder.0",
-    ),
-    MICROSOFT,
-    Layout(
-        "torchvision",
-        ("SimMIM", "Swin", "SwinClassifier"),
-        patch="features.0.0",
-        patch_norm="features.0.2",
-        block="features.{odd}.{block}.",
-        fc1="mlp.0",
-        fc2="mlp.3",
-        merging="features.{even}.",
-        head="head",
-        mask_token=None,
-        decoder=None,
-        position_index="attn.relative_position_index",
-        flat_index=True,
-    ),
-    TRANSFORMERS,
-    replace(TRANSFORMERS, kinds=("Swin",), prefix="", head=None, decoder=None),
-    # A backbone with an output norm for each stage, in detection and segmentation: the last one is the final norm.
-    replace(TRANSFORMERS, kinds=(), prefix="", norm="hidden_states_norms.stage{stages}", head=None, decoder=None),
-    replace(MICROSOFT, kinds=(), norm="{prefix}norm{last}", head=None),
-    MMPRETRAIN,
-    replace(MMPRETRAIN, norm="{prefix}norm"),
-    replace(MMPRETRAIN, prefix="", head=None, decoder=None),
-    replace(MMPRETRAIN, prefix="", norm="norm", head=None, decoder=None),
-)
-"""All that is read, the more usual one first where the names of a file fit two."""
-
-REFUSED = {
-    "Swin V2, which is another network; only Swin V1 is known here": (
-        "logit_scale",
-        "cpb_mlp.",
-        "rpe_mlp.",
-        "continuous_position_bias_mlp.",
-        "relative_coords_table",
-    ),
-    "a Vision Transformer, not a Swin": ("cls_token", "class_token"),
-    "a network with absolute position embeddings; only a Swin without them (ape: false) is known here": (
-        "absolute_pos_embed",
-        "position_embeddings",
-    ),
-    "the names that transformers 5 has in memory: write the file with model.save_pretrained(folder)": (
-        ".attention.q_proj.",
-        ".attention.relative_position_bias.",
-    ),
-    "timm's features_only model, which has no final norm: save the one of create_model(...) without it": (
-        "layers_0.blocks.",
-    ),
-}
-"""What it is -> parts of names that say so."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +31,10 @@ class KeyMap:
     sources: dict[str, tuple[str, ...]]
     """Our name -> their name, or their three of query, key and value."""
     left: tuple[str, ...]
-    """Their buffers that the geometry decides: relative_position_index and attn_mask."""
+    """Their buffers that the geometry decides: relative_position_index, attn_mask and relative_coords_table."""
+    coordinates: tuple[tuple[str, ...], ...] = ()
+    """Those of `left` that tell the window of a V2, and that of its pretraining: of each stage, a name for each block
+    that has one."""
 
 
 def key_map(names: Collection[str], format: Format | None = None) -> KeyMap:
@@ -197,7 +45,7 @@ def key_map(names: Collection[str], format: Format | None = None) -> KeyMap:
         format: recognised from the names where it is None.
 
     Raises:
-        UserError: no Swin V1, or keys that are missing or unknown.
+        UserError: no Swin, or keys that are missing or unknown.
     """
     layout = _best_layout(names, [layout for layout in LAYOUTS if format in (None, layout.format)])
     depths = _depths(layout, names)
@@ -211,7 +59,7 @@ def key_map(names: Collection[str], format: Format | None = None) -> KeyMap:
     if any(complaints):
         what = " and ".join(filter(None, complaints))
         raise UserError(f"not a whole Swin of {_listed([layout])}: {what}; it is damaged or another model's file")
-    return KeyMap(layout.format, sources, tuple(sorted(buffers & set(names))))
+    return KeyMap(layout.format, sources, tuple(sorted(buffers & set(names))), _coordinates(layout, depths, names))
 
 
 def our_shapes(shapes: Mapping[str, Shape], keys: KeyMap) -> dict[str, Shape]:
@@ -231,7 +79,12 @@ def our_shapes(shapes: Mapping[str, Shape], keys: KeyMap) -> dict[str, Shape]:
                 raise UserError(f"{source} is {shape} and {theirs[0]} {first}: they must have the same shape")
         if len(first) != _rank(name) or min(first) < 1:
             raise UserError(f"{theirs[0]} is {first}: it must have {_rank(name)} dimensions, none of them 0")
-        ours[name] = (len(theirs) * first[0], *first[1:])
+        if third(name, theirs) is None:
+            ours[name] = (len(theirs) * first[0], *first[1:])
+        elif first[0] % 3:
+            raise UserError(f"{theirs[0]} is {first}: it must hold as many values for queries, keys and values")
+        else:
+            ours[name] = (first[0] // 3,)
     return ours
 
 
@@ -241,14 +94,42 @@ def to_ours(tensors: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
     for name, theirs in keys.sources.items():
         pieces = [tensors[source] for source in theirs]
         tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if keys.format == "mmpretrain" and ".downsample." in name:
+        place = third(name, theirs)
+        if place is not None:
+            tensor = tensor.chunk(3)[place]
+        if merges_unfolded(name, keys):
             tensor = _from_unfold(tensor)
         ours[name] = tensor.contiguous()
     return ours
 
 
+def key_biases(tensors: Mapping[str, Tensor], keys: KeyMap) -> tuple[str, ...]:
+    """Their names of the biases of queries, keys and values whose middle, which a V2 does not use, is not zero."""
+    whole = {theirs[0] for name, theirs in keys.sources.items() if third(name, theirs) is not None}
+    return tuple(sorted(name for name in whole if tensors[name].chunk(3)[1].any()))
+
+
+def third(name: str, theirs: Sequence[str]) -> int | None:
+    """Which third of their tensor is ours, where one is the biases of a V2's queries, keys and values."""
+    if not theirs[0].endswith(".qkv.bias"):
+        return None
+    return next((place for end, place in {".q_bias": 0, ".v_bias": 2}.items() if name.endswith(end)), None)
+
+
+def merges_unfolded(name: str, keys: KeyMap) -> bool:
+    """Whether one of our tensors has the channels of four merged cells in another order in a file."""
+    after_reduction = ".norm." in name and any(other.endswith(".attn.logit_scale") for other in keys.sources)
+    return keys.format == "mmpretrain" and ".downsample." in name and not after_reduction
+
+
 def to_theirs(
-    state: Mapping[str, Tensor], format: Format, *, windows: Sequence[Pair], grids: Sequence[Pair], kind: Kind
+    state: Mapping[str, Tensor],
+    format: Format,
+    *,
+    windows: Sequence[Pair],
+    grids: Sequence[Pair],
+    kind: Kind,
+    pretrained: Sequence[Pair] = (),
 ) -> dict[str, Tensor]:
     """Our tensors under their names, with the buffers that their model has in its state dict.
 
@@ -258,6 +139,7 @@ def to_theirs(
         state: tensors under our names.
         windows, grids: cells (h, w) of each stage's window and grid.
         kind: decides the prefix, and which of mask token, decoder and head go out.
+        pretrained: of a V2, the window of each stage that measures positions; 0: the stage's own.
 
     Returns:
         contiguous tensors that share no memory with each other.
@@ -265,24 +147,35 @@ def to_theirs(
     Raises:
         UserError: a format that is only read.
     """
-    layout = _written_layout(format, kind)
+    layout = _written_layout(format, kind, version_of(state))
     depths = _depths(OURS, state)
     assert len(depths) == len(windows) == len(grids)
-    absent = set(PARTS) - PARTS_OF[kind] | ({"qkv"} if _in_block(0, 0, "attn.qkv.bias") not in state else set())
-    out = {}
+    unwanted = set(PARTS) - PARTS_OF[kind]
+    out: dict[str, Tensor] = {}
     for name, theirs in _counterparts(layout, depths).items():
-        if _optional_part(name) in absent:
+        part, place = _optional_part(name), third(name, theirs)
+        if part in unwanted or (part and part not in PARTS and name not in state):
+            continue
+        if place is not None:
+            whole = out.setdefault(theirs[0], state[name].new_zeros(3 * state[name].numel()))
+            whole.chunk(3)[place].copy_(state[name])
             continue
         for source, piece in zip(theirs, state[name].chunk(len(theirs)), strict=True):
             out[source] = piece.contiguous() if len(theirs) == 1 else piece.clone()
-    return out | _buffers(layout, depths, windows, grids)
+    buffers = _buffers(layout, depths, windows, grids) | _coordinate_buffers(layout, depths, windows, pretrained)
+    return out | (buffers if layout.writes_buffers else {})
 
 
 def left_out(format: Format, names: Collection[str]) -> tuple[str, ...]:
     """Our names among these that the format has no place for: mask token and decoder of timm and torchvision."""
-    layout = _written_layout(format, "SimMIM")
+    layout = _written_layout(format, "SimMIM", version_of(names))
     absent = [part for part in PARTS_OF["SimMIM"] if getattr(layout, part) is None]
     return tuple(sorted(name for name in names if _optional_part(name) in absent))
+
+
+def version_of(names: Collection[str]) -> int:
+    """1 or 2: the Swin that has tensors of these names of ours."""
+    return 2 if _in_block(0, 0, "attn.logit_scale") in names else 1
 
 
 # Names.
@@ -307,11 +200,14 @@ def _names(layout: Layout, depths: Sequence[int]) -> Iterator[tuple[str, ...]]:
 
 def _block_names(layout: Layout, prefix: str) -> Iterator[tuple[str, ...]]:
     yield from _weight_and_bias(prefix + layout.norm1)
-    for parameter in ("weight", "bias"):
-        yield tuple(f"{prefix}{module}.{parameter}" for module in layout.qkv)
-    yield (prefix + layout.bias_table,)
-    for module in (layout.proj, layout.norm2, layout.fc1, layout.fc2):
-        yield from _weight_and_bias(prefix + module)
+    for names in (layout.qkv, layout.qkv_bias):
+        yield tuple(prefix + name for name in names)
+    for name in (layout.q_bias, layout.v_bias, layout.bias_table, layout.logit_scale):
+        yield () if name is None else (prefix + name,)
+    for part in ("0.weight", "0.bias", "2.weight"):
+        yield () if layout.position_mlp is None else (f"{prefix}{layout.position_mlp}.{part}",)
+    for module in (layout.proj, layout.norm2, layout.fc1, layout.fc2, layout.norm3):
+        yield from _weight_and_bias(None if module is None else prefix + module)
 
 
 def _weight_and_bias(module: str | None) -> Iterator[tuple[str, ...]]:
@@ -330,21 +226,22 @@ def _in_block(stage: int, block: int, name: str) -> str:
 
 def _counterparts(layout: Layout, depths: Sequence[int]) -> dict[str, tuple[str, ...]]:
     """Our name -> theirs, for all tensors that the layout has a place for."""
-    pairs = zip(_names(OURS, depths), _names(layout, depths), strict=True)
+    pairs = zip(_names(OURS_OF[layout.version], depths), _names(layout, depths), strict=True)
     return {ours[0]: theirs for ours, theirs in pairs if theirs}
 
 
 def _present(counterparts: dict[str, tuple[str, ...]], names: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The pairs without the optional parts of which a file has nothing."""
     found = {_optional_part(ours) for ours, theirs in counterparts.items() if any(name in names for name in theirs)}
-    absent = {"qkv", *PARTS} - found
-    return {ours: theirs for ours, theirs in counterparts.items() if _optional_part(ours) not in absent}
+    return {ours: theirs for ours, theirs in counterparts.items() if _optional_part(ours) in {"", *found}}
 
 
 def _optional_part(name: str) -> str:
     """The part that one of our names belongs to, of those that a network may lack; "" for the others."""
-    if name.endswith(".attn.qkv.bias"):
+    if name.endswith((".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")):
         return "qkv"
+    if ".norm3." in name:
+        return name.rpartition(".")[0]  # each for itself: which blocks have one, a setting decides
     part = name.split(".")[0]
     return part if part in PARTS else ""
 
@@ -363,8 +260,23 @@ def _depths(layout: Layout, names: Collection[str]) -> tuple[int, ...]:
 def _buffer_names(layout: Layout, depths: Sequence[int]) -> set[str]:
     """All that a file may have: old ones keep attn_mask in blocks that need none."""
     blocks = [_fill(layout, layout.block, stage, j) for stage, depth in enumerate(depths) for j in range(depth)]
-    buffers = [name for name in (layout.position_index, layout.shift_mask) if name is not None]
+    buffers = [name for name in (layout.position_index, layout.shift_mask, layout.coordinates) if name is not None]
     return {block + name for block in blocks for name in buffers}
+
+
+def _coordinates(layout: Layout, depths: Sequence[int], names: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """Those of a file, of each stage; () unless all stages have some."""
+    if layout.coordinates is None:
+        return ()
+    found = tuple(
+        tuple(
+            name
+            for block in range(depth)
+            if (name := f"{_fill(layout, layout.block, stage, block)}{layout.coordinates}") in names
+        )
+        for stage, depth in enumerate(depths)
+    )
+    return found if all(found) else ()
 
 
 def _best_layout(names: Collection[str], layouts: Sequence[Layout]) -> Layout:
@@ -390,10 +302,10 @@ def explained_names(layout: Layout, names: Collection[str]) -> set[str]:
     return (known | _buffer_names(layout, depths)) & set(names)
 
 
-def _written_layout(format: Format, kind: Kind) -> Layout:
+def _written_layout(format: Format, kind: Kind, version: int) -> Layout:
     if format == "mmpretrain":
         raise UserError("mmpretrain files are read, not written: choose timm, microsoft, torchvision or transformers")
-    return next(layout for layout in LAYOUTS if layout.format == format and kind in layout.kinds)
+    return next(one for one in LAYOUTS if (one.format, one.version) == (format, version) and kind in one.kinds)
 
 
 def first_names(names: Sequence[str], what: str) -> str:
@@ -415,11 +327,11 @@ def _listed(layouts: Sequence[Layout]) -> str:
 
 def _rank(name: str) -> int:
     """Dimensions of one of our tensors."""
-    if name == "mask_token":
+    if name == "mask_token" or name.endswith(".logit_scale"):
         return 3
     if name in ("patch_embed.proj.weight", "decoder.0.weight"):
         return 4
-    if name.endswith((".bias", "norm.weight", "norm1.weight", "norm2.weight")):
+    if name.endswith((".bias", "q_bias", "v_bias", "norm.weight", "norm1.weight", "norm2.weight", "norm3.weight")):
         return 1
     return 2
 
@@ -446,6 +358,18 @@ def _buffers(
             if layout.shift_mask is not None and j % 2 and any(shift):
                 out[block + layout.shift_mask] = _shift_mask(grid, window, (shift[0], shift[1]))
     return out
+
+
+def _coordinate_buffers(
+    layout: Layout, depths: Sequence[int], windows: Sequence[Pair], pretrained: Sequence[Pair]
+) -> dict[str, Tensor]:
+    if layout.coordinates is None:
+        return {}
+    return {
+        _fill(layout, layout.block, stage, block) + layout.coordinates: coordinates_table(windows[stage], measure)
+        for stage, (depth, measure) in enumerate(zip(depths, pretrained, strict=True))
+        for block in range(depth)
+    }
 
 
 def _position_index(window: Pair) -> Tensor:

@@ -6,16 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from swin_mim.architecture import SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Kind
+from swin_mim.weights.formats import version_of
 
 Shape = tuple[int, ...]
+Pair = tuple[int, int]
 Size = int | tuple[int, int]
 
+POSITION_HIDDEN = 512
+"""Channels inside the network of V2's position bias."""
 _NAMED = 5
 """Tensors that a message names before it says how many more there are."""
 
 
 def network_of(
-    shapes: Mapping[str, Shape], *, image_size: Size | None = None, window_size: Size | None = None
+    shapes: Mapping[str, Shape],
+    *,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+    windows: Sequence[Pair] | None = None,
+    pretrained_window_sizes: Sequence[Size] = (),
 ) -> tuple[SwinConfig, Kind, int]:
     """The network that has these tensors, what it is, and its classes (0 without a head).
 
@@ -24,23 +33,19 @@ def network_of(
         image_size, window_size: as far as they are known. Without them they are those of the smallest square image
             whose stages have windows of the sizes that the bias tables have. Where no stage has a smaller window than
             the others, every larger image gives them too.
+        windows: of a V2, which has no bias tables, of each stage, where its buffers tell them.
+        pretrained_window_sizes: of a V2, as far as they are known.
 
     Raises:
-        UserError: the sizes cannot be told from the bias tables, or the shapes are of no one network; names a tensor.
+        UserError: the sizes cannot be told, or the shapes are of no one network; names a tensor.
     """
     embed_dim, in_channels, patch, width = shapes["patch_embed.proj.weight"]
     if patch != width:
         raise UserError(f"patch_embed.proj.weight has patches of {patch}x{width} pixels: they must be square")
     depths = _depths(shapes)
     first = [f"layers.{stage}.blocks.0." for stage in range(len(depths))]
-    tables = [shapes[f"{block}attn.relative_position_bias_table"] for block in first]
-    rows = [table[0] for table in tables]
-    windows = [_square_window(count) for count in rows]
-    window_size = window_size or (None if None in windows else max(side for side in windows if side))
-    image_size = image_size or _smallest_image(windows, patch)
-    if window_size is None or image_size is None:
-        field = "image_size" if window_size else "window_size"
-        raise UserError(f"{field} is not told by the bias tables, which have {rows} rows: say it")
+    version = version_of(shapes)
+    image_size, window_size = _sizes(shapes, first, patch, (image_size, window_size), windows)
     config = SwinConfig(
         image_size,
         window_size=window_size,
@@ -48,10 +53,14 @@ def network_of(
         in_channels=in_channels,
         embed_dim=embed_dim,
         depths=depths,
-        num_heads=tuple(heads for _, heads in tables),
+        num_heads=tuple(_heads(shapes, block) for block in first),
         mlp_ratio=_mlp_ratio([shapes[f"{block}mlp.fc1.weight"] for block in first]),
-        qkv_bias=f"{first[0]}attn.qkv.bias" in shapes,
+        qkv_bias=f"{first[0]}attn.qkv.bias" in shapes or f"{first[0]}attn.q_bias" in shapes,
+        version=version,
+        pretrained_window_sizes=tuple(pretrained_window_sizes) if version > 1 else (),
+        extra_norm_period=_extra_norm_period(shapes, depths),
     )
+    _check_windows(config, windows)
     num_classes = shapes["head.fc.weight"][0] if "head.fc.weight" in shapes else 0
     kind: Kind = "SimMIM" if "decoder.0.weight" in shapes else "SwinClassifier" if num_classes else "Swin"
     # transformers can save an encoder with its mask token, and then there is no decoder
@@ -90,21 +99,21 @@ def expected_shapes(config: SwinConfig, kind: Kind, num_classes: int) -> Iterato
     yield "patch_embed.proj.bias", (config.embed_dim,)
     yield from _norm("patch_embed.norm", config.embed_dim)
     for stage, depth in enumerate(config.depths):
-        dim, window = config.stage_dim(stage), config.stage_window(stage)
+        dim, attention = config.stage_dim(stage), _ATTENTION[config.version]
         if stage:
-            yield from _norm(f"layers.{stage}.downsample.norm", 2 * dim)
+            yield from _norm(f"layers.{stage}.downsample.norm", dim * _MERGED[config.version])
             yield f"layers.{stage}.downsample.reduction.weight", (dim, 2 * dim)
         for block in range(depth):
             name = f"layers.{stage}.blocks.{block}"
             yield from _norm(f"{name}.norm1", dim)
-            yield from _linear(f"{name}.attn.qkv", 3 * dim, dim, bias=config.qkv_bias)
+            yield from attention(config, stage, f"{name}.attn")
             yield from _linear(f"{name}.attn.proj", dim, dim)
-            entries = (2 * window[0] - 1) * (2 * window[1] - 1)
-            yield f"{name}.attn.relative_position_bias_table", (entries, config.num_heads[stage])
             yield from _norm(f"{name}.norm2", dim)
             hidden = int(dim * config.mlp_ratio)
             yield from _linear(f"{name}.mlp.fc1", hidden, dim)
             yield from _linear(f"{name}.mlp.fc2", dim, hidden)
+            if config.extra_norm_period and (block + 1) % config.extra_norm_period == 0:
+                yield from _norm(f"{name}.norm3", dim)
     yield from _norm("norm", config.num_features)
     if kind == "SimMIM":
         pixels = config.stride**2 * config.in_channels
@@ -131,12 +140,51 @@ def _depths(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
     return tuple(depths)
 
 
+def _attention_v1(config: SwinConfig, stage: int, name: str) -> Iterator[tuple[str, Shape]]:
+    dim, (height, width) = config.stage_dim(stage), config.stage_window(stage)
+    yield from _linear(f"{name}.qkv", 3 * dim, dim, bias=config.qkv_bias)
+    entries = (2 * height - 1) * (2 * width - 1)
+    yield f"{name}.relative_position_bias_table", (entries, config.num_heads[stage])
+
+
+def _attention_v2(config: SwinConfig, stage: int, name: str) -> Iterator[tuple[str, Shape]]:
+    dim, heads = config.stage_dim(stage), config.num_heads[stage]
+    yield f"{name}.qkv.weight", (3 * dim, dim)
+    for bias in ("q_bias", "v_bias") if config.qkv_bias else ():
+        yield f"{name}.{bias}", (dim,)
+    yield f"{name}.logit_scale", (heads, 1, 1)
+    yield from _linear(f"{name}.cpb_mlp.0", POSITION_HIDDEN, 2)
+    yield f"{name}.cpb_mlp.2.weight", (heads, POSITION_HIDDEN)
+
+
+_ATTENTION = {1: _attention_v1, 2: _attention_v2}
+_MERGED = {1: 2, 2: 1}
+"""Version -> channels of the norm of a halving, in those of its stage: V1 norms four cells, V2 what they become."""
+
+
 def _norm(name: str, dim: int) -> list[tuple[str, Shape]]:
     return [(f"{name}.weight", (dim,)), (f"{name}.bias", (dim,))]
 
 
 def _linear(name: str, out: int, into: int, *, bias: bool = True) -> list[tuple[str, Shape]]:
     return [(f"{name}.weight", (out, into)), *([(f"{name}.bias", (out,))] if bias else [])]
+
+
+def _heads(shapes: Mapping[str, Shape], block: str) -> int:
+    if f"{block}attn.logit_scale" in shapes:
+        return shapes[f"{block}attn.logit_scale"][0]
+    return shapes[f"{block}attn.relative_position_bias_table"][1]
+
+
+def _extra_norm_period(shapes: Mapping[str, Shape], depths: Sequence[int]) -> int:
+    """After how many blocks the first extra norm stands, in any stage; 0 without one."""
+    places = (
+        block + 1
+        for stage, depth in enumerate(depths)
+        for block in range(depth)
+        if f"layers.{stage}.blocks.{block}.norm3.weight" in shapes
+    )
+    return min(places, default=0)
 
 
 def _mlp_ratio(sizes: Sequence[Shape]) -> float:
@@ -146,6 +194,52 @@ def _mlp_ratio(sizes: Sequence[Shape]) -> float:
         if all(int(dim * ratio) == hidden for hidden, dim in sizes):
             return float(ratio)
     raise UserError(f"mlp.fc1.weight has shapes {list(sizes)} in the stages: no one mlp_ratio gives all of them")
+
+
+def _sizes(
+    shapes: Mapping[str, Shape],
+    first: Sequence[str],
+    patch: int,
+    said: tuple[Size | None, Size | None],
+    windows: Sequence[Pair] | None,
+) -> tuple[Size, Size]:
+    """Image and window: what is said, else the smallest image whose stages have the windows that are told.
+
+    Args:
+        first: what the names of the first block of each stage begin with.
+        windows: of each stage, of a V2.
+    """
+    image_size, window_size = said
+    tables = [shapes.get(f"{block}attn.relative_position_bias_table") for block in first]
+    rows = [table[0] for table in tables if table is not None]
+    if rows:
+        sides = [_square_window(count) for count in rows]
+    else:
+        sides = [height if height == width else None for height, width in windows or ()] or [None]
+        if windows and window_size is None:
+            height, width = (max(side) for side in zip(*windows, strict=True))
+            window_size = height if height == width else (height, width)
+    window_size = window_size or (None if None in sides else max(side for side in sides if side))
+    image_size = image_size or _smallest_image(sides, patch)
+    if window_size is None or image_size is None:
+        field = "image_size" if window_size else "window_size"
+        if rows:
+            raise UserError(f"{field} is not told by the bias tables, which have {rows} rows: say it")
+        raise UserError(
+            f"{field} is not told by the weights of a Swin V2, which fit any: put its config.json beside it, or say it "
+            "with swin-mim convert FILE FOLDER --to swin_mim --source-image-size N --source-window-size N"
+        )
+    return image_size, window_size
+
+
+def _check_windows(config: SwinConfig, windows: Sequence[Pair] | None) -> None:
+    """Raise a UserError where the buffers of a V2 are of other windows than its sizes give."""
+    for stage, window in enumerate(windows or ()):
+        if config.stage_window(stage) != window:
+            raise UserError(
+                f"relative_coords_table of stage {stage} is for windows of {window[0]}x{window[1]}, and image_size "
+                f"{config.image_size} with window_size {config.window_size} has {config.stage_window(stage)} there"
+            )
 
 
 def _square_window(rows: int) -> int | None:

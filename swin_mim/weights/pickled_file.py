@@ -41,6 +41,9 @@ LARGEST_SIZE = 1 << 16
 """Size of an image or a window, in a config."""
 STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Keys under which a training checkpoint keeps its weights."""
+_SECTIONS = {"swin": "SWIN", "swinv2": "SWINV2"}
+"""TYPE of a model in microsoft's settings -> where its own settings are."""
+_STAGES = 16
 DEPTH = 4
 """Dicts within dicts in which weights are looked for."""
 
@@ -108,9 +111,11 @@ def load_pickled(path: Path, prefix: str = "") -> PickledFile:
 
 
 def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """image_size, window_size and target from the config in a checkpoint of microsoft's, where it has them."""
+    """image_size, window_size, pretrained_window_sizes and target from the config in a checkpoint of microsoft's, where
+    it has them."""
     found: dict[str, Any] = {}
-    for key, at in {"image_size": ("DATA", "IMG_SIZE"), "window_size": ("MODEL", "SWIN", "WINDOW_SIZE")}.items():
+    section = _SECTIONS.get(str(_inside(settings, ("MODEL", "TYPE"))), "SWIN")  # it has the others' defaults too
+    for key, at in {"image_size": ("DATA", "IMG_SIZE"), "window_size": ("MODEL", section, "WINDOW_SIZE")}.items():
         value = _inside(settings, at)
         if value is None:
             continue
@@ -119,9 +124,19 @@ def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any
                 f"{path}: its config has {'.'.join(at)} {shown(value)}, expected a number up to {LARGEST_SIZE}"
             )
         found[key] = value
+    sizes = _inside(settings, ("MODEL", section, "PRETRAINED_WINDOW_SIZES"))
+    if sizes is not None:
+        found["pretrained_window_sizes"] = _window_sizes(sizes, f"MODEL.{section}.PRETRAINED_WINDOW_SIZES", path)
     if _inside(settings, ("MODEL", "SIMMIM", "NORM_TARGET", "ENABLE")) is True:
         found["target"] = "normalized"
     return found
+
+
+def _window_sizes(sizes: Any, at: str, path: Path) -> tuple[int, ...]:
+    whole = isinstance(sizes, list | tuple) and len(sizes) <= _STAGES
+    if not whole or not all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in sizes):
+        raise UserError(f"{path}: its config has {at} {shown(sizes)}, expected a list of numbers up to {LARGEST_SIZE}")
+    return tuple(sizes)
 
 
 def _inside(settings: Any, place: Sequence[str]) -> Any:

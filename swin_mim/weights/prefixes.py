@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
-from swin_mim.weights.formats import LAYOUTS, Layout, explained_names, first_names
+from swin_mim.weights.formats import explained_names, first_names
+from swin_mim.weights.layouts import LAYOUTS, Layout
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing put anywhere."""

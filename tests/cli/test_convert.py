@@ -13,6 +13,7 @@ import shutil
 import sys
 import types
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,19 @@ import torch
 import torchvision
 import transformers
 from safetensors.torch import load_file, save_file
+from torchvision.models import swin_transformer as torchvision_swin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.hub import pretrained
-from swin_mim.weights.config_json import Preprocessing, timm_arguments, transformers_documents
+from swin_mim.weights.config_json import Preprocessing, timm_arguments, timm_name, transformers_documents
+from swin_mim.weights.coordinates import coordinates_table
 from swin_mim.weights.pickled_file import load_pickled
 
 CONFIG = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
 """Grids 16, 8, 4, 2: every stage has the same window, so that every library can hold it."""
 WINDOW_4 = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
 """The last stage has a smaller window: not for torchvision and transformers."""
+CONFIG_V2, WINDOW_4_V2 = (replace(config, version=2, pretrained_window_sizes=()) for config in (CONFIG, WINDOW_4))
 CLASSES = 5
 LABELS = ("cat", "dog", "bird", "fish", "frog")
 TARGETS = ("swin_mim", "timm", "transformers", "torchvision", "microsoft")
@@ -42,7 +46,8 @@ def stretched(model):
     """Weights of a trained model's size: at initialisation bias tables and norms hardly matter."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or "bias_table" in name or "mask_token" in name:
+            small = ("bias_table", "mask_token", "logit_scale", "cpb_mlp", "position_bias_mlp")
+            if parameter.ndim == 1 or any(part in name for part in small):
                 parameter += 0.3 * torch.randn(parameter.shape)
     return model.eval()
 
@@ -116,29 +121,34 @@ def _outputs(model, images, mask):
         return {"features": model.encoder(images), "pixels": model(images, mask).pixels}
     if isinstance(model, SwinClassifier):
         return {"features": model.encoder(images), "logits": model(images)}
-    if isinstance(model, timm.models.SwinTransformer):
+    if isinstance(model, timm.models.SwinTransformer | timm.models.SwinTransformerV2):
         logits = {"logits": model(images)} if model.num_classes else {}
         return {"features": model.forward_features(images)} | logits
     if isinstance(model, torchvision.models.SwinTransformer):
         logits = {"logits": model(images)} if isinstance(model.head, torch.nn.Linear) else {}
         return {"features": model.norm(model.features(images))} | logits
     side = int(model.config.image_size / model.config.encoder_stride)
-    encoder = getattr(model, "swin", model)
-    found = {"features": encoder(images).last_hidden_state.unflatten(1, (side, side))}
-    if isinstance(model, transformers.SwinForMaskedImageModeling):
+    found = {"features": model.base_model(images).last_hidden_state.unflatten(1, (side, side))}
+    if isinstance(model, transformers.SwinForMaskedImageModeling | transformers.Swinv2ForMaskedImageModeling):
         found["pixels"] = model(images, bool_masked_pos=mask.flatten(1)).reconstruction
-    if isinstance(model, transformers.SwinForImageClassification):
+    if isinstance(model, transformers.SwinForImageClassification | transformers.Swinv2ForImageClassification):
         found["logits"] = model(images).logits
     return found
 
 
 # Models of each library, and files as it writes them.
 
+TORCHVISION_V2 = {
+    "block": torchvision_swin.SwinTransformerBlockV2,
+    "downsample_layer": torchvision_swin.PatchMergingV2,
+}
+
 
 def torchvision_model(config, classes):
     sizes = [list(config.depths), list(config.num_heads), [config.window_size] * 2]
+    parts = {} if config.version == 1 else TORCHVISION_V2
     model = torchvision.models.SwinTransformer(
-        [config.patch_size] * 2, config.embed_dim, *sizes, num_classes=classes or 1
+        [config.patch_size] * 2, config.embed_dim, *sizes, num_classes=classes or 1, **parts
     )
     if not classes:
         model.head = torch.nn.Identity()
@@ -148,12 +158,13 @@ def torchvision_model(config, classes):
 def transformers_model(config, kind):
     model = {"SimMIM": SimMIM(config), "SwinClassifier": SwinClassifier(config, CLASSES)}[kind]
     document = transformers_documents(model.description())["config.json"]
-    return getattr(transformers, document["architectures"][0])(transformers.SwinConfig.from_dict(document))
+    theirs = getattr(transformers, document["architectures"][0])
+    return theirs(theirs.config_class.from_dict(document))
 
 
 def timm_folder(config, folder):
     arguments = timm_arguments(config)
-    model = timm.create_model("swin_tiny_patch4_window7_224", **arguments, num_classes=CLASSES)
+    model = timm.create_model(timm_name(config), **arguments, num_classes=CLASSES)
     stretched(model)
     timm.models.save_for_hf(model, folder, model_config={"model_args": arguments}, safe_serialization=True)
     return model
@@ -187,15 +198,18 @@ def microsoft_pretraining(model, path, **simmim):
         "DATA": {"IMG_SIZE": config.image_size},
         "MODEL": {"TYPE": "swin", "SWIN": {"WINDOW_SIZE": config.window_size}, "SIMMIM": simmim},
     }
+    if config.version == 2:
+        sizes = {"WINDOW_SIZE": config.window_size, "PRETRAINED_WINDOW_SIZES": list(config.pretrained_window_sizes)}
+        settings["MODEL"] |= {"TYPE": "swinv2", "SWIN": {"WINDOW_SIZE": 7}, "SWINV2": sizes}
     state = pretrained.to_theirs("microsoft", model.description(), our_tensors(model))
     save_with_yacs({"model": state, "config": settings, "epoch": 99, "optimizer": {}, "max_accuracy": 0.0}, path)
 
 
 def mmpretrain_file(model, path):
     """Their names, and their order of the four cells that are merged: channel, row, column."""
-    state = OrderedDict()
+    state, config = OrderedDict(), model.encoder.config
     for name, value in our_tensors(model).items():
-        if ".downsample." in name:
+        if ".downsample." in name and (config.version == 1 or ".reduction." in name):
             value = value.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)  # column, row, channel
         for ours, theirs in {
             "patch_embed.proj": "patch_embed.projection",
@@ -204,11 +218,14 @@ def mmpretrain_file(model, path):
             "mlp.fc2": "ffn.layers.1",
         }.items():
             name = name.replace(ours, theirs)
-        for stage in range(1, 4):
+        for stage in range(1, 4) if config.version == 1 else ():
             name = name.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample")
         name = name.replace("layers.", "stages.", name.startswith("layers."))
         name = "norm3" + name.removeprefix("norm") if name.startswith("norm.") else name
         state["neck." + name if name.startswith("decoder") else "backbone." + name] = value
+    for name in [name for name in state if name.endswith("logit_scale")]:
+        table = coordinates_table(config.stage_window(int(name.split(".")[2])), (0, 0))
+        state[name.replace("logit_scale", "relative_coords_table")] = table
     torch.save({"state_dict": state, "meta": {"epoch": 100}}, path)
 
 
@@ -224,16 +241,21 @@ def checkpoint_folder(model, folder):
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """Name -> (path, outputs of the model that is in it)."""
-    folder = tmp_path_factory.mktemp("sources")
+    made = sources_of(CONFIG, tmp_path_factory.mktemp("sources"))
+    of_v2 = sources_of(CONFIG_V2, tmp_path_factory.mktemp("sources_v2"))
+    return made | {f"{name} V2": source for name, source in of_v2.items()}
+
+
+def sources_of(config, folder):
     torch.manual_seed(0)
-    simmim, classifier = stretched(SimMIM(CONFIG)), stretched(SwinClassifier(CONFIG, CLASSES))
+    simmim, classifier = stretched(SimMIM(config)), stretched(SwinClassifier(config, CLASSES))
     classifier.labels = LABELS
     made = {name: folder / name for name in ("swin_mim", "swin_mim_classes", "checkpoint", "timm")}
     simmim.save_pretrained(made["swin_mim"])
     classifier.save_pretrained(made["swin_mim_classes"])
     checkpoint_folder(simmim, made["checkpoint"])
     models = {"swin_mim": simmim, "swin_mim_classes": classifier, "checkpoint": simmim}
-    models["timm"] = timm_folder(CONFIG, made["timm"])
+    models["timm"] = timm_folder(config, made["timm"])
 
     made["microsoft_simmim"], models["microsoft_simmim"] = folder / "simmim.pth", simmim
     microsoft_pretraining(simmim, made["microsoft_simmim"])
@@ -241,14 +263,14 @@ def sources(tmp_path_factory):
     state = pretrained.to_theirs("microsoft", classifier.description(), our_tensors(classifier))
     torch.save({"model": state}, made["microsoft_swin"])
 
-    made["torchvision"], models["torchvision"] = folder / "tv.pth", stretched(torchvision_model(CONFIG, CLASSES))
+    made["torchvision"], models["torchvision"] = folder / "tv.pth", stretched(torchvision_model(config, CLASSES))
     torch.save(models["torchvision"].state_dict(), made["torchvision"])
     for name, kind in {"transformers_mim": "SimMIM", "transformers_classes": "SwinClassifier"}.items():
-        made[name], models[name] = folder / name, stretched(transformers_model(CONFIG, kind))
+        made[name], models[name] = folder / name, stretched(transformers_model(config, kind))
         models[name].save_pretrained(made[name])
     made["mmpretrain"], models["mmpretrain"] = folder / "mmpretrain.pth", simmim
     mmpretrain_file(simmim, made["mmpretrain"])
-    return {name: (made[name], outputs(model, CONFIG)) for name, model in models.items()}
+    return {name: (made[name], outputs(model, config)) for name, model in models.items()}
 
 
 SOURCES = {
@@ -263,6 +285,11 @@ SOURCES = {
     "transformers_classes": "SwinClassifier",
     "mmpretrain": "SimMIM",
 }
+SOURCES |= {f"{name} V2": kind for name, kind in SOURCES.items()}
+
+
+def config_of(source):
+    return CONFIG_V2 if source.endswith(" V2") else CONFIG
 
 
 def opened(to, path, kind, config=CONFIG):
@@ -309,7 +336,8 @@ def test_every_source_becomes_every_target(run, sources, tmp_path, source, to):
     kind = SOURCES[source]
     if kind == "SimMIM" and to in WITHOUT_DECODER:
         kind = "Swin"
-    found = outputs(opened(to, dest, kind), CONFIG)
+    config = config_of(source)
+    found = outputs(opened(to, dest, kind, config), config)
     names = {"SimMIM": {"features", "pixels"}, "Swin": {"features"}, "SwinClassifier": {"features", "logits"}}
     assert found.keys() == names[kind]
     TABLE[source, to] = max((found[name] - expected[name]).abs().max().item() for name in found)
@@ -328,10 +356,17 @@ def test_every_source_becomes_every_target(run, sources, tmp_path, source, to):
     for row in report["rows"]:
         if not {"permuted"} & set(row["notes"]):
             one, other = (
-                torch.cat([state[name] for name in names])
+                values(state, row["ours"], names)
                 for state, names in ((original, row["source"]), (written, row["target"]))
             )
             assert torch.equal(one, other)
+
+
+def values(state, ours, names):
+    """Of one of our tensors in a file; torchvision has a V2's biases of queries and values in one, keys between."""
+    value = torch.cat([state[name] for name in names])
+    third = {".q_bias": 0, ".v_bias": 2}.get(ours[-7:])
+    return value if third is None or not names[0].endswith("qkv.bias") else value.chunk(3)[third]
 
 
 def load(path):
@@ -350,6 +385,7 @@ THERE_AND_BACK = {
     "transformers_mim": "transformers",
     "transformers_classes": "transformers",
 }
+THERE_AND_BACK |= {f"{source} V2": to for source, to in THERE_AND_BACK.items()}
 
 
 @pytest.mark.parametrize("source", THERE_AND_BACK)
@@ -361,25 +397,28 @@ def test_there_and_back_is_the_same_file_bit_for_bit(run, sources, tmp_path, sou
         run(tmp_path / f"ours{extension}", back, "--to", to, "--no-compare")
         original, returned = load(path), load(back)
         if to == "transformers":  # version 5 does not write what it does not read
-            assert {name.rpartition(".")[2] for name in returned.keys() - original.keys()} == {
-                "relative_position_index"
-            }
+            added = {name.rpartition(".")[2] for name in returned.keys() - original.keys()}
+            assert added == (set() if source.endswith(" V2") else {"relative_position_index"})
         else:
             assert returned.keys() == original.keys()
         for name, tensor in original.items():
             assert returned[name].dtype == tensor.dtype
+            if source == "torchvision V2" and name.endswith("qkv.bias"):
+                tensor = tensor.clone()
+                tensor.chunk(3)[1].zero_()  # the bias of the keys, of which it takes no notice
             assert torch.equal(returned[name], tensor), name
 
 
 @pytest.mark.parametrize("to", ["swin_mim", "timm", "microsoft"])
 @pytest.mark.parametrize("write", [microsoft_pretraining, mmpretrain_file])
-def test_stages_may_have_windows_of_their_own(run, tmp_path, write, to):
-    model = stretched(SimMIM(WINDOW_4))
+@pytest.mark.parametrize("config", [WINDOW_4, WINDOW_4_V2], ids=["v1", "v2"])
+def test_stages_may_have_windows_of_their_own(run, tmp_path, write, to, config):
+    model = stretched(SimMIM(config))
     write(model, tmp_path / "model.pth")
     dest = tmp_path / ("dest.pth" if to == "microsoft" else "dest")
     run(tmp_path / "model.pth", dest, "--to", to)
-    found = outputs(opened(to, dest, "Swin" if to == "timm" else "SimMIM", WINDOW_4), WINDOW_4)
-    expected = outputs(model, WINDOW_4)
+    found = outputs(opened(to, dest, "Swin" if to == "timm" else "SimMIM", config), config)
+    expected = outputs(model, config)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=ROUNDING, rtol=0)
 
@@ -396,6 +435,43 @@ def test_a_library_with_one_window_refuses_the_others_and_takes_them_resized(run
     assert report["target"]["windows"] == [[2, 2]] * 4
     assert "stage 0: bias tables resized from 4x4 to 2x2 windows (bicubic)" in text
     assert outputs(opened(to, dest, "Swin" if to == "torchvision" else "SimMIM"), CONFIG)
+
+
+def test_a_bias_of_keys_is_left_and_the_report_says_so(run, sources, tmp_path):
+    """torchvision's V2 has a place for it, and puts zeros there as it runs."""
+    text, _ = run(sources["torchvision V2"][0], tmp_path / "dest", "--to", "timm", "--no-compare")
+    assert "left, as a Swin V2 has no bias on keys: the middle third of 6 keys (features.1.0.attn.qkv.bias, " in text
+    assert "6 cut out" in text
+
+
+def test_a_v2_that_no_buffer_and_no_config_describes_has_to_be_described(run, refused, sources, tmp_path):
+    """Its weights fit any window."""
+    path, expected = sources["timm V2"]
+    save_file(load(path), tmp_path / "bare.safetensors")
+    convert = (tmp_path / "bare.safetensors", tmp_path / "dest", "--to", "swin_mim")
+    assert "window_size is not told by the weights of a Swin V2, which fit any: put its" in refused(*convert)
+    assert "image_size is not told" in refused(*convert, "--source-window-size", "2")
+    run(*convert, "--source-window-size", "2", "--source-image-size", "64")
+    loaded = SwinClassifier.from_pretrained(tmp_path / "dest")
+    assert loaded.encoder.config == CONFIG_V2
+    torch.testing.assert_close(outputs(loaded, CONFIG_V2)["logits"], expected["logits"], atol=ROUNDING, rtol=0)
+    said = refused(path, tmp_path / "other", "--to", "swin_mim", "--source-window-size", "4")
+    assert "is for windows of 2, as it says itself, not of 4" in said
+
+
+def test_another_window_keeps_the_weights_of_a_v2_and_what_measures_its_positions(run, refused, sources, tmp_path):
+    path, _ = sources["microsoft_simmim V2"]
+    convert = (path, tmp_path / "dest", "--to", "timm", "--image-size", "128", "--window-size", "4")
+    text, report = run(*convert)
+    assert "stage 0: windows of 2x2 become 4x4, positions measured by 2x2 as in pretraining" in text
+    assert not [row for row in report["rows"] if row["notes"]]
+    config = json.loads((tmp_path / "dest" / "config.json").read_text())["swin_mim"]["config"]
+    assert (config["window_size"], config["pretrained_window_sizes"]) == (4, [2, 2, 2, 2])
+    sizes = ("--image-size", "128", "--window-size", "4")
+    said = refused(path, tmp_path / "tv.pth", "--to", "torchvision", *sizes)
+    assert "torchvision measures positions by a stage's own window, in stage 0 4x4, not by the 2x2" in said
+    said = refused(path, tmp_path / "other", "--to", "swin_mim", "--bias-tables", "geometric")
+    assert "a Swin V2 has no bias tables: leave it out" in said
 
 
 # What a source says of itself.

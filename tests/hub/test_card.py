@@ -34,6 +34,9 @@ TINY = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8),
 TWO_STAGES = SwinConfig(64, embed_dim=16, depths=(1, 2), num_heads=(2, 4), window_size=8)
 NATIVE = SwinConfig(64, embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=4)
 """Its windows fit every stage, as transformers' own classes want it."""
+V2 = SwinConfig(
+    64, embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=4, version=2, pretrained_window_sizes=(8, 8, 4)
+)
 OBLONG = SwinConfig((64, 96), embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=(4, 4))
 ODD = SwinConfig((60, 96), embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4), window_size=(4, 4))
 FIVE = SwinConfig(64, in_channels=5, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
@@ -297,6 +300,8 @@ CASES = {
     ),
     "cut out, not square": facts(CUT_OBLONG, preprocessing=preprocessing(CUT_OBLONG, "bilinear", 0.875)),
     "bicubic": facts(preprocessing=preprocessing(TINY, "bicubic", 1.0)),
+    "SimMIM of V2 with a native copy": facts(V2, native=True),
+    "classifier of V2": classifier(config=V2, labels=LABELS),
 }
 
 
@@ -401,6 +406,18 @@ def test_what_the_limits_say_of_other_sizes_is_so(tmp_path: Path) -> None:
     assert "timm resizes only the bias tables of square windows" in card(facts(flat))
     with pytest.raises(ValueError, match="non-square"):
         timm.create_model(f"local-dir:{tmp_path}/flat", pretrained=True, img_size=(64, 64))
+
+
+def test_the_card_of_a_v2_says_what_is_its_own() -> None:
+    text = card(facts(V2, native=True))
+    assert "# A Swin Transformer V2 pretrained with [SimMIM]" in text.replace("\nA Swin", "# A Swin")
+    assert "4 x 4 tokens; positions are measured by windows of 8 x 8, 8 x 8, 4 x 4, stage by stage |" in text
+    assert "Swinv2ForMaskedImageModeling" in text
+    assert "liu2022swinv2" in text
+    assert hub_data(text).tags[:3] == ["timm", "transformers", "swinv2"]
+    assert "cannot load it: timm has no extra norms" in card(facts(dataclasses.replace(V2, extra_norm_period=2)))
+    plain = card(facts())
+    assert not [words for words in ("V2", "measured", "swinv2", "2111.09883") if words in plain]
 
 
 # The text.

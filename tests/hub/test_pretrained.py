@@ -24,7 +24,11 @@ OTHERS = [
     SwinConfig(
         48, patch_size=2, in_channels=5, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=6, mlp_ratio=2
     ),
-]
+    SwinConfig(
+        (32, 48), embed_dim=8, depths=(2, 1), num_heads=(1, 2), window_size=(4, 6), version=2,
+        pretrained_window_sizes=(8, (6, 0)), extra_norm_period=2,
+    ),
+]  # fmt: skip
 PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), ("red", "green", "blue"))
 LABELS = ("cat", "dog", "ünïcode | <b>", "", "cat")
 
@@ -500,6 +504,7 @@ WRONG = [
     (lambda s: s.update(mask_token=torch.ones(1, 1, 16)), "mask_token is in both"),
     (lambda s: s.update({"../../evil": torch.ones(1)}), "evil"),
     (lambda s: s.update(absolute_pos_embed=torch.ones(1, 256, 16)), "absolute_pos_embed"),
+    (lambda s: s.update({"layers.0.blocks.0.attn.logit_scale": torch.ones(1, 1, 1)}), "logit_scale"),
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+import torchvision
 import transformers
 from safetensors.torch import save_file
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
@@ -39,8 +40,9 @@ def stretched(model):
     """Weights of a trained model's size: at initialisation bias tables and norms hardly matter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1 or parameter.shape[-1] < 64:  # norms, biases and bias tables
+        for name, parameter in model.named_parameters():
+            # norms, biases and bias tables; of V2 logit scales and the networks of the position bias
+            if parameter.ndim == 1 or parameter.shape[-1] < 64 or "cpb_mlp" in name:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
@@ -102,6 +104,15 @@ def test_classifier_equals_torchvision(name, size, window):
     assert_same(ours, theirs, images, lambda key: names[key.removeprefix("encoder.")][0])
 
 
+def test_classifier_equals_torchvisions_v2():
+    config, images = config_and_images("swinv2_tiny", 256, 8)
+    ours = stretched(SwinClassifier(config, num_classes=1000))
+    theirs = torchvision.models.swin_v2_t().eval()
+    theirs.load_state_dict(under_their_names(ours, "torchvision"))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=0)
+
+
 def test_pyramid_equals_timm():
     config, images = config_and_images("swin_tiny", 96, 6)
     ours = Swin(config).eval()
@@ -114,16 +125,26 @@ def test_pyramid_equals_timm():
         torch.testing.assert_close(ours_map, theirs_map.permute(0, 3, 1, 2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("size", "window"), [(192, 6), (224, 7)])
-def test_simmim_loss_equals_transformers(size, window, tmp_path):
-    config, images = config_and_images("swin_tiny", size, window, batch=2)
+SIMMIM = [
+    ("swin_tiny", 192, 6),
+    ("swin_tiny", 224, 7),
+    ("swinv2_tiny", 128, 8),
+    pytest.param("swinv2_tiny", 192, 12, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "window"), SIMMIM)
+def test_simmim_loss_equals_transformers(name, size, window, tmp_path):
+    config, images = config_and_images(name, size, window, batch=2)
     ours = stretched(SimMIM(config))
-    settings = transformers.SwinConfig(
-        image_size=size, window_size=window, encoder_stride=32, architectures=["SwinForMaskedImageModeling"]
+    prefix = "Swinv2" if config.version == 2 else "Swin"
+    settings = getattr(transformers, f"{prefix}Config")(
+        image_size=size, window_size=window, encoder_stride=32, architectures=[f"{prefix}ForMaskedImageModeling"]
     )
     (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
     save_file(under_their_names(ours, "transformers"), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    theirs, report = transformers.SwinForMaskedImageModeling.from_pretrained(tmp_path, output_loading_info=True)
+    their_class = getattr(transformers, f"{prefix}ForMaskedImageModeling")
+    theirs, report = their_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     mask = block_mask(2, (size // 4, size // 4), 8, 0.6, seed=0)

@@ -1,5 +1,7 @@
 """Bias tables against timm and scipy, channels against what a grey image must give."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -249,6 +251,39 @@ def test_the_official_simmim_weights_fit_the_fine_tuning_sizes(name, before, aft
     stages = [i for i in range(4) if old.stage_window(i) != new.stage_window(i)]
     assert changed == {key for key in tables if int(key.split(".")[1]) in stages}
     assert len(lines) == len(stages)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "kept"), [(224, 14, (12, 12, 12, 6)), (256, 16, (12, 12, 12, 6)), (384, 12, (12, 12, 12, 6))]
+)
+def test_a_v2_keeps_its_weights_and_what_measures_its_positions(size, window, kept):
+    """As microsoft's configs for fine-tuning say it."""
+    old = SwinConfig.named("swinv2_base", image_size=192, window_size=12)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(old, "SimMIM", 0)}
+    description, adapted, lines = adapt(
+        Description("SimMIM", old), tensors, {"image_size": size, "window_size": window}
+    )
+    assert description.config == replace(old, image_size=size, window_size=window, pretrained_window_sizes=kept)
+    assert all(adapted[name] is tensors[name] for name in tensors)
+    last = min(window, size // 32)
+    assert lines[-1] == (
+        f"stage 3: windows of 6x6 become {last}x{last}, positions measured by 6x6 as in pretraining "
+        "(pretrained_window_sizes)"
+    )
+    assert len(lines) == (4 if window > 12 else 1)
+    again, _, _ = adapt(description, adapted, {"image_size": 512, "window_size": (16, 8)})
+    assert again.config.pretrained_window_sizes == kept  # of the pretraining, not of what came between
+
+
+def test_a_v2_whose_windows_stay_stays_as_it_is():
+    config = SwinConfig(64, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, version=2)
+    tensors = Swin(config).state_dict()
+    description, _, lines = adapt(Description("Swin", config), tensors, {"image_size": 96, "drop_rate": 0.1})
+    assert (description.config, lines) == (replace(config, image_size=96, drop_rate=0.1), [])
+    wide, _, _ = adapt(Description("Swin", config), tensors, {"window_size": (4, 6)})
+    assert wide.config.pretrained_window_sizes == (4, 4)
+    with pytest.raises(UserError, match="bias_tables is 'geometric', and a Swin V2 has no bias tables: leave it out"):
+        adapt(Description("Swin", config), tensors, {}, bias_tables="geometric")
 
 
 def test_other_channels_are_resized_as_before(tmp_path):

@@ -112,6 +112,103 @@ def test_a_config_of_the_first_version_is_read_and_written_as_it_was() -> None:
     assert Preprocessing() == Preprocessing(interpolation="bilinear", crop_pct=1.0)
 
 
+OF_V2 = SwinConfig(
+    (64, 96), embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=(4, 8), version=2,
+    pretrained_window_sizes=(0, (6, 8)), extra_norm_period=1,
+)  # fmt: skip
+
+
+def test_a_v2_is_written_for_timm_and_comes_back() -> None:
+    written = json.loads(json.dumps(document(Description("Swin", OF_V2))))
+    assert describe(written, "config.json") == Description("Swin", OF_V2)
+    assert written["architecture"] == "swinv2_tiny_window8_256"
+    assert written["model_args"]["pretrained_window_sizes"] == [0, [6, 8]]
+    arguments = {**written["model_args"], "num_classes": 0}
+    theirs = timm.create_model(written["architecture"], **arguments)  # extra norms are not timm's
+    assert [stage.blocks[0].attn.pretrained_window_size for stage in theirs.layers] == [(0, 0), (6, 8)]
+    for name in ("swinv2_small", "swinv2_base", "swinv2_large"):
+        config = SwinConfig.named(name)
+        entry = document(Description("Swin", config))["architecture"]
+        assert entry.startswith(name)
+        assert timm.models.is_model(entry)
+
+
+SPOILED_V2: list[tuple[dict[str, Any], str]] = [
+    ({"version": True}, "version is True: expected 1 or 2"),
+    ({"version": "2"}, "version is '2': expected 1 or 2"),
+    ({"version": 2.0}, r"version is 2\.0: expected 1 or 2"),
+    ({"version": [2]}, r"version is \[2\]: expected 1 or 2"),
+    ({"version": 3}, "version 3 is no Swin Transformer: there are 1 and 2"),
+    ({"version": 1}, "extra_norm_period is unknown"),
+    ({"pretrained_window_sizes": 12}, "pretrained_window_sizes is 12: expected a list of 1 to 16 whole numbers"),
+    ({"pretrained_window_sizes": []}, r"pretrained_window_sizes is \[\]: expected a list"),
+    ({"pretrained_window_sizes": [4, -4]}, "expected a list of 1 to 16 whole numbers or lists of two"),
+    ({"pretrained_window_sizes": [4, True]}, "expected a list of 1 to 16 whole numbers or lists of two"),
+    ({"pretrained_window_sizes": [4, [4, 4, 4]]}, "expected a list of 1 to 16 whole numbers or lists of two"),
+    ({"pretrained_window_sizes": [4, []]}, "expected a list of 1 to 16 whole numbers or lists of two"),
+    ({"pretrained_window_sizes": [4, "8"]}, "expected a list of 1 to 16 whole numbers or lists of two"),
+    ({"pretrained_window_sizes": [0] * 17}, "expected a list of 1 to 16"),
+    ({"pretrained_window_sizes": [4, 10**30]}, "no network has more than 1024"),
+    ({"pretrained_window_sizes": [4, 4, 4]}, r"\(4, 4, 4\) must name the 2 stages of depths"),
+    ({"pretrained_window_sizes": [4, 4]}, r"model_args.pretrained_window_sizes is \[0, \[6, 8\]\] and swin_mim.config"),
+    ({"extra_norm_period": -1}, "extra_norm_period is -1: expected a whole number of at least 0"),
+    ({"extra_norm_period": 1.5}, r"extra_norm_period is 1\.5: expected a whole number"),
+    ({"extra_norm_period": 10**30}, "no network has more than 1024"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), SPOILED_V2)
+def test_a_spoiled_config_of_a_v2_is_one_line(changes: dict[str, Any], message: str) -> None:
+    written = json.loads(json.dumps(document(Description("Swin", OF_V2))))
+    written["swin_mim"]["config"] |= changes
+    with pytest.raises(UserError, match=message) as caught:
+        describe(written, "config.json")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("config.json: ")
+
+
+def test_a_config_of_a_v2_lacks_nothing() -> None:
+    for key in ("pretrained_window_sizes", "extra_norm_period"):
+        written = json.loads(json.dumps(document(Description("Swin", OF_V2))))
+        del written["swin_mim"]["config"][key]
+        with pytest.raises(UserError, match=f"swin_mim.config.{key} is missing"):
+            describe(written, "config.json")
+
+
+NAMES_OF_V2 = [name for name in timm.list_models("swinv2_*") if not name.startswith("swinv2_cr")]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_V2)
+def test_timms_names_of_v2_say_what_its_own_repositories_say_nowhere_else(name: str) -> None:
+    cfg = timm.models.get_pretrained_cfg(name)
+    found = hints({"architecture": name, "pretrained_cfg": {"input_size": list(cfg.input_size)}}, "config.json")
+    with torch.device("meta"):
+        model = timm.create_model(name, depths=(1, 1, 1, 1))
+    assert found["image_size"] == cfg.input_size[-1] == model.patch_embed.img_size[0]
+    assert (found["window_size"],) * 2 == model.layers[0].blocks[0].window_size
+    measures = [stage.blocks[0].attn.pretrained_window_size for stage in model.layers]
+    assert [as_pair(size) for size in found.get("pretrained_window_sizes", (0,) * 4)] == measures
+
+
+def test_arguments_say_more_than_the_name() -> None:
+    said = {"img_size": 64, "window_size": 4, "pretrained_window_sizes": [8, 8, 8, 4]}
+    found = hints({"architecture": "swinv2_base_window12to16_192to256", "model_args": said}, "config.json")
+    assert found == {"image_size": 64, "window_size": 4, "pretrained_window_sizes": (8, 8, 8, 4)}
+    for name in ("swinv2_cr_tiny_224", "swinv2_tiny_windows_256", "swinv2_tiny_window8_256" + "0" * 100, 8, None):
+        assert hints({"architecture": name}, "config.json") == {}
+
+
+def test_transformers_says_the_windows_of_a_v2() -> None:
+    config = SwinConfig(64, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4, version=2)
+    native = transformers_documents(Description("SimMIM", config))["config.json"]
+    assert (native["model_type"], native["architectures"]) == ("swinv2", ["Swinv2ForMaskedImageModeling"])
+    native["pretrained_window_sizes"] = [8, 4]
+    found = hints(native, "config.json")
+    assert found == {"image_size": 64, "window_size": 4, "pretrained_window_sizes": (8, 4)}
+    with pytest.raises(UserError, match="pretrained_window_sizes is '8': expected a list"):
+        hints(native | {"pretrained_window_sizes": "8"}, "config.json")
+
+
 @pytest.mark.parametrize(
     ("interpolation", "share"),
     [

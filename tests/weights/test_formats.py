@@ -1,6 +1,7 @@
 """Files of the other libraries, written by themselves, against our models; and ours in theirs."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,8 +13,10 @@ from libraries import (
     CLASSES,
     MODELS,
     PINNED,
+    PINNED_V2,
     TASKS,
     UNIFORM,
+    UNIFORM_V2,
     a_mask,
     as_read,
     assert_describes,
@@ -37,13 +40,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swin_mim import SimMIM, SwinConfig
+from swin_mim.architecture import as_pair
 from swin_mim.errors import UserError
 from swin_mim.kernels.window_geometry import relative_position_index, shift_mask
+from swin_mim.models.blocks_v2 import log_coordinates
 from swin_mim.weights import formats
+from swin_mim.weights.coordinates import windows_of
 from swin_mim.weights.network import network_of
 
+ALL = pytest.mark.parametrize("config", [UNIFORM, PINNED, UNIFORM_V2, PINNED_V2])
+BOTH = pytest.mark.parametrize("config", [UNIFORM, UNIFORM_V2])
 
-@pytest.mark.parametrize("config", [UNIFORM, PINNED])
+
+@ALL
 @pytest.mark.parametrize("kind", ["Swin", "SwinClassifier"])
 def test_timm(kind, config):
     classes = CLASSES if kind == "SwinClassifier" else 0
@@ -56,34 +65,58 @@ def test_timm(kind, config):
     assert_same_tensors(written(model, "timm", kind), theirs.state_dict())
 
 
-def test_torchvision():
-    theirs = stretched(torchvision_model(UNIFORM))
+@BOTH
+def test_torchvision(config):
+    theirs = stretched(torchvision_model(config))
+    biases = [name for name in theirs.state_dict() if config.version == 2 and name.endswith("qkv.bias")]
     ours, keys = as_read(theirs.state_dict(), "torchvision")
-    assert len(keys.left) == sum(UNIFORM.depths)
-    assert_describes(shapes_of(ours), UNIFORM, CLASSES)
-    model, x = load(UNIFORM, "SwinClassifier", ours), images(UNIFORM)
+    assert len(keys.left) == sum(config.depths) * config.version  # and relative_coords_table
+    assert_describes(shapes_of(ours), config, CLASSES)
+    model, x = load(config, "SwinClassifier", ours), images(config)
     torch.testing.assert_close(outputs(model, "", x), outputs(theirs, "", x), atol=1e-5, rtol=0)
+    assert list(formats.key_biases(theirs.state_dict(), keys)) == sorted(biases)
+    for name in biases:  # theirs puts zeros there as it runs
+        theirs.state_dict()[name].chunk(3)[1].zero_()
+    assert formats.key_biases(theirs.state_dict(), keys) == ()
     assert_same_tensors(written(model, "torchvision", "SwinClassifier"), theirs.state_dict())
 
 
+def test_biases_of_queries_keys_and_values_are_three_equal_parts():
+    file = shapes_of(written(build(UNIFORM_V2, "SwinClassifier"), "torchvision", "SwinClassifier"))
+    with pytest.raises(UserError, match=r"features.1.0.attn.qkv.bias is \(47,\): it must hold as many values for que"):
+        formats.our_shapes(file | {"features.1.0.attn.qkv.bias": (47,)}, formats.key_map(file))
+
+
+@pytest.mark.parametrize("config", [UNIFORM, UNIFORM_V2, PINNED_V2])
 @pytest.mark.parametrize("kind", TASKS)
-def test_transformers(kind, tmp_path):
-    theirs = stretched(transformers_model(UNIFORM, kind))
+def test_transformers(kind, config, tmp_path):
+    theirs = stretched(transformers_model(config, kind))
     theirs.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     ours, keys = as_read(state, "transformers")
     assert keys.left == ()
     classes = CLASSES if kind == "SwinClassifier" else 0
-    assert_describes(shapes_of(ours), UNIFORM, classes, kind == "SimMIM")
-    model, x, mask = load(UNIFORM, kind, ours), images(UNIFORM), a_mask(UNIFORM, kind)
+    assert_describes(shapes_of(ours), config, classes, kind == "SimMIM")
+    model, x, mask = load(config, kind, ours), images(config), a_mask(config, kind)
     expected = outputs(theirs, kind, x, mask)
     torch.testing.assert_close(outputs(model, kind, x, mask), expected, atol=1e-5, rtol=0)
 
     again = written(model, "transformers", kind)
     buffers = {name: again.pop(name) for name in list(again) if name.endswith("relative_position_index")}
     assert_same_tensors(again, state)
-    loaded = transformers_loaded(UNIFORM, kind, again | buffers, tmp_path)
-    assert torch.equal(outputs(loaded, kind, x, mask), expected)
+    assert bool(buffers) == (config.version == 1)
+    loaded = transformers_loaded(config, kind, again | buffers, tmp_path)
+    # bits hang on where a file's tensors lie in memory
+    torch.testing.assert_close(outputs(loaded, kind, x, mask), expected, atol=1e-6, rtol=0)
+
+
+def test_buffers_in_old_files_of_transformers_are_no_strangers():
+    state = transformers_model(UNIFORM_V2, "SimMIM").state_dict()
+    block = "swinv2.encoder.layers.1.blocks.0.attention.self."
+    buffers = {f"{block}relative_coords_table": torch.zeros(1, 7, 7, 2), f"{block}relative_position_index": 0}
+    keys = formats.key_map(state | buffers)
+    assert set(keys.left) == set(buffers)
+    assert keys.coordinates == ()  # not of all stages
 
 
 # microsoft: its code cannot be installed, so this is its structure, written out.
@@ -106,20 +139,29 @@ def microsoft_buffers(config, kind):
         for j in range(depth):
             block = f"{prefix}layers.{stage}.blocks.{j}."
             out[f"{block}attn.relative_position_index"] = relative_position_index(window, window)
+            if config.version == 2:
+                table = log_coordinates(window, as_pair(config.pretrained_window_sizes[stage]), torch.device("cpu"))
+                out[f"{block}attn.relative_coords_table"] = table.view(1, 2 * window[0] - 1, 2 * window[1] - 1, 2)
             if j % 2 and grid[0] > window[0]:
                 shift = (window[0] // 2, window[1] // 2)
                 out[f"{block}attn_mask"] = shift_mask(grid, window, shift, torch.zeros(()))
     return out
 
 
-@pytest.mark.parametrize("config", [UNIFORM, PINNED])
+@pytest.mark.parametrize(
+    "config", [UNIFORM, PINNED, UNIFORM_V2, replace(PINNED_V2, pretrained_window_sizes=(8, 8, 8, 4))]
+)
 @pytest.mark.parametrize("kind", MODELS)
 def test_microsoft(kind, config):
     model = stretched(build(config, kind))
     parameters = microsoft_names(flat(model), kind)
     buffers = microsoft_buffers(config, kind)
     assert reason(config, "microsoft", kind) == ""
-    assert_same_tensors(written(model, "microsoft", kind), parameters | buffers)
+    file = written(model, "microsoft", kind)
+    for name in [name for name in buffers if name.endswith("relative_coords_table")]:  # logarithms differ in a last bit
+        torch.testing.assert_close(file[name], buffers[name], atol=3e-7, rtol=0)
+        buffers[name] = file[name]
+    assert_same_tensors(file, parameters | buffers)
     ours, keys = as_read(parameters | buffers, "microsoft")
     assert set(keys.left) == set(buffers)
     assert_same_tensors(ours, flat(model))
@@ -148,27 +190,56 @@ def test_the_official_simmim_checkpoints_fit_to_the_last_key(name, window, size)
     assert (found.image_size, found.window_size) == (size, window)
 
 
+@pytest.mark.parametrize("network", ["cpb_mlp", "rpe_mlp"])  # the code before its publication had the second name
+@pytest.mark.parametrize("name", ["swinv2_small", "swinv2_base", "swinv2_large"])
+def test_the_simmim_v2_checkpoints_of_the_modelhub_fit_to_the_last_key(name, network):
+    """192 px with windows of 12, and fine-tuned at 224 px with 14; as its configs have it."""
+    for kind, size, window, pretrained in (("SimMIM", 192, 12, ()), ("SwinClassifier", 224, 14, (12, 12, 12, 6))):
+        config = SwinConfig.named(name, image_size=size, window_size=window, pretrained_window_sizes=pretrained)
+        with torch.device("meta"):
+            model = build(config, kind)
+        names = microsoft_names(flat(model), kind) | microsoft_buffers(config, kind)
+        file = {key.replace("cpb_mlp", network): tensor.to("meta") for key, tensor in names.items()}
+        # 24 blocks of 17 tensors and 2 buffers, and 2 attn_mask, as the grids of stages 2 and 3 are one window
+        assert len(file) == 24 * 19 + 2 + {"SimMIM": 18, "SwinClassifier": 17}[kind]
+        keys = formats.key_map(file)
+        assert (keys.format, len(keys.sources) + len(keys.left)) == ("microsoft", len(file))
+        assert {name.rsplit(".", 1)[-1] for name in keys.left} == {
+            "attn_mask",
+            "relative_coords_table",
+            "relative_position_index",
+        }
+        shapes = formats.our_shapes(shapes_of(file), keys)
+        assert shapes == shapes_of(flat(model))
+        windows = windows_of(shapes_of(file), keys.coordinates)
+        found, found_kind, _ = network_of(shapes, windows=windows)
+        assert (found.image_size, found.window_size, found_kind) == (size, window, kind)
+
+
 # mmpretrain: its merging is nn.Unfold, with another order of channels.
 
 
 class UnfoldMerging(nn.Module):
-    """Patch merging as mmpretrain does it."""
+    """Patch merging as mmpretrain does it, in V2 with the norm after it (use_post_norm)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, version=1):
         super().__init__()
         self.sampler = nn.Unfold(kernel_size=2, stride=2)
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = nn.LayerNorm(4 * dim if version == 1 else 2 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.order = (self.norm, self.reduction) if version == 1 else (self.reduction, self.norm)
 
     def forward(self, x):
         """(B, h, w, D) -> (B, h/2, w/2, 2D)."""
         height, width = x.shape[1:3]
         x = self.sampler(x.permute(0, 3, 1, 2)).transpose(1, 2)
-        return self.reduction(self.norm(x)).unflatten(1, (height // 2, width // 2))
+        for part in self.order:
+            x = part(x)
+        return x.unflatten(1, (height // 2, width // 2))
 
 
-def mmpretrain_file(model, kind, merging, final="norm2"):
-    """Our model under mmpretrain's names, with its own patch mergings in place of ours."""
+def mmpretrain_file(model, kind, merging, final="norm2", version=1):
+    """Our model under mmpretrain's names, with its own patch mergings in place of ours; in V2 a stage begins so."""
     renames = {
         r"^patch_embed\.proj": "patch_embed.projection",
         r"^layers": "stages",
@@ -186,25 +257,33 @@ def mmpretrain_file(model, kind, merging, final="norm2"):
         name = name if name.startswith("head") else f"neck.{name}" if name.startswith("decoder") else f"backbone.{name}"
         out[name] = tensor
     for stage, module in enumerate(merging):
-        out |= {f"backbone.stages.{stage}.downsample.{name}": value for name, value in module.state_dict().items()}
+        place = f"backbone.stages.{stage + version - 1}.downsample"
+        out |= {f"{place}.{name}": value for name, value in module.state_dict().items()}
+    for name in [name for name in out if name.endswith("logit_scale")]:
+        out[name.replace("logit_scale", "relative_coords_table")] = torch.zeros(1, 7, 7, 2)
     for name in [name for name in out if name.endswith("bias_table")]:
         out[name.replace("bias_table", "index")] = torch.zeros(16, 16, dtype=torch.long)
     out["backbone.stages.0.blocks.1.attn.attn_mask"] = torch.zeros(16, 16, 16)
     return out
 
 
+EXTRA_NORMS = replace(UNIFORM_V2, extra_norm_period=2)
+
+
+@pytest.mark.parametrize("config", [UNIFORM, UNIFORM_V2, EXTRA_NORMS], ids=["v1", "v2", "huge"])
 @pytest.mark.parametrize("final", ["norm2", "norm"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_mmpretrain(kind, final):
-    reference = stretched(build(UNIFORM, kind))
+def test_mmpretrain(kind, final, config):
+    reference = stretched(build(config, kind))
     encoder = reference if kind == "Swin" else reference.encoder
-    merging = [stretched(UnfoldMerging(dim)) for dim in (16, 32)]
-    file = mmpretrain_file(reference, kind, merging, final)
+    merging = [stretched(UnfoldMerging(dim, config.version)) for dim in (16, 32)]
+    file = mmpretrain_file(reference, kind, merging, final, config.version)
     for stage, module in enumerate(merging):
         encoder.layers[stage + 1].downsample = module
     ours, keys = as_read(file, "mmpretrain")
     assert len(keys.left) == sum(UNIFORM.depths) + 1
-    model, x, mask = load(UNIFORM, kind, ours), images(UNIFORM), a_mask(UNIFORM, kind)
+    assert_describes(shapes_of(ours), config, CLASSES if kind == "SwinClassifier" else 0, kind == "SimMIM")
+    model, x, mask = load(config, kind, ours), images(config), a_mask(config, kind)
     torch.testing.assert_close(outputs(model, kind, x, mask), outputs(reference, kind, x, mask), atol=1e-5, rtol=0)
 
 
@@ -217,17 +296,20 @@ def test_mmpretrain_is_only_read():
 # Our own files.
 
 
+@pytest.mark.parametrize("config", [UNIFORM, EXTRA_NORMS], ids=["v1", "v2"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_training_checkpoint_is_read_and_written(kind):
-    model = stretched(build(UNIFORM, kind))
-    ours, _ = as_read(model.state_dict(), "timm" if kind == "Swin" else "checkpoint")
+def test_a_training_checkpoint_is_read_and_written(kind, config):
+    model = stretched(build(config, kind))
+    plain = "timm" if config.version == 1 else "swin_mim"  # timm has no extra norms
+    ours, _ = as_read(model.state_dict(), plain if kind == "Swin" else "checkpoint")
     assert_same_tensors(ours, flat(model))
     assert_same_tensors(written(model, "checkpoint", kind), model.state_dict())
 
 
 @pytest.mark.parametrize(("kind", "format"), [("SimMIM", "swin_mim"), ("Swin", "timm"), ("SwinClassifier", "timm")])
-def test_a_published_model_is_read_and_written(kind, format):
-    model = stretched(build(PINNED, kind))
+@pytest.mark.parametrize("config", [PINNED, PINNED_V2])
+def test_a_published_model_is_read_and_written(kind, format, config):
+    model = stretched(build(config, kind))
     ours, _ = as_read(flat(model), format)
     assert_same_tensors(ours, flat(model))
     assert_same_tensors(written(model, "swin_mim", kind), flat(model))
@@ -235,8 +317,9 @@ def test_a_published_model_is_read_and_written(kind, format):
 
 @pytest.mark.parametrize("format", ["swin_mim", "timm", "checkpoint", "microsoft", "torchvision", "transformers"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_format_comes_back_bit_for_bit(kind, format):
-    model = stretched(build(UNIFORM, kind)).half()
+@BOTH
+def test_every_format_comes_back_bit_for_bit(kind, format, config):
+    model = stretched(build(config, kind)).half()
     state = flat(model)
     file = written(model, format, kind)
     back = formats.to_ours(file, formats.key_map(file, None if format == "checkpoint" else format))
@@ -246,8 +329,9 @@ def test_every_format_comes_back_bit_for_bit(kind, format):
 
 
 @pytest.mark.parametrize("format", ["timm", "microsoft", "torchvision", "transformers"])
-def test_what_is_written_shares_no_memory(format, tmp_path):
-    save_file(written(build(UNIFORM, "SimMIM"), format, "SimMIM"), tmp_path / "model.safetensors")
+@BOTH
+def test_what_is_written_shares_no_memory(format, config, tmp_path):
+    save_file(written(build(config, "SimMIM"), format, "SimMIM"), tmp_path / "model.safetensors")
 
 
 def test_an_encoder_is_taken_out_of_a_simmim():
@@ -262,11 +346,12 @@ def test_an_encoder_is_taken_out_of_a_simmim():
     st.sampled_from(["swin_mim", "timm", "checkpoint", "microsoft", "torchvision", "transformers"]),
     st.sampled_from(["SimMIM", "SwinClassifier"]),
     st.booleans(),
+    st.sampled_from([1, 2]),
 )
-def test_any_depths_and_heads_survive_the_way_there_and_back(stages, format, kind, qkv_bias):
+def test_any_depths_and_heads_survive_the_way_there_and_back(stages, format, kind, qkv_bias, version):
     depths, heads = zip(*stages, strict=True)
     heads = [2**count for count in heads]
-    config = SwinConfig(2 ** (len(depths) + 3), 4, 3, 16, depths, heads, 2, 1.5, qkv_bias)
+    config = SwinConfig(2 ** (len(depths) + 3), 4, 3, 16, depths, heads, 2, 1.5, qkv_bias, version=version)
     with torch.device("meta"):
         state = flat(build(config, kind))
     file = formats.to_theirs(state, format, **geometry(config), kind=kind)
@@ -326,7 +411,7 @@ def test_another_format_than_the_given_one_is_refused():
 
 
 OTHERS = {
-    "swinv2_tiny_window8_256": "Swin V2",
+    "swinv2_cr_tiny_224": "timm's swinv2_cr, whose position bias is another network",
     "vit_tiny_patch16_224": "a Vision Transformer",
     "resnet18": r"no Swin of timm, .* unknown keys \(bn1.bias",
     "convnext_atto": "no Swin",
@@ -347,11 +432,9 @@ def test_other_networks_of_transformers_and_torchvision_are_told():
     small = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "image_size": 32, "window_size": 4}
     with torch.device("meta"):
         states = [
-            (transformers.Swinv2Model(transformers.Swinv2Config(**small)), "Swin V2"),
             (transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1)), "a Vision Transformer"),
             (transformers.SwinModel(transformers.SwinConfig(**small, use_absolute_embeddings=True)), "absolute posit"),
             (transformers.SwinModel(transformers.SwinConfig(**small)), r"write the file with model\.save_pretrained"),
-            (torchvision.models.swin_v2_t(), "Swin V2"),
             (torchvision.models.convnext_tiny(), "no Swin"),
             (torchvision.models.efficientnet_b0(), "no Swin"),
         ]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libraries import (
     UNIFORM,
+    UNIFORM_V2,
     build,
     flat,
     shapes_of,
@@ -34,6 +35,51 @@ def test_shapes_that_contradict_each_other_are_named(name, shape, message):
     assert name in shapes
     with pytest.raises(UserError, match=message):
         network_of(shapes | {name: shape})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "layers.1.blocks.1.attn.logit_scale",
+            (4, 1, 1),
+            r"logit_scale has shape \(4, 1, 1\), but the rest .*\(2, 1, 1\)",
+        ),
+        ("layers.0.blocks.0.attn.logit_scale", (3, 1, 1), "stage 0 has 16 channels, which 3 heads do not divide"),
+        ("layers.0.blocks.0.attn.cpb_mlp.0.weight", (256, 2), r"the rest of the file describes \(512, 2\)"),
+        ("layers.0.blocks.0.attn.cpb_mlp.2.weight", (2, 512), r"the rest of the file describes \(1, 512\)"),
+        ("layers.0.blocks.0.attn.q_bias", (8,), r"q_bias has shape \(8,\)"),
+        ("layers.1.downsample.norm.weight", (64,), r"the rest of the file describes \(32,\)"),
+        ("layers.2.blocks.1.norm3.weight", (64,), "norm3.bias, .* are missing"),
+    ],
+)
+def test_shapes_of_a_v2_that_contradict_each_other_are_named(name, shape, message):
+    shapes = shapes_of(flat(build(UNIFORM_V2, "SimMIM"))) | {name: shape}
+    with pytest.raises(UserError, match=message):
+        network_of(shapes, image_size=64, window_size=4)
+
+
+def test_the_weights_of_a_v2_fit_any_window_so_that_it_has_to_be_said():
+    shapes = shapes_of(flat(build(UNIFORM_V2, "Swin")))
+    for known, field in (({}, "window_size"), ({"image_size": 64}, "window_size"), ({"window_size": 4}, "image_size")):
+        with pytest.raises(
+            UserError, match=f"^{field} is not told by the weights of a Swin V2, .*--source-window-size"
+        ):
+            network_of(shapes, **known)
+    assert network_of(shapes, image_size=64, window_size=4)[0] == UNIFORM_V2
+    assert network_of(shapes, windows=[(4, 4)] * 3)[0] == UNIFORM_V2
+    with pytest.raises(UserError, match="image_size is not told"):
+        network_of(shapes, windows=[(4, 6)] * 3)
+    found, _, _ = network_of(shapes, windows=[(4, 6), (4, 6), (4, 4)], image_size=64, window_size=(4, 6))
+    assert found.window_size == (4, 6)
+
+
+def test_windows_that_its_sizes_do_not_give_are_refused():
+    shapes = shapes_of(flat(build(UNIFORM_V2, "Swin")))
+    with pytest.raises(
+        UserError, match=r"stage 1 is for windows of 3x3, and image_size 64 with window_size 4 has \(4, 4"
+    ):
+        network_of(shapes, image_size=64, window_size=4, windows=[(4, 4), (3, 3), (4, 4)])
 
 
 def test_heads_must_divide_the_channels():

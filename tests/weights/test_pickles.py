@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained
-from swin_mim.weights.config_json import Preprocessing, transformers_documents
+from swin_mim.weights.config_json import Preprocessing, timm_arguments, transformers_documents
 from swin_mim.weights.pickled_file import LARGEST_SIZE, microsoft_settings
 
 CONFIG = SwinConfig(96, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=6)
@@ -57,9 +58,17 @@ def save_with_yacs(content: dict[str, Any], path: Path, *, zipped: bool = True) 
         torch.save(content | {"config": CfgNode(content["config"])}, path, _use_new_zipfile_serialization=zipped)
 
 
-def save_microsoft(model: SimMIM, path: Path, settings: dict[str, Any] = SETTINGS, *, zipped: bool = True) -> Path:
+def save_microsoft(
+    model: SimMIM | SwinClassifier,
+    path: Path,
+    settings: dict[str, Any] = SETTINGS,
+    *,
+    zipped: bool = True,
+    rename: tuple[str, str] = ("", ""),
+) -> Path:
     """As main_simmim.py saves it."""
-    content = {"model": state_of(model, "microsoft"), "config": settings, "epoch": 99, "max_accuracy": 0.0}
+    state = {name.replace(*rename): tensor for name, tensor in state_of(model, "microsoft").items()}
+    content = {"model": state, "config": settings, "epoch": 99, "max_accuracy": 0.0}
     save_with_yacs(content | {"optimizer": {"state": {}}, "lr_scheduler": {}}, path, zipped=zipped)
     return path
 
@@ -97,6 +106,17 @@ def file(model: SimMIM, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"MODEL": {"SIMMIM": {"NORM_TARGET": {"ENABLE": True}}}}, {"target": "normalized"}),
         ({"MODEL": {"SIMMIM": {"NORM_TARGET": {"ENABLE": False, "PATCH_SIZE": 47}}}}, {}),
         ({"MODEL": {"SIMMIM": {"NORM_TARGET": {"ENABLE": 1}}}}, {}),
+        # V2's settings hold the defaults of V1's, and the other way round
+        (
+            {"MODEL": {"TYPE": "swinv2", "SWIN": {"WINDOW_SIZE": 7}, "SWINV2": {"WINDOW_SIZE": 12}}},
+            {"window_size": 12},
+        ),
+        ({"MODEL": {"TYPE": "swin", "SWIN": {"WINDOW_SIZE": 6}, "SWINV2": {"WINDOW_SIZE": 7}}}, {"window_size": 6}),
+        (
+            {"MODEL": {"TYPE": "swinv2", "SWINV2": {"PRETRAINED_WINDOW_SIZES": [12, 12, 12, 6]}}},
+            {"pretrained_window_sizes": (12, 12, 12, 6)},
+        ),
+        ({"MODEL": {"TYPE": ["swinv2"], "SWINV2": {"WINDOW_SIZE": 12}}}, {}),
     ],
 )
 def test_what_a_config_of_microsofts_says(settings: dict[str, Any], found: dict[str, Any]) -> None:
@@ -113,6 +133,13 @@ def test_sizes_that_no_network_has_are_refused(value: Any) -> None:
         assert message == f"{PATH}: its config has {key} {value!r}, expected a number up to {LARGEST_SIZE}"
 
 
+@pytest.mark.parametrize("value", [12, "12", [12.0], [True], [-1], [LARGEST_SIZE + 1], [[12]], [0] * 17])
+def test_pretrained_windows_that_no_network_has_are_refused(value: Any) -> None:
+    settings = {"MODEL": {"TYPE": "swinv2", "SWINV2": {"PRETRAINED_WINDOW_SIZES": value}}}
+    message = error_of(microsoft_settings, settings, PATH)
+    assert message.startswith(f"{PATH}: its config has MODEL.SWINV2.PRETRAINED_WINDOW_SIZES ")
+
+
 def test_a_classifier_starts_from_a_file_of_microsofts(
     model: SimMIM, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,6 +153,125 @@ def test_a_classifier_starts_from_a_file_of_microsofts(
         assert loaded(images).shape == (1, 3)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [f"{file}: head.fc.weight, head.fc.bias new, drawn at random: train before use"]
+
+
+# Swin V2: as microsoft's configs of SimMIM have it, of fewer channels.
+
+PRETRAINED_V2 = SwinConfig(192, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=12, version=2)
+MEASURES = (12, 12, 12, 6)
+TUNED_V2 = replace(PRETRAINED_V2, image_size=224, window_size=14, pretrained_window_sizes=MEASURES)
+
+
+def settings_of_v2(config: SwinConfig, **more: Any) -> dict[str, Any]:
+    """With the defaults that their config.py has for both versions."""
+    sizes = {"WINDOW_SIZE": config.window_size, "PRETRAINED_WINDOW_SIZES": list(config.pretrained_window_sizes)}
+    of_model = {"TYPE": "swinv2", "SWIN": {"WINDOW_SIZE": 7}, "SWINV2": sizes | more}
+    simmim = {"NORM_TARGET": {"ENABLE": True, "PATCH_SIZE": 47}}
+    return {"DATA": {"IMG_SIZE": config.image_size}, "MODEL": of_model | {"SIMMIM": simmim}}
+
+
+@pytest.fixture(scope="module")
+def model_v2() -> SimMIM:
+    torch.manual_seed(6)
+    return randomised(SimMIM(PRETRAINED_V2, target="normalized"))
+
+
+@pytest.mark.parametrize("settings", [settings_of_v2(PRETRAINED_V2), {}], ids=["settings", "bare"])
+@pytest.mark.parametrize("rename", [("", ""), ("cpb_mlp", "rpe_mlp")], ids=["cpb", "rpe"])
+def test_a_pretraining_of_v2_is_read_whole(
+    model_v2: SimMIM, settings: dict[str, Any], rename: tuple[str, str], tmp_path: Path
+) -> None:
+    """Its buffers tell the windows where no settings do."""
+    path = save_microsoft(model_v2, tmp_path / "swinv2_base_1k_500k.pth", settings, rename=rename)
+    loaded = SimMIM.from_pretrained(path, pickles=True, target="normalized")
+    assert loaded.encoder.config == PRETRAINED_V2
+    contents = pretrained.open_contents(path, pickles=True)
+    weights = pretrained.interpret(contents, str(path))
+    left = {name.rpartition(".")[2] for name in weights.keys.left}
+    assert left == {"attn_mask", "relative_coords_table", "relative_position_index"}
+    assert (weights.selection.left, weights.notes) == ((), ())
+    assert len(weights.keys.sources) + len(weights.keys.left) == len(contents.header)
+    images, mask = torch.randn(1, 3, 192, 192), block_mask(1, (48, 48), 8, 0.5, seed=0)
+    with torch.no_grad():
+        assert torch.equal(loaded(images, mask).pixels, model_v2(images, mask).pixels)
+
+
+@pytest.mark.parametrize("settings", [settings_of_v2(TUNED_V2), {}], ids=["settings", "bare"])
+def test_a_fine_tuned_v2_keeps_what_measures_its_positions(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = randomised(SwinClassifier(TUNED_V2, 5))
+    path = save_microsoft(model, tmp_path / "finetune_swinv2_base_1k_500k.pth", settings)
+    loaded = SwinClassifier.from_pretrained(path, pickles=True)
+    assert loaded.encoder.config == TUNED_V2
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+
+
+@pytest.mark.parametrize(("size", "window"), [(224, 14), (256, 16)])
+def test_a_v2_is_fine_tuned_at_other_sizes_as_timm_has_it(
+    model_v2: SimMIM, size: int, window: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_microsoft(model_v2, tmp_path / "swinv2.pth", settings_of_v2(PRETRAINED_V2))
+    with caplog.at_level(logging.INFO, "swin_mim"):
+        loaded = SwinClassifier.from_pretrained(path, image_size=size, window_size=window, num_classes=5, pickles=True)
+    assert loaded.encoder.config == replace(
+        PRETRAINED_V2, image_size=size, window_size=window, pretrained_window_sizes=MEASURES
+    )
+    assert f"stage 0: windows of 12x12 become {window}x{window}, positions measured by 12x12" in caplog.text
+    arguments = timm_arguments(loaded.encoder.config)
+    assert arguments["pretrained_window_sizes"] == list(MEASURES)
+    theirs = timm.models.SwinTransformerV2(**arguments, num_classes=0, global_pool="").eval()
+    theirs.load_state_dict(model_v2.encoder.state_dict())
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encoder(images), theirs(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swinv2_small", "swinv2_base", "swinv2_large"])
+def test_files_of_the_modelhubs_sizes_load_at_the_sizes_of_fine_tuning(name: str, tmp_path: Path) -> None:
+    config = SwinConfig.named(name, image_size=192, window_size=12)
+    tuned = replace(config, image_size=224, window_size=14, pretrained_window_sizes=MEASURES)
+    files = {
+        "pretrained.pth": (SimMIM(config), config),
+        "tuned.pth": (SwinClassifier(tuned, 1000), tuned),
+    }
+    for file, (model, of) in files.items():
+        path = save_microsoft(model, tmp_path / file, settings_of_v2(of))
+        for size, window in ((224, 14), (256, 16)):
+            loaded = Swin.from_pretrained(path, image_size=size, window_size=window, pickles=True)
+            assert loaded.config == replace(
+                config, image_size=size, window_size=window, pretrained_window_sizes=MEASURES
+            )
+            weights = model.encoder.state_dict()
+            assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.state_dict().items())
+        path.unlink()
+
+
+def test_settings_that_contradict_the_buffers_of_a_v2_are_one_line(model_v2: SimMIM, tmp_path: Path) -> None:
+    for settings, text in (
+        (settings_of_v2(PRETRAINED_V2, PRETRAINED_WINDOW_SIZES=[8, 8, 8, 4]),
+         "pretrained_window_sizes is (8, 8, 8, 4), and the file's relative_coords_table is of ((12, 12), "),
+        (settings_of_v2(PRETRAINED_V2, WINDOW_SIZE=8), "is for windows of 12x12, and image_size 192 with "),
+        (settings_of_v2(PRETRAINED_V2) | {"DATA": {"IMG_SIZE": 224}}, "relative_coords_table of stage 3 is for"),
+    ):  # fmt: skip
+        path = save_microsoft(model_v2, tmp_path / "weights.pth", settings)
+        message = error_of(SimMIM.from_pretrained, path, pickles=True)
+        assert text in message
+        assert str(path) in message
+
+
+def test_damaged_buffers_of_a_v2_are_one_line(model_v2: SimMIM, tmp_path: Path) -> None:
+    state = state_of(model_v2, "microsoft")
+    name = "encoder.layers.1.blocks.1.attn.relative_coords_table"
+    for spoiled, text in (
+        (state[name] + 1, "holds no coordinates of a window of 12x12: the file is damaged"),
+        (state[name][:, :-1], "(1, 22, 23, 2): it must be (1, 2h-1, 2w-1, 2) for a window of h x w"),
+        (state[name][:, 1:-1, 1:-1], "the blocks of stage 1 have relative_coords_table of different shapes"),
+        (state[name].long(), "holds no coordinates"),
+    ):
+        torch.save({"model": state | {name: spoiled.contiguous()}}, tmp_path / "weights.pth")
+        assert text in error_of(SimMIM.from_pretrained, tmp_path / "weights.pth", pickles=True)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

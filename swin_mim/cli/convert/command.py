@@ -42,8 +42,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--channels", nargs="+", metavar="NAME", help="channels of the new model: red green blue nir; or their number")
     add("--encoder-only", action="store_true", help="leave head, mask token and decoder")
     add("--source-image-size", nargs="+", type=positive, metavar="N", help="what SOURCE is for, if it does not say it")
+    add(
+        "--source-window-size", nargs="+", type=positive, metavar="N", help="its window; of a Swin V2 it may not say it"
+    )
     add("--prefix", default="", metavar="TEXT", help="of the keys of the network to take: student.backbone.")
-    add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM, to compare with their code")
+    add(
+        "--microsoft",
+        metavar="PATH",
+        help="a checkout of github.com/microsoft/SimMIM, to compare with their code; for "
+        "Swin V2 of github.com/microsoft/Swin-Transformer",
+    )
     add("--no-compare", action="store_true", help="do not compare outputs")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
     return parser.parse_args(arguments)
@@ -99,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             channels=channels(options.channels),
             encoder_only=options.encoder_only,
             source_image_size=size(options.source_image_size),
+            source_window_size=size(options.source_window_size),
             prefix=options.prefix,
             microsoft=options.microsoft,
             compare=not options.no_compare,

@@ -21,7 +21,8 @@ from swin_mim.hub.pretrained import Weights, is_mim_head
 from swin_mim.models.saving import Pretrained
 from swin_mim.weights.adapt import Method, adapt
 from swin_mim.weights.config_json import Description
-from swin_mim.weights.formats import Format, KeyMap, key_map, left_out
+from swin_mim.weights.formats import KeyMap, key_map, left_out, merges_unfolded, third
+from swin_mim.weights.layouts import Format
 from swin_mim.weights.pickled_file import is_pickled, load_pickled
 from swin_mim.weights.weights_file import load_tensors, write_safetensors
 
@@ -54,6 +55,7 @@ class Options:
     channels: int | Sequence[str] | None = None
     encoder_only: bool = False
     source_image_size: Size | None = None
+    source_window_size: Size | None = None
     prefix: str = ""
     microsoft: str | None = None
     compare: bool = True
@@ -67,7 +69,7 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
             differ.
     """
     check_dest(dest, to)
-    original = read(source, options.source_image_size, options.prefix)
+    original = read(source, options.source_image_size, options.source_window_size, options.prefix)
     description, tensors, left = chosen_parts(original.weights, to, options.encoder_only)
     sizes = {"image_size": options.image_size, "window_size": options.window_size}
     fields = {field: size for field, size in sizes.items() if size is not None}
@@ -88,7 +90,7 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
         rows=rows(original.weights, keys, tensors),
         left=left,
         added=keys.left,
-        changed=(*prefixes(original.weights), *casts(original), *changes),
+        changed=(*prefixes(original.weights), *original.weights.notes, *casts(original), *changes),
         comparisons=comparisons,
     )
 
@@ -96,18 +98,20 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
 # The source.
 
 
-def read(source: str, image_size: Size | None, prefix: str = "") -> Source:
+def read(source: str, image_size: Size | None, window_size: Size | None = None, prefix: str = "") -> Source:
     """A file, pickled or not, a folder or a repository.
 
     Args:
-        image_size: what the weights were made for, if the source does not say it.
+        image_size, window_size: what the weights were made for, if the source does not say it.
         prefix: of the names of the network that is meant, if there are several.
     """
     path = Path(source).expanduser()
     path = path if is_pickled(path) else pretrained.locate(source)
     contents = pretrained.open_contents(path, pickles=True, prefix=prefix)
     raw = contents.load()
-    weights = pretrained.interpret(replace(contents, load=lambda: raw), str(path), image_size=image_size)
+    weights = pretrained.interpret(
+        replace(contents, load=lambda: raw), str(path), image_size=image_size, window_size=window_size
+    )
     # The encoder or classifier in a folder of ours has timm's names; a pickle of ours does not exist.
     ours = contents.folder is not None and pretrained.is_saved_model(contents.folder)
     format = "swin_mim" if ours and weights.keys.format == "timm" else weights.keys.format
@@ -292,7 +296,9 @@ def notes(name: str, original: Weights, keys: KeyMap, tensors: Tensors) -> Itera
     theirs, written = original.keys.sources[name], keys.sources[name]
     if len(theirs) != len(written):
         yield "merged" if len(theirs) > 1 else "split"
-    if original.keys.format == "mmpretrain" and ".downsample." in name:
+    if (third(name, theirs) is None) != (third(name, written) is None):
+        yield "put beside others" if third(name, theirs) is None else "cut out"
+    if merges_unfolded(name, original.keys):
         yield "permuted"
     if not torch.equal(tensors[name], original.tensors[name]):
         yield "adapted"

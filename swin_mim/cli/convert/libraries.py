@@ -4,6 +4,7 @@ Each is the library's own class, in evaluation mode, with every tensor loaded st
 """
 
 import importlib
+import inspect
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -13,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from swin_mim.architecture import as_pair
+from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.hub import pretrained
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Swin
 from swin_mim.weights.config_json import Description, timm_arguments, transformers_documents
-from swin_mim.weights.formats import Format
+from swin_mim.weights.layouts import Format
 
 Weights = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
@@ -46,7 +47,7 @@ def build(format: Format, description: Description, weights: Weights, *, microso
     Args:
         format: of the names of the weights, and whose class it is.
         weights: all that the library's model has, under its names (`pretrained.to_theirs`).
-        microsoft: a checkout of github.com/microsoft/SimMIM.
+        microsoft: a checkout of github.com/microsoft/SimMIM, or of microsoft/Swin-Transformer, which has V2 too.
 
     Raises:
         NotBuilt: the library is not there.
@@ -95,7 +96,8 @@ def build_timm(description: Description, weights: Weights) -> Peer:
 
     classes = description.num_classes
     arguments = timm_arguments(description.config) | {"num_classes": classes, "drop_path_rate": 0.0}
-    model = timm.models.SwinTransformer(**arguments, global_pool="avg" if classes else "")
+    theirs = {1: timm.models.SwinTransformer, 2: timm.models.SwinTransformerV2}[description.config.version]
+    model = theirs(**arguments, global_pool="avg" if classes else "")
     load(model, weights)
 
     def outputs(images: Tensor, mask: Tensor) -> Outputs:
@@ -107,10 +109,11 @@ def build_timm(description: Description, weights: Weights) -> Peer:
 
 def build_torchvision(description: Description, weights: Weights) -> Peer:
     """torchvision's network; only the encoder of a SimMIM; without a head where the weights have none."""
-    import torchvision
+    from torchvision.models import swin_transformer as theirs
 
     config, classes = description.config, description.num_classes
-    model = torchvision.models.SwinTransformer(
+    parts = {1: {}, 2: {"block": theirs.SwinTransformerBlockV2, "downsample_layer": theirs.PatchMergingV2}}
+    model = theirs.SwinTransformer(
         [config.patch_size] * 2,
         config.embed_dim,
         list(config.depths),
@@ -119,6 +122,7 @@ def build_torchvision(description: Description, weights: Weights) -> Peer:
         mlp_ratio=config.mlp_ratio,
         stochastic_depth_prob=0.0,
         num_classes=classes or 1,
+        **parts[config.version],
     )
     if not classes:
         model.head = nn.Identity()
@@ -141,7 +145,7 @@ def build_transformers(description: Description, weights: Weights) -> Peer:
     theirs: Any = getattr(transformers, document["architectures"][0])
     model, loaded = theirs.from_pretrained(
         None,
-        config=transformers.SwinConfig.from_dict(document),
+        config=theirs.config_class.from_dict(document),
         state_dict=dict(weights),
         output_loading_info=True,
         ignore_mismatched_sizes=True,
@@ -149,7 +153,7 @@ def build_transformers(description: Description, weights: Weights) -> Peer:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loaded[problem]:
             raise Different(f"not the same network: {len(loaded[problem])} {problem.replace('_', ' ')}")
-    encoder = model if description.kind == "Swin" else model.swin
+    encoder = model.base_model
     last = description.config.stage_grid(description.config.num_stages - 1)
 
     def outputs(images: Tensor, mask: Tensor) -> Outputs:
@@ -165,9 +169,10 @@ def build_transformers(description: Description, weights: Weights) -> Peer:
 
 def build_microsoft(description: Description, weights: Weights, checkout: str | None) -> Peer:
     """Their SimMIM with its decoder, or their Swin with or without a head."""
-    if checkout is None:
-        raise NotBuilt("name a checkout of github.com/microsoft/SimMIM with --microsoft")
     config = description.config
+    repository, module, suffix = _MICROSOFT[config.version]
+    if checkout is None or not Path(checkout, "models", f"{module}.py").is_file():
+        raise NotBuilt(f"name a checkout of github.com/microsoft/{repository} with --microsoft")
     height, width = as_pair(config.image_size)
     arguments = {
         "img_size": height if height == width else (height, width),
@@ -181,12 +186,14 @@ def build_microsoft(description: Description, weights: Weights, checkout: str | 
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
         "drop_path_rate": 0.0,
+        **({"pretrained_window_sizes": config.pretrained_window_sizes} if config.version > 1 else {}),
     }
     if description.kind == "SimMIM":
         theirs = import_microsoft(checkout, "simmim")
-        model = theirs.SimMIM(theirs.SwinTransformerForSimMIM(**arguments), encoder_stride=config.stride)
+        encoder = getattr(theirs, f"SwinTransformer{suffix}ForSimMIM")(**arguments)
+        model = theirs.SimMIM(**_arguments_of_simmim(theirs.SimMIM, encoder, config))
     else:
-        model = import_microsoft(checkout, "swin_transformer").SwinTransformer(**arguments)
+        model = getattr(import_microsoft(checkout, module), f"SwinTransformer{suffix}")(**arguments)
     load(model, weights)
     last = config.stage_grid(config.num_stages - 1)
 
@@ -202,6 +209,22 @@ def build_microsoft(description: Description, weights: Weights, checkout: str | 
 
     return Peer(model.eval(), outputs)
 
+
+def _arguments_of_simmim(theirs: type, encoder: nn.Module, config: SwinConfig) -> dict[str, Any]:
+    """Those of either repository's class: the younger one takes more."""
+    plain = types.SimpleNamespace(NORM_TARGET=types.SimpleNamespace(ENABLE=False))
+    every = {
+        "config": plain,
+        "encoder": encoder,
+        "encoder_stride": config.stride,
+        "in_chans": config.in_channels,
+        "patch_size": config.patch_size,
+    }
+    return {name: every[name] for name in inspect.signature(theirs).parameters}
+
+
+_MICROSOFT = {1: ("SimMIM", "swin_transformer", ""), 2: ("Swin-Transformer", "swin_transformer_v2", "V2")}
+"""Version -> their repository, the module in its models/, and what its class is called besides SwinTransformer."""
 
 BUILDERS: dict[str, Callable[[Description, Weights], Peer]] = {
     "swin_mim": build_ours,
