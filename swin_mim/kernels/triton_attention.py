@@ -38,6 +38,7 @@ from swin_mim.kernels.window_plan import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+AMD = torch.version.hip is not None
 INTERPRETER_PROCESSORS = 1
 """Taken for the number of processors where there are none: so few that every program gets several windows."""
 
@@ -257,6 +258,7 @@ def _plan(qkv: Tensor, fill: Tensor | None, window: list[int], table_window: lis
         shift,
         filled=filled,
         exact=qkv.dtype == torch.float32,
+        amd=AMD,
     )
 
 
@@ -325,7 +327,7 @@ def _processors(device: torch.device) -> Processors | None:
     if device.type == "cpu":
         return None
     of = torch.cuda.get_device_properties(device)
-    registers = sys.maxsize if torch.version.hip else of.regs_per_multiprocessor
+    registers = sys.maxsize if AMD else of.regs_per_multiprocessor  # type: ignore[attr-defined]
     return Processors(of.multi_processor_count, of.shared_memory_per_multiprocessor, registers)
 
 

@@ -40,7 +40,7 @@ class Plan:
         widths, starts: columns of the parts of a strip, and the first of each.
         whole: the window is one strip of one part.
         held: the bias of a kind of windows stays in registers for all its windows. fp32 operands and wide heads leave
-            no room.
+            no room, and on AMD the registers of the backward pass double.
         pitch: numbers from one row of the bias to the next.
         kinds: of windows that have a bias of their own, for where the cyclic shift put strangers side by side.
     """
@@ -83,8 +83,9 @@ def plan_of(
     *,
     filled: bool,
     exact: bool,
+    amd: bool = False,
 ) -> Plan:
-    """exact: operands are fp32."""
+    """exact: operands are fp32. amd: for a GPU of that make."""
     assert all(0 <= s < w <= t for s, w, t in zip(shift, window, table_window, strict=True)), (shift, window)
     tokens = window[0] * window[1]
     rows, widths = strip_rows(tokens), part_widths(tokens, exact)
@@ -104,7 +105,7 @@ def plan_of(
         widths=widths,
         starts=tuple(sum(widths[:part]) for part in range(len(widths))),
         whole=tokens <= WHOLE,
-        held=tokens <= WHOLE and not exact and head_dim <= 32,
+        held=tokens <= WHOLE and head_dim <= 32 and not (exact or amd),
         kinds=4 if any(shift) else 1,
         pitch=math.ceil(tokens / 8) * 8,
     )

@@ -57,6 +57,7 @@ def pretend(target: str) -> None:
     triton_attention._taken.cache_clear()
     JITFunction.run = compile_only
     CompiledKernel._init_handles = take_registers
+    triton_attention.AMD = amd
     triton_attention._check = lambda *args: None
     triton_attention._processors = lambda device: Processors(132, 228 * 1024, 65536)
 

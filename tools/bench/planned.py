@@ -43,6 +43,8 @@ class Case(NamedTuple):
     checkpointing: bool = False
     strategy: Strategy = "one process"
     processes: int = 1
+    overrides: tuple[str, ...] = ()
+    """Words of the recipe's command line."""
 
     @property
     def text(self) -> str:
@@ -74,10 +76,12 @@ class Case(NamedTuple):
             "save.every": f"{STEPS} steps",
         }
         base = ["--config", "simmim_swin_tiny_192_100ep", "--log.trackers"]
-        return [*base, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+        return [*base, *(word for key, value in settings.items() for word in (f"--{key}", str(value))), *self.overrides]
 
 
-NOTHING = Case("swin_nano", 32, 1)
+NOTHING = Case(
+    "swin_nano", 64, 1, overrides=("--model.embed_dim", "8", "--model.depths", "1", "1", "--model.num_heads", "1", "1")
+)
 """Next to no model; of the strategy in question."""
 
 CASES = (
@@ -162,7 +166,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.planned", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this text, such as swin_nano or DDP")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    options, options.recipe = parser.parse_known_args(arguments)
+    options, recipe = parser.parse_known_args(arguments)
+    options.recipe = recipe
     if options.recipe and not options.child:
         parser.error(f"unknown: {' '.join(options.recipe)}")
     return options
@@ -171,7 +176,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def _run(folder: Path, arguments: Sequence[str]) -> None:
     """Be a process of the run, and leave its peak in the folder."""
     from swin_mim.recipes import pretrain
-    from swin_mim.training.loop.trainer import Trainer
+    from swin_mim.training.loop.trainer import Publishing, Trainer
 
     build, save, before = pretrain.build_simmim, Trainer.save, []
 
@@ -180,12 +185,12 @@ def _run(folder: Path, arguments: Sequence[str]) -> None:
         before.append(resident_peak_gb())
         return build(*args, **options)
 
-    def saved(trainer: Trainer, publisher: Any) -> None:
+    def saved(trainer: Trainer, publisher: Publishing | None) -> None:
         file = folder / f"peak_{os.environ.get('RANK', '0')}.json"
         file.write_text(json.dumps(resident_peak_gb() - before[0]))
         save(trainer, publisher)
 
-    pretrain.build_simmim, Trainer.save = noted, saved  # type: ignore[method-assign]
+    pretrain.build_simmim, Trainer.save = noted, saved  # type: ignore[method-assign,assignment]
     pretrain.main(pretrain_config(arguments))
 
 

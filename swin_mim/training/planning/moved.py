@@ -44,10 +44,23 @@ def _block(part: Part, storage: Storage, compiled: bool) -> Moved:
     residual = 2 * stream + inner
     residual_back = 0 if compiled else 3 * stream  # the gradient of the stream is a sum
     biases = inner * (5 * numbers + hidden)
+    unit, unit_back = _cosine(inner, compiled) if part.version == 2 else (0, 0)
+    if part.version == 2 and not compiled and stream != inner:
+        unit += 2 * (
+            stream + inner
+        )  # nothing is normalised before attention and MLP, and the stream is converted alone
     return Moved(
-        2 * numbers * (norm + residual) + 2 * inner * hidden,
-        2 * numbers * (norm_back + cast + residual_back) + 3 * inner * hidden + biases,
+        2 * numbers * (norm + residual) + 2 * inner * hidden + numbers * unit,
+        2 * numbers * (norm_back + cast + residual_back) + 3 * inner * hidden + biases + numbers * unit_back,
     )
+
+
+def _cosine(inner: int, compiled: bool) -> tuple[int, int]:
+    """Bytes for a number of the stream in dividing queries and keys by their lengths, forward and backward."""
+    if compiled:
+        return 6 * inner, 9 * inner
+    # lengths, quotients, values; backward the output and its gradient in fp32, and six products and sums of them
+    return 8 * inner, 8 * inner + 2 * 4 * 13
 
 
 def _norm(stream: int, inner: int, compiled: bool) -> tuple[int, int]:

@@ -20,7 +20,10 @@ SETTLED = 3.0
 
 def variables(cache: Path) -> dict[str, str]:
     """Variables by which Triton and inductor use a folder."""
-    return {variable: str(cache / folder) for variable, folder in FOLDERS.items()}
+    # such a header of a CPU's compiler finds no room in an archive: each call would wait for it before anything else
+    return {variable: str(cache / folder) for variable, folder in FOLDERS.items()} | {
+        "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"
+    }
 
 
 def clear(cache: Path) -> None:
