@@ -46,17 +46,14 @@ def _not_of_v2(format: Format, config: SwinConfig) -> str:
     """What the Swin V2 of a library has not."""
     if config.extra_norm_period:
         return f"{format} has no extra norms (extra_norm_period {config.extra_norm_period}): only swin_mim has"
+    if format == "torchvision":
+        return ""  # its coordinates are in the file, and are what it computes with
     for stage, size in enumerate(config.pretrained_window_sizes):
         measure, window = as_pair(size), config.stage_window(stage)
         own = measure in ((0, 0), window)
         if 0 in measure and any(measure):
             return (
                 f"{format} has no pretrained_window_sizes of which one side is 0, as {size} of stage {stage}: name both"
-            )
-        if format == "torchvision" and not own:
-            return (
-                f"torchvision measures positions by a stage's own window, in stage {stage} {_by(window)}, not by the "
-                f"{_by(measure)} of the pretraining (pretrained_window_sizes): write timm, transformers or microsoft"
             )
         if format == "transformers" and measure[0] != measure[1]:
             return f"transformers has square pretrained_window_sizes only, stage {stage} has {_by(measure)}: write timm"

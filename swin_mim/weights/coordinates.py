@@ -18,7 +18,7 @@ Names = Sequence[Sequence[str]]
 
 _LARGEST = 1 << 10
 """Tokens along the side of any window."""
-_ROUNDING = 4e-3
+_ROUNDING = 1.2e-2
 """Of coordinates from -1 to 1 and beyond, in bfloat16 too."""
 
 
@@ -49,9 +49,10 @@ def windows_of(shapes: Mapping[str, Shape], names: Names) -> tuple[Pair, ...] | 
     """
     windows = []
     for stage, blocks in enumerate(names):
-        first, *others = (tuple(shapes[name]) for name in blocks)
-        if len(first) != 4 or first[0] != 1 or first[3] != 2 or not first[1] % 2 or not first[2] % 2:
-            raise UserError(f"{blocks[0]} is {first}: it must be (1, 2h-1, 2w-1, 2) for a window of h x w")
+        first, *others = found = [tuple(shapes[name]) for name in blocks]
+        for name, shape in zip(blocks, found, strict=True):
+            if len(shape) != 4 or shape[0] != 1 or shape[3] != 2 or not shape[1] % 2 or not shape[2] % 2:
+                raise UserError(f"{name} is {shape}: it must be (1, 2h-1, 2w-1, 2) for a window of h x w")
         if any(other != first for other in others):
             raise UserError(f"the blocks of stage {stage} have relative_coords_table of different shapes")
         windows.append(((first[1] + 1) // 2, (first[2] + 1) // 2))

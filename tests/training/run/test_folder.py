@@ -98,7 +98,12 @@ def test_mutable_settings_may_change_and_the_change_is_recorded(tmp_path: Path) 
     values = dict(leaves(CONFIG))
     other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, bool: True, tuple: (), type(None): "text"}
     for key in MUTABLE:
-        one_of = {"data.workers": 7, "train.attention": "reference", "log.picture_channels": ("text",)}
+        one_of = {
+            "data.workers": 7,
+            "train.compile": True,
+            "train.attention": "reference",
+            "log.picture_channels": ("text",),
+        }
         value = one_of.get(key, other[type(values[key])])
         run_folder.claim(tmp_path, changed(key, value))
         assert on_disk(tmp_path) == changed(key, value), key
@@ -122,7 +127,7 @@ def test_mutable_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> Non
     with_checkpoint(tmp_path)
     values = dict(leaves(TUNING))
     other: dict[type, Any] = {str: "7 steps", int: 7, float: 0.25, tuple: (), type(None): "text"}
-    special = {"data.workers": 7, "train.attention": "reference", "save.export": "last"}
+    special = {"data.workers": 7, "train.compile": True, "train.attention": "reference", "save.export": "last"}
     free = FinetuneConfig.mutable & values.keys()
     assert {"save.export", "evaluate", "predictions", "data.validation", "hub.repo"} < free
     for key in sorted(free):
