@@ -38,8 +38,7 @@ def assert_same(ours, theirs, name_of=lambda name: name):
 
 SIZES = [
     ("tiny", 64, 4), ("tiny", 96, 3), ("tiny", 96, 8),
-    *(pytest.param(name, *sizes, marks=pytest.mark.slow)
-      for name in ("tiny", "base") for sizes in ((256, 8), (256, 16), (192, 12))),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("tiny", 256, 16), ("base", 192, 12))),
 ]  # fmt: skip
 
 
