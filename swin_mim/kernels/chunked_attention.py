@@ -5,16 +5,14 @@ besides, n is the number of windows of an image, m that of a chunk, and t the to
 head of one token.
 """
 
-import math
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from swin_mim.kernels.cpu_attention import complete, scratch
 from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask, window_order
 
 CHUNK = 12 << 20
@@ -104,30 +102,7 @@ def _backward(
     return to_qkv, to_table.to(table.dtype), to_fill.to(qkv.dtype if fill is None else fill.dtype)
 
 
-@_forward.register_fake
-def _(qkv: Tensor, *_: Any) -> Tensor:
-    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-
-
-@_backward.register_fake
-def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    to_fill = (qkv if fill is None else fill).new_empty(3, *qkv.shape[4:])
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
-
-
-def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Save qkv, table, fill and the geometry for the backward pass."""
-    qkv, table, fill, *ctx.geometry = inputs
-    ctx.save_for_backward(qkv, table, fill)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, table, fill = ctx.saved_tensors
-    to_qkv, to_table, to_fill = _backward(gradient, qkv, table, fill, *ctx.geometry)
-    return to_qkv, to_table, None if fill is None else to_fill, None, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=keep_inputs)
+complete("chunked_attention", _forward, _backward)
 
 
 class _Layout(NamedTuple):
@@ -211,21 +186,6 @@ def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
     return out
 
 
-_buffers = threading.local()
-
-
-def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory that is used again and again: new memory costs more than the arithmetic on it."""
-    size = math.prod(shape)
-    key = f"{name} {dtype}"
-    buffer = getattr(_buffers, key, None)
-    if buffer is None or len(buffer) < size:
-        with torch.inference_mode(False):  # who comes next may be a training
-            buffer = torch.empty(size, dtype=dtype)
-        setattr(_buffers, key, buffer)
-    return buffer[:size].view(*shape)
-
-
 # Where rows lie. All of it depends on few numbers, and is asked for in every forward.
 
 _places = lru_cache(maxsize=32)(window_order)
@@ -264,19 +224,3 @@ def _in_windows(grid: Pair, window: Pair, shift: Pair, b: int, k: int, heads: in
     present = places >= 0
     index[:, places[present]] = rows.permute(1, 2, 4, 0, 3)[:, present]
     return index.flatten()
-
-
-def count_products(count: int, qkv: int, window: int) -> Any:
-    """Floating-point operations of so many products of (t, d) and (d, t) per window and head; places of arguments."""
-
-    def formula(*shapes: Any, **_: Any) -> int:
-        batch, height, width, _, heads, d = shapes[qkv]
-        side_h, side_w = shapes[window]
-        height, width = padded((height, width), (side_h, side_w))
-        return count * 2 * batch * height * width * side_h * side_w * heads * d
-
-    return formula
-
-
-register_flop_formula(torch.ops.swin_mim.chunked_attention)(count_products(2, qkv=0, window=3))
-register_flop_formula(torch.ops.swin_mim.chunked_attention_backward)(count_products(5, qkv=1, window=4))

@@ -186,6 +186,7 @@ struct Geometry {
 struct Layout {
   Geometry g;
   int64_t t, wide_t, wide_d, down, right, blocks, units, parts, rows;
+  int64_t most_heads = 0;  // that one part has to do with
 
   Layout(const Geometry& geometry, int64_t parts) : g(geometry), parts(parts) {
     t = g.window_h * g.window_w;
@@ -194,6 +195,10 @@ struct Layout {
     blocks = (g.heads + HEADS - 1) / HEADS;
     units = blocks * g.batch * down * right;
     rows = t <= ROWS ? t : SOME_ROWS;
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t heads = to_head(part) - from_head(part);
+      if (heads > most_heads) most_heads = heads;
+    }
   }
   int64_t first_head(int64_t block) const { return block * g.heads / blocks; }
   int64_t first_unit(int64_t part) const { return part * units / parts; }
@@ -204,14 +209,6 @@ struct Layout {
     const int64_t end = first_unit(part + 1);
     return first_unit(part) == end ? from_head(part) : first_head(block_of(end - 1) + 1);
   }
-  int64_t most_heads() const {
-    int64_t most = 0;
-    for (int64_t part = 0; part < parts; part++) {
-      const int64_t heads = to_head(part) - from_head(part);
-      if (heads > most) most = heads;
-    }
-    return most;
-  }
   // Sizes in floats: a head's bias, its rows and rows turned around, scores, and what a window has besides.
   int64_t bias() const { return t * wide_t; }
   int64_t matrix() const { return rounded(t * wide_d, ALIGNED); }
@@ -221,7 +218,7 @@ struct Layout {
   int64_t scratch(bool backward) const {
     return of_window() + (backward ? 6 : 3) * matrix() + (backward ? 2 : 1) * (flipped() + scores());
   }
-  int64_t gradients() const { return rounded(most_heads() * bias() + 3 * g.heads * g.d, ALIGNED); }
+  int64_t gradients() const { return rounded(most_heads * bias() + 3 * g.heads * g.d, ALIGNED); }
   int64_t of_part(bool backward) const { return scratch(backward) + (backward ? gradients() : 0); }
   int64_t all_biases() const { return rounded(g.heads * bias(), ALIGNED); }
 };
@@ -448,7 +445,7 @@ void backward_part(const Call<T>& call, int64_t part) {
   float* gradients = scores + layout.scores();
   float* of_window = gradients + layout.scores();
   float* to_biases = call.gradients(part);
-  float* to_fill = to_biases + layout.most_heads() * layout.bias();
+  float* to_fill = to_biases + layout.most_heads * layout.bias();
   std::memset(to_biases, 0, layout.gradients() * sizeof(float));
   float inverse[ROWS];
   const int64_t from_head = layout.from_head(part);
@@ -484,7 +481,7 @@ template <typename T>
 void collect(int64_t begin, int64_t end, void* context) {
   const Call<T>& call = *static_cast<Call<T>*>(context);
   const Layout& layout = call.layout;
-  const int64_t heads = layout.g.heads, d = layout.g.d, behind_biases = layout.most_heads() * layout.bias();
+  const int64_t heads = layout.g.heads, d = layout.g.d, behind_biases = layout.most_heads * layout.bias();
   const int64_t entries = (2 * layout.g.table_h - 1) * (2 * layout.g.table_w - 1);
   for (int64_t head = begin; head < end; head++) {
     float* sums = call.biases + head * layout.bias();  // the bias itself is no longer needed

@@ -6,15 +6,13 @@ Registered operators, so that torch.compile keeps them whole. The legend of dime
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.flop_counter import register_flop_formula
 
 from swin_mim.kernels import chunked_attention
-from swin_mim.kernels.chunked_attention import count_products, keep_inputs, scratch
+from swin_mim.kernels.cpu_attention import complete, scratch
 from swin_mim.kernels.native.library import Unavailable, library, parallel_for
 from swin_mim.kernels.window_geometry import Pair
 
@@ -141,24 +139,4 @@ def _run(
         raise RuntimeError(f"torch_parallel_for failed with {failed}")
 
 
-@_forward.register_fake
-def _(qkv: Tensor, *_: Any) -> Tensor:
-    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-
-
-@_backward.register_fake
-def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    to_fill = (qkv if fill is None else fill).new_empty(3, *qkv.shape[4:])
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, table, fill = ctx.saved_tensors
-    to_qkv, to_table, to_fill = _backward(gradient, qkv, table, fill, *ctx.geometry)
-    return to_qkv, to_table, None if fill is None else to_fill, None, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=keep_inputs)
-
-register_flop_formula(torch.ops.swin_mim.native_attention)(count_products(2, qkv=0, window=3))
-register_flop_formula(torch.ops.swin_mim.native_attention_backward)(count_products(5, qkv=1, window=4))
+complete("native_attention", _forward, _backward)
