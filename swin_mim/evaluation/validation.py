@@ -95,10 +95,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with (
-            uncompiled(model),
-            torch.no_grad(),
-        ):  # not inference_mode: what a module caches in it could never be trained with
+        # not inference_mode: what a module caches in it could never be trained with
+        with uncompiled(model), torch.no_grad():
             yield
     finally:
         for module, mode in training.items():

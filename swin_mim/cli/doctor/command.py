@@ -401,12 +401,7 @@ def _command(job: Job, suggestions: "Sequence[Suggestion]") -> Iterator[str]:
     several = _gpus() > 1
     yield from ("accelerate", "launch", "-m", "swin_mim.recipes.pretrain") if several else ("swin-mim", "pretrain")
     yield from ("--config", shlex.quote(job.file), "--data.source", shlex.quote(job.source))
-    replaced, kept = {each.key for each in suggestions}, True
-    for word in job.flags:
-        if word.startswith("--"):
-            kept = word[2:].partition("=")[0].replace("-", "_") not in replaced
-        if kept:
-            yield shlex.quote(word)
+    yield from map(shlex.quote, planner.without(job.flags, {each.key for each in suggestions}))
     for each in suggestions:
         yield from (f"--{each.key}", *map(shlex.quote, shlex.split(each.value)))
 

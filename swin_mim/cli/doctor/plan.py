@@ -12,7 +12,7 @@ Options of swin-mim pretrain are taken as without --on. Exit code: 0, or 2 if no
 
 import argparse
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,7 +138,7 @@ def _changed(config: PretrainConfig, best: "Candidate") -> dict[str, str]:
     return {key: str(value).lower() for key, value in wanted.items() if value != own[key]}
 
 
-def without(flags: Sequence[str], keys: "dict[str, str]") -> Iterator[str]:
+def without(flags: Sequence[str], keys: Container[str]) -> Iterator[str]:
     """The words of a command line, less the options of these keys with their values."""
     kept = True
     for word in flags:

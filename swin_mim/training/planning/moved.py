@@ -46,9 +46,7 @@ def _block(part: Part, storage: Storage, compiled: bool) -> Moved:
     biases = inner * (5 * numbers + hidden)
     unit, unit_back = _cosine(inner, compiled) if part.version == 2 else (0, 0)
     if part.version == 2 and not compiled and stream != inner:
-        unit += 2 * (
-            stream + inner
-        )  # nothing is normalised before attention and MLP, and the stream is converted alone
+        unit += 2 * (stream + inner)  # the stream is converted alone, where V1 normalises it
     return Moved(
         2 * numbers * (norm + residual) + 2 * inner * hidden + numbers * unit,
         2 * numbers * (norm_back + cast + residual_back) + 3 * inner * hidden + biases + numbers * unit_back,
