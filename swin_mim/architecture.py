@@ -28,6 +28,10 @@ NAMED |= {
 """And of the Swin V2 paper (arXiv 2111.09883, section 3.6)."""
 
 
+POSITION_HIDDEN = 512
+"""Channels inside the network of V2's position bias."""
+
+
 def as_pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     """`6`, `(6,)` -> (6, 6); `(4, 8)` -> (4, 8): height before width."""
     values = (size,) if isinstance(size, int) else tuple(size)

@@ -18,7 +18,8 @@ from swin_mim.errors import UserError
 from swin_mim.hub.about import About
 from swin_mim.redaction import without_paths, yaml_without_paths
 from swin_mim.weights.compatibility import unsupported_reason
-from swin_mim.weights.config_json import TRANSFORMERS_NAMES, Description, timm_name, transformers_class
+from swin_mim.weights.config_json import Description, timm_name
+from swin_mim.weights.library_configs import TRANSFORMERS_NAMES, transformers_class
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -27,15 +27,8 @@ from swin_mim.errors import UserError
 from swin_mim.hub import repository
 from swin_mim.weights import coordinates, formats, network
 from swin_mim.weights.compatibility import unsupported_reason
-from swin_mim.weights.config_json import (
-    Description,
-    Preprocessing,
-    describe,
-    document,
-    hints,
-    read_document,
-    transformers_documents,
-)
+from swin_mim.weights.config_json import Description, Preprocessing, describe, document, read_document
+from swin_mim.weights.library_configs import hints, transformers_documents
 from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
 from swin_mim.weights.prefixes import Selection, select
 from swin_mim.weights.weights_file import TensorInfo, check_finite, load_tensors, read_header, write_safetensors
@@ -221,19 +214,20 @@ def interpret(
     try:
         config, processor = (_document(folder, name) for name in (CONFIG, PROCESSOR))
         keys = formats.key_map(header)
-        shapes = formats.our_shapes({name: info.shape for name, info in header.items()}, keys)
+        theirs = {name: info.shape for name, info in header.items()}
+        shapes, windows = formats.our_shapes(theirs, keys), coordinates.windows_of(theirs, keys.coordinates)
         said = dict(contents.known)
         if config is not None and "swin_mim" in config:
             description = describe(config, CONFIG)
-            said |= {key: getattr(description.config, key) for key in given}
+            said |= {key: getattr(description.config, key) for key in (*given, "pretrained_window_sizes")}
             parts = description.config, description.kind, description.num_classes
             network.check_shapes(shapes, *parts, by=CONFIG)
         else:
             said = hints(config or {}, CONFIG, processor=processor) | said
-            windows = coordinates.windows_of({name: info.shape for name, info in header.items()}, keys.coordinates)
             known = {key: size for key, size in given.items() if size is not None} | said
             description = guess(shapes, known if windows is None else known | {"windows": windows})
         _check_said(said, given)
+        network.check_windows(windows, description.config)
         raw = contents.load()
         description = _measured(description, raw, keys, said)
         tensors = {name: _as_float32(tensor, name) for name, tensor in formats.to_ours(raw, keys).items()}
@@ -271,7 +265,7 @@ def _measured(
     windows = [config.stage_window(stage) for stage in range(config.num_stages)]
     found = coordinates.measures_of(raw, keys.coordinates, windows)
     now = tuple(
-        tuple(measure or side for measure, side in zip(as_pair(size), window, strict=True))
+        tuple(measure if measure and side > 1 else side for measure, side in zip(as_pair(size), window, strict=True))
         for size, window in zip(config.pretrained_window_sizes, windows, strict=True)
     )
     if found == now:

@@ -59,6 +59,21 @@ def relative_position_index(window: Pair, table_window: Pair, device: torch.devi
     return index.reshape(window[0] * window[1], window[0] * window[1])
 
 
+def relative_coordinates(window: Pair, measure: Pair) -> Tensor:
+    """fp32 (2h - 1, 2w - 1, 2) on the CPU: the relative positions of a window, down and right, as the network of Swin
+    V2's position bias sees them (arXiv 2111.09883, 3.3): sign(x) log2(1 + |8x|) / log2(8), x being 1 at the far end.
+
+    Args:
+        measure: the window at whose far end x is 1, by side; 0: this window.
+    """
+    sides = (
+        torch.arange(1 - side, side, dtype=torch.float32, device="cpu") / max((measured or side) - 1, 1)
+        for side, measured in zip(window, measure, strict=True)
+    )
+    x = 8 * torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
+    return x.sign() * torch.log2(x.abs() + 1) / math.log2(8)
+
+
 def _by_window(x: Tensor, window: Pair) -> Tensor:
     """(h, w) -> (n, t)."""
     x = x.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0]))  # (nh, wh, nw, ww)

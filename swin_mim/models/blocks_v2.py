@@ -9,10 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from swin_mim.architecture import SwinConfig, as_pair
+from swin_mim.architecture import POSITION_HIDDEN, SwinConfig, as_pair
 from swin_mim.kernels.cosine import cosine
 from swin_mim.kernels.product import linear
-from swin_mim.kernels.window_geometry import Pair, window_geometry
+from swin_mim.kernels.window_geometry import Pair, relative_coordinates, window_geometry
 from swin_mim.models.blocks_v1 import by_fours
 from swin_mim.models.drop_path import DropPath
 from swin_mim.models.linear import Linear, watched
@@ -21,8 +21,6 @@ from swin_mim.models.window_attention import Backend, window_attention
 
 LARGEST_SCALE = 100.0
 """Of the cosines, however the scale grows: a temperature of 0.01."""
-HIDDEN = 512
-"""Channels inside the network of the position bias."""
 LARGEST_BIAS = 16.0
 
 
@@ -79,7 +77,7 @@ class WindowAttention(nn.Module):
         self.backend: Backend = backend
         self.logit_scale = nn.Parameter(torch.empty(self.num_heads, 1, 1))
         self.cpb_mlp = nn.Sequential(
-            nn.Linear(2, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, self.num_heads, bias=False)
+            nn.Linear(2, POSITION_HIDDEN), nn.ReLU(inplace=True), nn.Linear(POSITION_HIDDEN, self.num_heads, bias=False)
         )
         self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.empty(dim)) if config.qkv_bias else None
@@ -105,7 +103,7 @@ class WindowAttention(nn.Module):
     def bias_table(self) -> Tensor:
         """fp32 ((2 window_h - 1)(2 window_w - 1), heads), from 0 to 16, as the rows of a table of V1."""
         weight = self.logit_scale
-        coordinates = log_coordinates(self.window, self.pretrained_window, weight.device).to(weight.dtype)
+        coordinates = _coordinates(self.window, self.pretrained_window, weight.device).to(weight.dtype)
         device = weight.device.type
         autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with autocast:  # a bias of half precision would be off by 0.03
@@ -147,16 +145,5 @@ def _exact(x: Tensor) -> torch.dtype:
 
 
 @cache
-def log_coordinates(window: Pair, pretrained: Pair, device: torch.device) -> Tensor:
-    """fp32 ((2 window_h - 1)(2 window_w - 1), 2): the relative positions of a window, down before right, as the network
-    of the bias sees them (section 3.3 of the paper): sign(x) log2(1 + |8x|) / log2(8), x being 1 at the far end.
-
-    Args:
-        pretrained: the window at whose far end x is 1, by side; 0: this window.
-    """
-    sides = (
-        torch.arange(1 - side, side, dtype=torch.float32) / max((trained or side) - 1, 1)
-        for side, trained in zip(window, pretrained, strict=True)
-    )
-    x = 8 * torch.cartesian_prod(*sides).view(-1, 2)
-    return (x.sign() * torch.log2(1 + x.abs()) / math.log2(8)).to(device)
+def _coordinates(window: Pair, measure: Pair, device: torch.device) -> Tensor:
+    return relative_coordinates(window, measure).flatten(0, 1).to(device)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from swin_mim.architecture import SwinConfig
+from swin_mim.architecture import POSITION_HIDDEN, SwinConfig
 
 Kind = Literal["embedding", "merging", "block", "head"]
 
@@ -231,8 +231,8 @@ def _block(config: SwinConfig, stage: int, number: int) -> Part:
     layers = ((dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim))
     second = config.version == 2
     biases = ((2 if second else 3) * dim if config.qkv_bias else 0) + dim + hidden + dim
-    # V2 has a network of 512 channels and a scale for each head
-    table = 512 * (3 + heads) + heads if second else (2 * window[0] - 1) * (2 * window[1] - 1) * heads
+    # V2 has a network and a scale for each head
+    table = POSITION_HIDDEN * (3 + heads) + heads if second else (2 * window[0] - 1) * (2 * window[1] - 1) * heads
     extra_norm = bool(config.extra_norm_period) and (number + 1) % config.extra_norm_period == 0
     return Part(
         "block",

@@ -49,16 +49,15 @@ def _not_of_v2(format: Format, config: SwinConfig) -> str:
     if format == "torchvision":
         return ""  # its coordinates are in the file, and are what it computes with
     for stage, size in enumerate(config.pretrained_window_sizes):
-        measure, window = as_pair(size), config.stage_window(stage)
-        own = measure in ((0, 0), window)
+        measure = as_pair(size)
         if 0 in measure and any(measure):
             return (
                 f"{format} has no pretrained_window_sizes of which one side is 0, as {size} of stage {stage}: name both"
             )
         if format == "transformers" and measure[0] != measure[1]:
             return f"transformers has square pretrained_window_sizes only, stage {stage} has {_by(measure)}: write timm"
-        divides = window if own else measure
-        if format != "timm" and 1 in divides and (format != "transformers" or not own):
+        divides = measure if any(measure) else config.stage_window(stage)
+        if 1 in divides and (format == "microsoft" or (format == "transformers" and any(measure))):
             return (
                 f"{format} divides by 0 where a window measures 1, as in stage {stage} with {_by(divides)}: write timm"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
+from swin_mim.kernels.window_geometry import relative_coordinates
 
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
@@ -20,22 +21,6 @@ _LARGEST = 1 << 10
 """Tokens along the side of any window."""
 _ROUNDING = 1.2e-2
 """Of coordinates from -1 to 1 and beyond, in bfloat16 too."""
-
-
-def coordinates_table(window: Pair, pretrained: Pair) -> Tensor:
-    """float32 (1, 2h - 1, 2w - 1, 2): the relative positions of a window, down and right, from -1 to 1 at the far ends
-    of the pretrained window, and logarithmic; as microsoft's code computes them.
-
-    Args:
-        window: (h, w).
-        pretrained: the window that measures, by side; 0: the window itself.
-    """
-    sides = [
-        torch.arange(1 - side, side, dtype=torch.float32) / max((measure or side) - 1, 1)
-        for side, measure in zip(window, pretrained, strict=True)
-    ]
-    x = 8 * torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)[None]
-    return x.sign() * torch.log2(x.abs() + 1.0) / 3.0
 
 
 def windows_of(shapes: Mapping[str, Shape], names: Names) -> tuple[Pair, ...] | None:
@@ -78,7 +63,7 @@ def _measure(tensors: Mapping[str, Tensor], blocks: Sequence[str], window: Pair)
     far = torch.tensor(window, dtype=torch.float64) - 1
     sides = (1 + far / reach).nan_to_num(0).round().long().tolist()
     measure = tuple(side if at > 0 else own for side, at, own in zip(sides, far.tolist(), window, strict=True))
-    expected = coordinates_table(window, (measure[0], measure[1]))
+    expected = relative_coordinates(window, (measure[0], measure[1]))
     for name in blocks:
         if max(measure) > _LARGEST or not (
             tensors[name].float() - expected

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
-from swin_mim.weights.coordinates import coordinates_table
+from swin_mim.kernels.window_geometry import relative_coordinates
 from swin_mim.weights.layouts import LAYOUTS, OURS, OURS_OF, PARTS, PARTS_OF, REFUSED, Format, Kind, Layout
 
 Shape = tuple[int, ...]
@@ -366,7 +366,9 @@ def _coordinate_buffers(
     if layout.coordinates is None:
         return {}
     return {
-        _fill(layout, layout.block, stage, block) + layout.coordinates: coordinates_table(windows[stage], measure)
+        _fill(layout, layout.block, stage, block) + layout.coordinates: relative_coordinates(windows[stage], measure)[
+            None
+        ]
         for stage, (depth, measure) in enumerate(zip(depths, pretrained, strict=True))
         for block in range(depth)
     }

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from swin_mim.architecture import SwinConfig
+from swin_mim.architecture import POSITION_HIDDEN, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Kind
 from swin_mim.weights.formats import version_of
@@ -12,8 +12,6 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 Size = int | tuple[int, int]
 
-POSITION_HIDDEN = 512
-"""Channels inside the network of V2's position bias."""
 _NAMED = 5
 """Tensors that a message names before it says how many more there are."""
 
@@ -60,7 +58,6 @@ def network_of(
         pretrained_window_sizes=tuple(pretrained_window_sizes) if version > 1 else (),
         extra_norm_period=_extra_norm_period(shapes, depths),
     )
-    _check_windows(config, windows)
     num_classes = shapes["head.fc.weight"][0] if "head.fc.weight" in shapes else 0
     kind: Kind = "SimMIM" if "decoder.0.weight" in shapes else "SwinClassifier" if num_classes else "Swin"
     # transformers can save an encoder with its mask token, and then there is no decoder
@@ -90,6 +87,20 @@ def check_shapes(shapes: Mapping[str, Shape], config: SwinConfig, kind: Kind, nu
             raise UserError(
                 f"{name} has shape {tuple(shapes[name])}, but {by} describes {shape} (image_size {config.image_size}, "
                 f"window_size {config.window_size}, embed_dim {config.embed_dim})"
+            )
+
+
+def check_windows(windows: Sequence[Pair] | None, config: SwinConfig) -> None:
+    """Raise a UserError where the buffers of a V2 are of other windows than its sizes give.
+
+    Args:
+        windows: of each stage; None without buffers.
+    """
+    for stage, window in enumerate(windows or ()):
+        if config.stage_window(stage) != window:
+            raise UserError(
+                f"relative_coords_table of stage {stage} is for windows of {window[0]}x{window[1]}, and image_size "
+                f"{config.image_size} with window_size {config.window_size} has {config.stage_window(stage)} there"
             )
 
 
@@ -230,16 +241,6 @@ def _sizes(
             "with swin-mim convert FILE FOLDER --to swin_mim --source-image-size N --source-window-size N"
         )
     return image_size, window_size
-
-
-def _check_windows(config: SwinConfig, windows: Sequence[Pair] | None) -> None:
-    """Raise a UserError where the buffers of a V2 are of other windows than its sizes give."""
-    for stage, window in enumerate(windows or ()):
-        if config.stage_window(stage) != window:
-            raise UserError(
-                f"relative_coords_table of stage {stage} is for windows of {window[0]}x{window[1]}, and image_size "
-                f"{config.image_size} with window_size {config.window_size} has {config.stage_window(stage)} there"
-            )
 
 
 def _square_window(rows: int) -> int | None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
+from swin_mim.weights.json_values import STAGES
 from swin_mim.weights.prefixes import Selection, everything, networks, select_network, the_one
 from swin_mim.weights.weights_file import (
     HEADER_LIMIT,
@@ -43,7 +44,6 @@ STATE_KEYS = ("model", "state_dict", "model_state_dict")
 """Keys under which a training checkpoint keeps its weights."""
 _SECTIONS = {"swin": "SWIN", "swinv2": "SWINV2"}
 """TYPE of a model in microsoft's settings -> where its own settings are."""
-_STAGES = 16
 DEPTH = 4
 """Dicts within dicts in which weights are looked for."""
 
@@ -133,7 +133,7 @@ def microsoft_settings(settings: Mapping[str, Any], path: Path) -> dict[str, Any
 
 
 def _window_sizes(sizes: Any, at: str, path: Path) -> tuple[int, ...]:
-    whole = isinstance(sizes, list | tuple) and len(sizes) <= _STAGES
+    whole = isinstance(sizes, list | tuple) and len(sizes) <= STAGES
     if not whole or not all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in sizes):
         raise UserError(f"{path}: its config has {at} {shown(sizes)}, expected a list of numbers up to {LARGEST_SIZE}")
     return tuple(sizes)

@@ -26,8 +26,9 @@ from torchvision.models import swin_transformer as torchvision_swin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.hub import pretrained
-from swin_mim.weights.config_json import Preprocessing, timm_arguments, timm_name, transformers_documents
-from swin_mim.weights.coordinates import coordinates_table
+from swin_mim.kernels.window_geometry import relative_coordinates
+from swin_mim.weights.config_json import Preprocessing, timm_arguments, timm_name
+from swin_mim.weights.library_configs import transformers_documents
 from swin_mim.weights.pickled_file import load_pickled
 
 CONFIG = SwinConfig(64, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
@@ -224,7 +225,7 @@ def mmpretrain_file(model, path):
         name = "norm3" + name.removeprefix("norm") if name.startswith("norm.") else name
         state["neck." + name if name.startswith("decoder") else "backbone." + name] = value
     for name in [name for name in state if name.endswith("logit_scale")]:
-        table = coordinates_table(config.stage_window(int(name.split(".")[2])), (0, 0))
+        table = relative_coordinates(config.stage_window(int(name.split(".")[2])), (0, 0))[None]
         state[name.replace("logit_scale", "relative_coords_table")] = table
     torch.save({"state_dict": state, "meta": {"epoch": 100}}, path)
 
@@ -468,8 +469,11 @@ def test_another_window_keeps_the_weights_of_a_v2_and_what_measures_its_position
     config = json.loads((tmp_path / "dest" / "config.json").read_text())["swin_mim"]["config"]
     assert (config["window_size"], config["pretrained_window_sizes"]) == (4, [2, 2, 2, 2])
     sizes = ("--image-size", "128", "--window-size", "4")
-    said = refused(path, tmp_path / "tv.pth", "--to", "torchvision", *sizes)
-    assert "torchvision measures positions by a stage's own window, in stage 0 4x4, not by the 2x2" in said
+    _, report = run(path, tmp_path / "tv.pth", "--to", "torchvision", *sizes)
+    table = torch.load(tmp_path / "tv.pth", weights_only=True)["features.1.0.attn.relative_coords_table"]
+    assert torch.equal(table.squeeze(), relative_coordinates((4, 4), (2, 2)))
+    compared = report["comparisons"][-1]
+    assert (compared["one"], compared["other"], compared["why_not"]) == ("ours", "torchvision", "")
     said = refused(path, tmp_path / "other", "--to", "swin_mim", "--bias-tables", "geometric")
     assert "a Swin V2 has no bias tables: leave it out" in said
 

@@ -46,6 +46,7 @@ GEOMETRIES += [
     {**V2, "pretrained_window_sizes": ((6, 8), 4, 4)},
     {**V2, "pretrained_window_sizes": ((6, 0), 4, 4)},
     {**V2, "pretrained_window_sizes": (1, 4, 4)},
+    {**V2, "pretrained_window_sizes": (1, 1, 1), "window_size": 1},
     {**V2, "window_size": 1},
     {**V2, "image_size": 36, "window_size": 4},  # grids 9, 5, 3; rounded down 9, 4, 2
     {**V2, "image_size": 36, "window_size": 2},

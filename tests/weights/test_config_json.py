@@ -20,7 +20,8 @@ from swin_mim import Swin, SwinClassifier, SwinConfig
 from swin_mim.architecture import as_pair
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.errors import UserError
-from swin_mim.weights.config_json import Description, Preprocessing, describe, document, hints, transformers_documents
+from swin_mim.weights.config_json import Description, Preprocessing, describe, document
+from swin_mim.weights.library_configs import hints, transformers_documents
 
 SIZE = 224
 """Cut out of images that are resized to 256: at a share of 0.875 everybody cuts at the same whole pixels."""

@@ -8,8 +8,8 @@ from timm.models.swin_transformer_v2 import WindowAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttentionV2
 
 from swin_mim.errors import UserError
-from swin_mim.models.blocks_v2 import log_coordinates
-from swin_mim.weights.coordinates import coordinates_table, measures_of, windows_of
+from swin_mim.kernels.window_geometry import relative_coordinates
+from swin_mim.weights.coordinates import measures_of, windows_of
 
 SIDES = st.integers(1, 64)
 MEASURES = st.integers(2, 64)
@@ -18,12 +18,10 @@ MEASURES = st.integers(2, 64)
 
 @pytest.mark.parametrize("pretrained", [(0, 0), (12, 12), (6, 8)])
 @pytest.mark.parametrize("window", [(7, 7), (16, 16), (4, 6)])
-def test_they_are_those_of_the_libraries_and_of_our_model(window, pretrained):
-    table = coordinates_table(window, pretrained)
+def test_they_are_those_of_the_libraries(window, pretrained):
+    table = relative_coordinates(window, pretrained)[None]
     theirs = WindowAttention(8, window, 1, pretrained_window_size=pretrained).relative_coords_table
     torch.testing.assert_close(table, theirs, atol=3e-7, rtol=0)
-    ours = log_coordinates(window, pretrained, torch.device("cpu"))
-    torch.testing.assert_close(table.view(-1, 2), ours, atol=3e-7, rtol=0)
     if pretrained == (0, 0):
         assert torch.equal(table, ShiftedWindowAttentionV2(8, list(window), [0, 0], 1).relative_coords_table)
 
@@ -34,7 +32,7 @@ def test_they_are_those_of_the_libraries_and_of_our_model(window, pretrained):
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
 def test_both_windows_are_read_from_them(window, pretrained, dtype):
-    table = coordinates_table(window, pretrained).to(dtype)
+    table = relative_coordinates(window, pretrained)[None].to(dtype)
     names = [["a", "b"]]
     assert windows_of({"a": table.shape, "b": table.shape}, names) == (window,)
     found = measures_of({"a": table, "b": table}, names, [window])[0]
@@ -73,7 +71,7 @@ def test_blocks_of_a_stage_that_differ_are_refused():
     ],
 )
 def test_other_values_are_refused(spoil):
-    good, bad = coordinates_table((4, 4), (0, 0)), coordinates_table((4, 4), (0, 0))
+    good, bad = (relative_coordinates((4, 4), (0, 0))[None] for _ in range(2))
     spoil(bad)
     for tensors in ({"a": bad, "b": bad}, {"a": good, "b": bad}):
         with pytest.raises(UserError, match="holds no coordinates of a window of 4x4: the file is damaged"):

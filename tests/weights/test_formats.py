@@ -42,8 +42,7 @@ from torch import nn
 from swin_mim import SimMIM, SwinConfig
 from swin_mim.architecture import as_pair
 from swin_mim.errors import UserError
-from swin_mim.kernels.window_geometry import relative_position_index, shift_mask
-from swin_mim.models.blocks_v2 import log_coordinates
+from swin_mim.kernels.window_geometry import relative_coordinates, relative_position_index, shift_mask
 from swin_mim.weights import formats
 from swin_mim.weights.coordinates import windows_of
 from swin_mim.weights.network import network_of
@@ -140,8 +139,8 @@ def microsoft_buffers(config, kind):
             block = f"{prefix}layers.{stage}.blocks.{j}."
             out[f"{block}attn.relative_position_index"] = relative_position_index(window, window)
             if config.version == 2:
-                table = log_coordinates(window, as_pair(config.pretrained_window_sizes[stage]), torch.device("cpu"))
-                out[f"{block}attn.relative_coords_table"] = table.view(1, 2 * window[0] - 1, 2 * window[1] - 1, 2)
+                table = relative_coordinates(window, as_pair(config.pretrained_window_sizes[stage]))
+                out[f"{block}attn.relative_coords_table"] = table[None]
             if j % 2 and grid[0] > window[0]:
                 shift = (window[0] // 2, window[1] // 2)
                 out[f"{block}attn_mask"] = shift_mask(grid, window, shift, torch.zeros(()))

@@ -13,7 +13,7 @@ from libraries import (
 
 from swin_mim import SwinConfig
 from swin_mim.errors import UserError
-from swin_mim.weights.network import _mlp_ratio, _smallest_image, network_of
+from swin_mim.weights.network import _mlp_ratio, _smallest_image, check_windows, network_of
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,12 @@ def test_the_weights_of_a_v2_fit_any_window_so_that_it_has_to_be_said():
 
 
 def test_windows_that_its_sizes_do_not_give_are_refused():
-    shapes = shapes_of(flat(build(UNIFORM_V2, "Swin")))
+    check_windows([(4, 4)] * 3, UNIFORM_V2)
+    check_windows(None, UNIFORM_V2)
     with pytest.raises(
         UserError, match=r"stage 1 is for windows of 3x3, and image_size 64 with window_size 4 has \(4, 4"
     ):
-        network_of(shapes, image_size=64, window_size=4, windows=[(4, 4), (3, 3), (4, 4)])
+        check_windows([(4, 4), (3, 3), (4, 4)], UNIFORM_V2)
 
 
 def test_heads_must_divide_the_channels():

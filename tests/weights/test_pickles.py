@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained
-from swin_mim.weights.config_json import Preprocessing, timm_arguments, transformers_documents
+from swin_mim.weights.config_json import Preprocessing, timm_arguments
+from swin_mim.weights.library_configs import transformers_documents
 from swin_mim.weights.pickled_file import LARGEST_SIZE, microsoft_settings
 
 CONFIG = SwinConfig(96, embed_dim=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=6)
@@ -259,6 +261,22 @@ def test_settings_that_contradict_the_buffers_of_a_v2_are_one_line(model_v2: Sim
         message = error_of(SimMIM.from_pretrained, path, pickles=True)
         assert text in message
         assert str(path) in message
+
+
+def test_buffers_beside_a_config_of_ours_must_fit_it(model_v2: SimMIM, tmp_path: Path) -> None:
+    """microsoft's names in a folder that says itself what it is."""
+    folder = model_v2.save_pretrained(tmp_path / "model")
+    (folder / "mim_head.safetensors").unlink()
+    state = state_of(model_v2, "microsoft")
+    save_file(state, folder / "model.safetensors")
+    assert SimMIM.from_pretrained(folder).encoder.config == PRETRAINED_V2
+    name = "encoder.layers.0.blocks.0.attn.relative_coords_table"
+    blocks = {name.replace("blocks.0", f"blocks.{block}"): state[name][:, 1:-1, 1:-1].contiguous() for block in (0, 1)}
+    save_file(state | blocks, folder / "model.safetensors")
+    assert "stage 0 is for windows of 11x11" in error_of(SimMIM.from_pretrained, folder)
+    other = {key: table / 1.1 for key, table in state.items() if key.endswith("coords_table") and ".0.blocks" in key}
+    save_file(state | other, folder / "model.safetensors")
+    error_of(SimMIM.from_pretrained, folder)
 
 
 def test_damaged_buffers_of_a_v2_are_one_line(model_v2: SimMIM, tmp_path: Path) -> None:

@@ -237,7 +237,8 @@ def their_state(original: Source) -> Tensors:
     weights = original.weights
     buffers = pretrained.to_theirs(weights.keys.format, weights.description, weights.tensors)
     names = [name for theirs in weights.keys.sources.values() for name in theirs]
-    return buffers | {name: original.raw[name].float() for name in names}
+    # microsoft's old names of V2 are today's here already
+    return buffers | {name: original.raw[name].float() for name in names if name in buffers}
 
 
 def compare_target(

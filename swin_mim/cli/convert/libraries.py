@@ -19,8 +19,9 @@ from swin_mim.hub import pretrained
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Swin
-from swin_mim.weights.config_json import Description, timm_arguments, transformers_documents
+from swin_mim.weights.config_json import Description, timm_arguments
 from swin_mim.weights.layouts import Format
+from swin_mim.weights.library_configs import transformers_documents
 
 Weights = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
