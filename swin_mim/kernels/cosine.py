@@ -36,27 +36,37 @@ class _Cosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(qkv[..., :2, :, :], dim=-1, keepdim=True, dtype=_exact(qkv))
-        length.clamp_(min=SMALLEST)  # (..., 2, heads, 1)
-        out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        torch.mul(qkv[..., :2, :, :], _factors(scale, length), out=out[..., :2, :, :])
-        out[..., 2, :, :] = qkv[..., 2, :, :]
+        out, length = forward(qkv, scale)
         ctx.save_for_backward(out, length, scale)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        out, length, scale = ctx.saved_tensors
-        both = slice(None, 2)
-        unit, u = (x[..., both, :, :].to(length.dtype) for x in (out, upstream))
-        along = (unit * u).sum(-1, keepdim=True)  # (..., 2, heads, 1): of the queries times the scale
-        to_scale = along[..., 0, :, :].flatten(0, -3).sum(0) / scale if along.ndim > 3 else along[0] / scale
-        squared = torch.stack([scale.square(), torch.ones_like(scale)])  # (2, heads, 1)
-        to_qkv = torch.empty_like(upstream, memory_format=torch.contiguous_format)
-        to_qkv[..., both, :, :] = (u - unit * (along / squared)) * _factors(scale, length)
-        to_qkv[..., 2, :, :] = upstream[..., 2, :, :]
-        return to_qkv, to_scale
+        return backward(upstream, *ctx.saved_tensors)
+
+
+def forward(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What `cosine` gives, and the lengths (..., 2, heads, 1) of queries and keys."""
+    length = torch.linalg.vector_norm(qkv[..., :2, :, :], dim=-1, keepdim=True, dtype=_exact(qkv))
+    length.clamp_(min=SMALLEST)
+    out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    torch.mul(qkv[..., :2, :, :], _factors(scale, length), out=out[..., :2, :, :])
+    out[..., 2, :, :] = qkv[..., 2, :, :]
+    return out, length
+
+
+def backward(upstream: Tensor, out: Tensor, length: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `qkv` and `scale`, from that of what `forward` gave."""
+    both = slice(None, 2)
+    unit, u = (x[..., both, :, :].to(length.dtype) for x in (out, upstream))
+    along = (unit * u).sum(-1, keepdim=True)  # (..., 2, heads, 1): of the queries times the scale
+    to_scale = along[..., 0, :, :].flatten(0, -3).sum(0) / scale if along.ndim > 3 else along[0] / scale
+    squared = torch.stack([scale.square(), torch.ones_like(scale)])  # (2, heads, 1)
+    to_qkv = torch.empty_like(upstream, memory_format=torch.contiguous_format)
+    to_qkv[..., both, :, :] = (u - unit * (along / squared)) * _factors(scale, length)
+    to_qkv[..., 2, :, :] = upstream[..., 2, :, :]
+    return to_qkv, to_scale
 
 
 def _exact(x: Tensor) -> torch.dtype:

@@ -1,7 +1,8 @@
 """What the operators of the window attention on CPUs share: their signature, shapes, gradients, operations and memory.
 
 Forward: (qkv, table, fill, window, table_window, shift) -> output. Backward: (gradient, and the same) -> gradients of
-qkv, table and fill, the last also without a fill.
+qkv, table and fill, the last also without a fill. Those that compare by cosines have a scale, fp32 (heads, 1) or None,
+behind the fill, and its gradient behind the fill's.
 """
 
 import math
@@ -17,10 +18,11 @@ from torch.utils.flop_counter import register_flop_formula
 from swin_mim.kernels.window_geometry import padded
 
 
-def complete(name: str, forward: CustomOpDef, backward: CustomOpDef) -> None:
+def complete(name: str, forward: CustomOpDef, backward: CustomOpDef, *, tensors: int = 3) -> None:
     """Give two operators `swin_mim::NAME` and `swin_mim::NAME_backward` shapes, gradients and formulas of operations.
 
-    Nothing but the inputs is kept for the backward pass.
+    Nothing but the inputs is kept for the backward pass. `tensors` is how many of these are no geometry: 3, or 4 with
+    a scale.
     """
 
     @forward.register_fake
@@ -28,23 +30,24 @@ def complete(name: str, forward: CustomOpDef, backward: CustomOpDef) -> None:
         return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
 
     @backward.register_fake
-    def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _(gradient: Tensor, qkv: Tensor, table: Tensor, fill: Tensor | None, *more: Any) -> tuple[Tensor, ...]:
         to_fill = (qkv if fill is None else fill).new_empty(3, *qkv.shape[4:])
-        return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(table), to_fill
+        to_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+        to_scale = [qkv.new_empty(qkv.shape[4], 1, dtype=torch.float32)] * (tensors - 3)
+        return to_qkv, torch.empty_like(table), to_fill, *to_scale
+
+    def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.geometry = inputs[tensors:]
 
     def gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, table, fill = ctx.saved_tensors
-        to_qkv, to_table, to_fill = backward(gradient, qkv, table, fill, *ctx.geometry)
-        return to_qkv, to_table, None if fill is None else to_fill, None, None, None
+        given = ctx.saved_tensors
+        found = backward(gradient, *given, *ctx.geometry)
+        return *(None if x is None else to_x for x, to_x in zip(given, found, strict=True)), None, None, None
 
-    forward.register_autograd(gradients, setup_context=_keep_inputs)
-    register_flop_formula(getattr(torch.ops.swin_mim, name))(_products(2, qkv=0, window=3))
-    register_flop_formula(getattr(torch.ops.swin_mim, f"{name}_backward"))(_products(5, qkv=1, window=4))
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    qkv, table, fill, *ctx.geometry = inputs
-    ctx.save_for_backward(qkv, table, fill)
+    forward.register_autograd(gradients, setup_context=keep_inputs)
+    register_flop_formula(getattr(torch.ops.swin_mim, name))(_products(2, qkv=0, window=tensors))
+    register_flop_formula(getattr(torch.ops.swin_mim, f"{name}_backward"))(_products(5, qkv=1, window=tensors + 1))
 
 
 _buffers = threading.local()

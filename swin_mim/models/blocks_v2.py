@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from swin_mim.architecture import POSITION_HIDDEN, SwinConfig, as_pair
-from swin_mim.kernels.cosine import cosine
 from swin_mim.kernels.product import linear
 from swin_mim.kernels.window_geometry import Pair, relative_coordinates, window_geometry
 from swin_mim.models.blocks_v1 import by_fours
@@ -87,18 +86,23 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, D) -> (B, h, w, D)."""
-        window, shift = window_geometry((x.shape[1], x.shape[2]), self.window, self.shifted)
-        bias, scale = self._bias(), self._scale()
+        bias = self._bias()
+        return self.dropout(self.proj(self.attend(self._qkv(x, bias), bias)))
+
+    def attend(self, qkv: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, h, w, 3D) -> (B, h, w, D), what lies between the two projections; bias (3D,) is that of the first."""
+        window, shift = window_geometry((qkv.shape[1], qkv.shape[2]), self.window, self.shifted)
         x = window_attention(
-            cosine(self._heads(self._qkv(x, bias)), scale),
+            self._heads(qkv),
             self.bias_table(),
             window=window,
             table_window=self.window,
             shift=shift,
-            fill=None if bias is None else cosine(self._heads(bias), scale),
+            fill=None if bias is None else self._heads(bias),
+            scale=self._scale(),
             backend=self.backend,
         )
-        return self.dropout(self.proj(x.flatten(3)))
+        return x.flatten(3)
 
     def bias_table(self) -> Tensor:
         """fp32 ((2 window_h - 1)(2 window_w - 1), heads), from 0 to 16, as the rows of a table of V1."""
@@ -118,7 +122,7 @@ class WindowAttention(nn.Module):
 
     def _qkv(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(B, h, w, D) -> (B, h, w, 3D)."""
-        if watched(self.qkv):
+        if type(self.qkv) is not Linear or watched(self.qkv):
             x = self.qkv(x)
             return x if bias is None else x + bias.to(x.dtype)
         return linear(x, self.qkv.weight, bias)
@@ -130,10 +134,9 @@ class WindowAttention(nn.Module):
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def _scale(self) -> Tensor:
-        """fp32 (heads, 1): what cosines are multiplied with, times what `window_attention` divides by."""
-        channels = self.proj.in_features // self.num_heads
+        """fp32 (heads, 1): what cosines are multiplied with."""
         logarithm = self.logit_scale[:, 0].to(_exact(self.logit_scale)).clamp(max=math.log(LARGEST_SCALE))
-        return logarithm.exp() * math.sqrt(channels)
+        return logarithm.exp()
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., 3D) -> (..., 3, heads, d)."""
@@ -144,6 +147,15 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-@cache
 def _coordinates(window: Pair, measure: Pair, device: torch.device) -> Tensor:
+    """((2 window_h - 1)(2 window_w - 1), 2)."""
+    return _coordinates_on(window, measure, device)
+
+
+# as torch.compiler.assume_constant_result would do, if it did not import all of dynamo for it
+_coordinates._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _coordinates_on(window: Pair, measure: Pair, device: torch.device) -> Tensor:
     return relative_coordinates(window, measure).flatten(0, 1).to(device)

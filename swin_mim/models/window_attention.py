@@ -6,6 +6,7 @@ image and t = window_h x window_w the tokens of one window.
 """
 
 import logging
+import math
 import os
 from functools import cache
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swin_mim.errors import UserError
 from swin_mim.kernels import chunked_attention
+from swin_mim.kernels.cosine import cosine
 from swin_mim.kernels.native import attention as native_attention
 from swin_mim.kernels.window_geometry import Pair, padded, relative_position_index, shift_mask
 from swin_mim.kernels.window_plan import MOST_CHANNELS, MOST_TOKENS, WHOLE
@@ -38,6 +40,7 @@ def window_attention(
     table_window: Pair,
     shift: Pair = (0, 0),
     fill: Tensor | None = None,
+    scale: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Attention within (shifted) windows.
@@ -51,18 +54,22 @@ def window_attention(
         shift: cyclic shift (h, w) of the windows, less than the window.
         fill: (3, heads, d), what q, k and v are at padded positions: the bias of the projection, because padding
             comes before it. None: zeros.
+        scale: fp32 or fp64 (heads, 1): scores are cosines times this, as in Swin V2. None: products over sqrt(d).
         backend: as in `resolve_backend`.
 
     Returns:
         (B, h, w, heads, d), of qkv's dtype.
     """
     chosen = resolve_backend(backend, qkv.device, window[0] * window[1], qkv.shape[-1], qkv.dtype)
+    if chosen == "native":
+        return native_attention.window_attention(qkv, table, fill, scale, window, table_window, shift)
+    if scale is not None:
+        scale = scale * math.sqrt(qkv.shape[-1])  # by which all of them divide
+        qkv, fill = cosine(qkv, scale), None if fill is None else cosine(fill, scale)
     if chosen == "triton":
         from swin_mim.kernels import triton_attention
 
         return triton_attention.window_attention(qkv, table, fill, window, table_window, shift)
-    if chosen == "native":
-        return native_attention.window_attention(qkv, table, fill, window, table_window, shift)
     if chosen == "chunked":
         return chunked_attention.window_attention(qkv, table, fill, window, table_window, shift)
     height, width = qkv.shape[1:3]

@@ -1,7 +1,5 @@
 """Swin V2 against timm: outputs and all gradients; and what is its own."""
 
-import math
-
 import pytest
 import timm
 import torch
@@ -11,6 +9,7 @@ from swin_mim import SimMIM, Swin, SwinConfig, block_mask
 from swin_mim.errors import UserError
 from swin_mim.kernels.cosine import cosine
 from swin_mim.kernels.window_geometry import relative_coordinates
+from swin_mim.models.compilation import compile_model
 
 # dynamo itself looks at the .grad of every tensor it meets
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -95,8 +94,7 @@ def test_a_new_model_is_its_embedding():
 def test_the_scale_is_limited():
     attention = Swin(SwinConfig.named("swinv2_nano", image_size=64, window_size=4)).layers[0].blocks[0].attn
     torch.nn.init.constant_(attention.logit_scale, 9.0)
-    channels = attention.proj.in_features // attention.num_heads
-    assert_close(attention._scale().detach(), torch.full((attention.num_heads, 1), 100 * math.sqrt(channels)))
+    assert_close(attention._scale().detach(), torch.full((attention.num_heads, 1), 100.0))
 
 
 def test_giant_has_norms_after_every_sixth_block():
@@ -158,6 +156,8 @@ def test_a_vector_of_zeros_stays_one():
     [
         {"activation_checkpointing": True},
         {"attention": "sdpa"},
+        {"attention": "chunked"},
+        pytest.param({"compiled": True}, marks=pytest.mark.slow),
         pytest.param({"attention": "triton"}, marks=pytest.mark.slow),
     ],
 )
@@ -165,11 +165,30 @@ def test_all_ways_give_the_same_loss_and_gradients(options):
     config = SwinConfig((40, 36), embed_dim=32, depths=(2, 2), num_heads=(1, 4), window_size=4, version=2)
     images, mask = torch.randn(2, 3, 40, 36), block_mask(2, (10, 9), 1, 0.6, seed=0)
 
-    def loss_and_gradients(**options):
+    def loss_and_gradients(compiled=False, **options):
         torch.manual_seed(0)
         model = perturbed(SimMIM(config, **options))
+        if compiled:
+            torch.compiler.reset()
+            compile_model(model, torch.device("cpu"), backend="aot_eager", fullgraph=True)
         loss = model(images, mask).loss
         return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
     for ours, expected in zip(loss_and_gradients(**options), loss_and_gradients(attention="reference"), strict=True):
         assert_close(ours, expected, atol=1e-5 * max(1, expected.abs().max().item()), rtol=1e-4)
+
+
+def test_channels_gaps_and_maps_of_every_stage():
+    """Of five channels: what lies where nothing was recorded changes no loss and no gradient."""
+    config = SwinConfig(
+        (40, 36), in_channels=5, embed_dim=32, depths=(1, 1), num_heads=(1, 4), window_size=4, version=2
+    )
+    model = perturbed(SimMIM(config, target="normalized"))
+    images, mask = torch.randn(2, 5, 40, 36), block_mask(2, (10, 9), 1, 0.6, seed=0)
+    valid = torch.rand(2, 40, 36) < 0.7
+    results = []
+    for filling in (0.0, 1e4):
+        loss = model(images.where(valid[:, None], filling), mask, valid=valid).loss
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert [tuple(x.shape) for x in model.encoder.pyramid(images)] == [(2, 32, 10, 9), (2, 64, 5, 5)]

@@ -36,6 +36,7 @@ constexpr int64_t HEADS = 4;       // heads of a window that are read together: 
 constexpr int64_t ROWS = 64;       // most rows of scores at a time,
 constexpr int64_t SOME_ROWS = 48;  // and so many where a window has more
 constexpr int64_t ALIGNED = 16;    // floats of a cache line
+constexpr float SHORTEST = 1e-12f;  // length, as swin_mim/kernels/cosine.py
 
 inline Vector& at(float* place) { return *reinterpret_cast<Vector*>(place); }
 inline const Vector& at(const float* place) { return *reinterpret_cast<const Vector*>(place); }
@@ -214,11 +215,11 @@ struct Layout {
   int64_t matrix() const { return rounded(t * wide_d, ALIGNED); }
   int64_t flipped() const { return rounded(g.d * wide_t, ALIGNED); }
   int64_t scores() const { return rounded(rows * wide_t, ALIGNED); }
-  int64_t of_window() const { return rounded(4 * t, ALIGNED) + rounded(4 * wide_t, ALIGNED); }
+  int64_t of_window() const { return rounded(4 * t, ALIGNED) + rounded(4 * wide_t, ALIGNED) + 2 * rounded(t, ALIGNED); }
   int64_t scratch(bool backward) const {
     return of_window() + (backward ? 6 : 3) * matrix() + (backward ? 2 : 1) * (flipped() + scores());
   }
-  int64_t gradients() const { return rounded(most_heads * bias() + 3 * g.heads * g.d, ALIGNED); }
+  int64_t gradients() const { return rounded(most_heads * bias() + 3 * g.heads * g.d + g.heads, ALIGNED); }
   int64_t of_part(bool backward) const { return scratch(backward) + (backward ? gradients() : 0); }
   int64_t all_biases() const { return rounded(g.heads * bias(), ALIGNED); }
 };
@@ -266,12 +267,14 @@ struct Call {
   const T* qkv;
   const float* table;  // (rows, heads)
   const float* fill;   // (3, heads, d) or nothing
+  const float* cosine;  // (heads,): compare by cosines times this; or nothing
   float* biases;       // (heads, t, wide_t), and behind it what the parts need
   T* out = nullptr;             // of the forward pass
   const T* upstream = nullptr;  // of the backward pass, with all below
   T* to_qkv = nullptr;
   float* to_table = nullptr;
   float* to_fill = nullptr;
+  float* to_cosine = nullptr;
 
   float* scratch(int64_t part, bool backward) const {
     return biases + layout.all_biases() + part * layout.of_part(backward);
@@ -312,6 +315,33 @@ void gather(const Layout& layout, const Window& window, const T* from, const flo
     }
     for (int64_t c = d; c < layout.wide_d; c++) to[c] = 0.0f;
   }
+}
+
+// Rows (t, wide_d) to the length of a factor, in place; `stretch` (t,) is what each was multiplied with.
+void stretch_rows(const Layout& layout, float factor, float* rows, float* stretch) {
+  for (int64_t i = 0; i < layout.t; i++, rows += layout.wide_d) {
+    Vector sum = Vector{};
+    for (int64_t c = 0; c < layout.wide_d; c += W) sum += at(rows + c) * at(rows + c);
+    const float length = std::sqrt(sum_of(sum));
+    stretch[i] = factor / (length < SHORTEST ? SHORTEST : length);
+    for (int64_t c = 0; c < layout.wide_d; c += W) at(rows + c) *= all(stretch[i]);
+  }
+}
+
+// Gradients of such rows to gradients of what they were made of, in place. Returns the sum of their products.
+float stretch_backward(const Layout& layout, float factor, const float* stretched, const float* stretch, int64_t rows,
+                       float* gradients) {
+  float total = 0.0f;
+  for (int64_t i = 0; i < rows; i++, stretched += layout.wide_d, gradients += layout.wide_d) {
+    Vector sum = Vector{};
+    for (int64_t c = 0; c < layout.wide_d; c += W) sum += at(stretched + c) * at(gradients + c);
+    const float along = sum_of(sum);
+    total += along;
+    const Vector back = all(along / (factor * factor)), by = all(stretch[i]);
+    for (int64_t c = 0; c < layout.wide_d; c += W)
+      at(gradients + c) = by * (at(gradients + c) - back * at(stretched + c));
+  }
+  return total;
 }
 
 // Some of a window's rows of gradients to where they belong; those of padding are summed.
@@ -407,12 +437,17 @@ void forward_part(const Call<T>& call, int64_t part) {
   float* v = k + layout.matrix();
   float* flat_k = v + layout.matrix();
   float* scores = flat_k + layout.flipped();
-  float* of_window = scores + layout.scores();
+  float* stretch = scores + layout.scores();
+  float* of_window = stretch + rounded(layout.t, ALIGNED);
   float inverse[ROWS];
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  const float scale = call.cosine ? 1.0f : 1.0f / std::sqrt(static_cast<float>(d));
   each_window(layout, part, of_window, [&](const Window& window, int64_t head) {
     gather(layout, window, call.qkv, call.fill, 0, 3, head, scale, q);
     gather(layout, window, call.qkv, call.fill, 1, 3, head, 1.0f, k);
+    if (call.cosine) {
+      stretch_rows(layout, call.cosine[head], q, stretch);
+      stretch_rows(layout, 1.0f, k, stretch);
+    }
     gather(layout, window, call.qkv, call.fill, 2, 3, head, 1.0f, v);
     flip(layout, k, flat_k);
     for (int64_t first = 0; first < layout.t; first += layout.rows) {
@@ -443,17 +478,24 @@ void backward_part(const Call<T>& call, int64_t part) {
   float* flat_v = flat_k + layout.flipped();
   float* scores = flat_v + layout.flipped();
   float* gradients = scores + layout.scores();
-  float* of_window = gradients + layout.scores();
+  float* stretch_q = gradients + layout.scores();
+  float* stretch_k = stretch_q + rounded(t, ALIGNED);
+  float* of_window = stretch_k + rounded(t, ALIGNED);
   float* to_biases = call.gradients(part);
   float* to_fill = to_biases + layout.most_heads * layout.bias();
+  float* to_cosine = to_fill + 3 * layout.g.heads * d;
   std::memset(to_biases, 0, layout.gradients() * sizeof(float));
   float inverse[ROWS];
   const int64_t from_head = layout.from_head(part);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  const float scale = call.cosine ? 1.0f : 1.0f / std::sqrt(static_cast<float>(d));
   each_window(layout, part, of_window, [&](const Window& window, int64_t head) {
     gather(layout, window, call.qkv, call.fill, 0, 3, head, scale, q);
     gather(layout, window, call.qkv, call.fill, 1, 3, head, 1.0f, k);
     gather(layout, window, call.qkv, call.fill, 2, 3, head, 1.0f, v);
+    if (call.cosine) {
+      stretch_rows(layout, call.cosine[head], q, stretch_q);
+      stretch_rows(layout, 1.0f, k, stretch_k);
+    }
     gather(layout, window, call.upstream, static_cast<const float*>(nullptr), 0, 1, head, 1.0f, upstream);
     flip(layout, k, flat_k);
     flip(layout, v, flat_v);
@@ -469,8 +511,11 @@ void backward_part(const Call<T>& call, int64_t part) {
       add(t, wide_d, rows, scores, 1, wide_t, upstream_rows, wide_d, to_v, wide_d);
       add(t, wide_d, rows, gradients, 1, wide_t, q_rows, wide_d, to_k, wide_d);
       product<false>(rows, wide_d, t, gradients, wide_t, 1, k, wide_d, v, wide_d);
+      if (call.cosine)
+        to_cosine[head] += stretch_backward(layout, call.cosine[head], q_rows, stretch_q + first, rows, v);
       scatter(call, window, v, first, rows, 0, head, scale, to_fill);
     }
+    if (call.cosine) stretch_backward(layout, 1.0f, k, stretch_k, t, to_k);
     scatter(call, window, to_k, 0, t, 1, head, 1.0f, to_fill);
     scatter(call, window, to_v, 0, t, 2, head, 1.0f, to_fill);
   });
@@ -501,6 +546,10 @@ void collect(int64_t begin, int64_t end, void* context) {
         for (int64_t part = 0; part < layout.parts; part++) sum += call.gradients(part)[behind_biases + c];
         call.to_fill[c] = sum;
       }
+    if (!call.cosine) continue;
+    call.to_cosine[head] = 0.0f;
+    for (int64_t part = 0; part < layout.parts; part++)
+      call.to_cosine[head] += call.gradients(part)[behind_biases + 3 * heads * d + head] / call.cosine[head];
   }
 }
 
@@ -515,9 +564,9 @@ void backward_parts(int64_t begin, int64_t end, void* context) {
 }
 
 template <typename T>
-int32_t forward(const Layout& layout, const void* qkv, const float* table, const float* fill, void* out,
-                float* workspace, ParallelFor parallel_for) {
-  Call<T> call{layout, static_cast<const T*>(qkv), table, fill, workspace};
+int32_t forward(const Layout& layout, const void* qkv, const float* table, const float* fill, const float* cosine,
+                void* out, float* workspace, ParallelFor parallel_for) {
+  Call<T> call{layout, static_cast<const T*>(qkv), table, fill, cosine, workspace};
   call.out = static_cast<T*>(out);
   const int32_t failed = parallel_for(0, layout.g.heads, 1, spread_biases<T>, &call);
   return failed ? failed : parallel_for(0, layout.parts, 1, forward_parts<T>, &call);
@@ -525,10 +574,11 @@ int32_t forward(const Layout& layout, const void* qkv, const float* table, const
 
 template <typename T>
 int32_t backward(const Layout& layout, const void* upstream, const void* qkv, const float* table, const float* fill,
-                 void* to_qkv, float* to_table, float* to_fill, float* workspace, ParallelFor parallel_for) {
-  Call<T> call{layout, static_cast<const T*>(qkv), table, fill, workspace};
+                 const float* cosine, void* to_qkv, float* to_table, float* to_fill, float* to_cosine, float* workspace,
+                 ParallelFor parallel_for) {
+  Call<T> call{layout, static_cast<const T*>(qkv), table, fill, cosine, workspace};
   call.upstream = static_cast<const T*>(upstream), call.to_qkv = static_cast<T*>(to_qkv);
-  call.to_table = to_table, call.to_fill = to_fill;
+  call.to_table = to_table, call.to_fill = to_fill, call.to_cosine = to_cosine;
   int32_t failed = parallel_for(0, layout.g.heads, 1, spread_biases<T>, &call);
   if (!failed) failed = parallel_for(0, layout.parts, 1, backward_parts<T>, &call);
   return failed ? failed : parallel_for(0, layout.g.heads, 1, collect<T>, &call);
@@ -545,16 +595,18 @@ extern "C" int64_t swin_mim_attention_workspace(const Geometry* geometry, int64_
 }
 
 extern "C" int32_t swin_mim_attention(const Geometry* geometry, int64_t parts, int32_t bf16, const void* qkv,
-                                      const float* table, const float* fill, void* out, float* workspace,
-                                      ParallelFor parallel_for) {
+                                      const float* table, const float* fill, const float* cosine, void* out,
+                                      float* workspace, ParallelFor parallel_for) {
   const auto run = bf16 ? forward<BFloat16> : forward<float>;
-  return run(Layout(*geometry, parts), qkv, table, fill, out, workspace, parallel_for);
+  return run(Layout(*geometry, parts), qkv, table, fill, cosine, out, workspace, parallel_for);
 }
 
 extern "C" int32_t swin_mim_attention_backward(const Geometry* geometry, int64_t parts, int32_t bf16,
                                                const void* upstream, const void* qkv, const float* table,
-                                               const float* fill, void* to_qkv, float* to_table, float* to_fill,
-                                               float* workspace, ParallelFor parallel_for) {
+                                               const float* fill, const float* cosine, void* to_qkv, float* to_table,
+                                               float* to_fill, float* to_cosine, float* workspace,
+                                               ParallelFor parallel_for) {
   const auto run = bf16 ? backward<BFloat16> : backward<float>;
-  return run(Layout(*geometry, parts), upstream, qkv, table, fill, to_qkv, to_table, to_fill, workspace, parallel_for);
+  return run(Layout(*geometry, parts), upstream, qkv, table, fill, cosine, to_qkv, to_table, to_fill, to_cosine,
+             workspace, parallel_for);
 }

@@ -147,14 +147,14 @@ def test_backward_twice():
 def test_another_dtype_is_refused():
     qkv, table, fill = inputs(dtype=torch.float64)
     with pytest.raises(TypeError, match=r"qkv is torch\.float64: the compiled attention takes torch\.float32, "):
-        attention.window_attention(qkv, table, fill, (4, 4), (5, 4), (2, 1))
+        attention.window_attention(qkv, table, fill, None, (4, 4), (5, 4), (2, 1))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_the_operators_are_well_formed():
     qkv, table, fill = inputs(batch=2)
-    for fill_or_none in (fill, None):
-        torch.library.opcheck(attention._forward, (qkv, table, fill_or_none, [4, 4], [5, 4], [2, 1]))
+    for optional in ((fill, torch.rand(2, 1, requires_grad=True)), (None, None)):
+        torch.library.opcheck(attention._forward, (qkv, table, *optional, [4, 4], [5, 4], [2, 1]))
 
 
 def test_operations_are_counted():
@@ -181,3 +181,18 @@ def test_the_trial_finds_what_is_wrong(monkeypatch):
     monkeypatch.setattr(attention, "_backward", lambda *args: [x * 1.001 for x in backward(*args)])
     reason = attention.failure_reason.__wrapped__()
     assert reason == "in torch.float32 its gradient of qkv is off by 1.0e-03 of the largest value"
+
+
+@pytest.mark.parametrize(("grid", "window", "table_window", "shift"), CASES[1:5])
+def test_by_cosines_it_equals_the_chunked_one_in_float64(grid, window, table_window, shift):
+    """Of Swin V2: queries and keys of unit length, the scale's gradient too."""
+    scale = torch.tensor([[0.5], [10.0], [99.0]], requires_grad=True)
+    leaves = [*inputs(grid, table_window, 3, 20), scale]
+    geometry = {"window": window, "table_window": table_window, "shift": shift}
+    found = []
+    for given, backend in ((leaves, "native"), ([x.detach().double().requires_grad_() for x in leaves], "chunked")):
+        qkv, table, fill, of_heads = given
+        out = window_attention(qkv, table, fill=fill, scale=of_heads, **geometry, backend=backend)
+        weights = torch.sin(torch.arange(out.numel(), dtype=torch.float64)).view_as(out).to(out.dtype)
+        found.append([out, *torch.autograd.grad((out * weights).sum(), given)])
+    assert_near(*found, tolerance=1e-5)
