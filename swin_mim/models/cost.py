@@ -83,6 +83,8 @@ class Storage:
     """Whether the outputs of norms are kept; otherwise they are computed again, and so is GELU."""
     again: int = 0
     """Most channels of a block whose MLP keeps its input alone."""
+    lengths: bool = True
+    """Whether V2's lengths of queries and keys are kept; otherwise they are computed again."""
     copies_bias: bool = False
     """Whether shifted blocks write their bias out for every window, as torch's fused attention needs it."""
 
@@ -93,9 +95,9 @@ HALF = Storage(stream=2, inner=2)
 """On a GPU with weights in bf16 or fp16, as DeepSpeed keeps them."""
 FP32 = Storage()
 """On a GPU in fp32."""
-CPU_ONEDNN = Storage(normed=False, again=384)
+CPU_ONEDNN = Storage(normed=False, again=384, lengths=False)
 """On a CPU in fp32 with oneDNN's products (`kernels.product.onednn_is_faster`), of all but tiny layers."""
-CPU_MKL = Storage(again=96)
+CPU_MKL = Storage(again=96, lengths=False)
 """On other CPUs in fp32, where a hidden layer is larger than a cache (`kernels.chunked_mlp.pays`)."""
 
 
@@ -135,7 +137,8 @@ def kept_bytes(part: Part, storage: Storage) -> int:
     if part.version == 2:
         # attention: its input, q, k and v with two lengths of each head, its output; MLP: input and hidden layer; and
         # of both the result, which is normalised
-        attention = numbers * (5 * inner + stream) + 8 * part.tokens * part.heads + _copied_bias(part, storage)
+        lengths = 8 * part.tokens * part.heads if storage.lengths else 0
+        attention = numbers * (5 * inner + stream) + lengths + _copied_bias(part, storage)
         mlp = numbers * (inner + stream) + _kept_hidden(part, storage)
         return (
             attention + mlp + part.tokens * _norms(2) + part.extra_norm * (numbers * stream + part.tokens * _norms(1))
