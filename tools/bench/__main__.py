@@ -1,6 +1,7 @@
 """Measure swin_mim beside other implementations, on this machine, in one run.
 
     python -m tools.bench step --model swin_base --batch 128,256 --precision bf16 --modes eager,compiled
+    python -m tools.bench step --model swinv2_tiny --image-size 256 --window-size 8 --memory --microsoft DIR
     python -m tools.bench attention --model swin_base --batch 128 --precision bf16
     python -m tools.bench loader --images 2000 --workers 0,1,2
     python -m tools.bench train --steps 50 -- --config simmim_swin_tiny_192_100ep --data.source DIR
@@ -193,7 +194,8 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=int, default=2, help="untimed steps of each system, before all turns")
     add("--steps", type=int, help="steps in a turn; default: 10 on a GPU, 1 on a CPU")
     add("--systems", type=names_of(SYSTEMS), default=SYSTEMS, help="among " + ",".join(SYSTEMS))
-    add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM")
+    add("--microsoft", metavar="PATH", help="a checkout of github.com/microsoft/SimMIM; for "
+        "Swin V2 of github.com/microsoft/Swin-Transformer")  # fmt: skip
     add("--ceilings", action=argparse.BooleanOptionalAction, default=True, help="measure what the machine reaches")
 
 

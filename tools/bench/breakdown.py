@@ -2,8 +2,9 @@
 
 A part is a real module of the model with inputs of the shape and type that it gets in a step, times the number of its
 occurrences. What the step takes beyond the sum (residual additions, sums of gradients, casts, waits) is the rest; it is
-negative where the parts together are faster than one by one. The MLP has its norm with it; the others are a part of
-their own, though a layer may do them on its way.
+negative where the parts together are faster than one by one. The MLP of V1 has its norm with it; the others are a part
+of their own, though a layer may do them on its way. What V2 does to make cosines and the position bias is in its window
+attention.
 
 Bytes are the minimum that a part must move: its input, output and weights once in the forward pass, and these and their
 gradients once in the backward pass; what it makes in between could stay on the chip.
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swin_mim.models.blocks_v1 import Block, PatchMerging, WindowAttention
+from swin_mim.models import blocks_v1, blocks_v2
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.swin import Stage
+from swin_mim.models.swin import Block, PatchMerging, Stage
 from tools.bench.ceilings import Ceilings
 from tools.bench.report import print_table
 from tools.bench.settings import MAX_GRAD_NORM, Mode, ModelSettings, StepSettings, cells_of
@@ -172,7 +173,7 @@ def parts_of(model: SimMIM, batch: tuple[Tensor, Tensor]) -> Iterator[Part]:
             yield Part("window attention", number, count, without_projections(block.attn), projected)
         yield called("proj", number, depth, first.attn.proj, calls)
         yield called("MLP", number, depth, first.mlp, calls)
-        yield norms(number, depth, first, calls)
+        yield norms(number, blocks, calls)
     yield called("norms", None, 1, encoder.norm, calls)
     yield Part("decoder, loss", None, 1, Decoding(model, batch), calls[encoder.norm].output)
 
@@ -210,9 +211,13 @@ def called(name: str, stage: int | None, count: int, module: nn.Module, calls: M
     return Part(f"norm, {name}" if normed else name, stage, count, whole, call.input)
 
 
-def norms(stage: int, count: int, block: Block, calls: Mapping[nn.Module, Call]) -> Part:
-    """In front of the attention of the blocks of a stage."""
-    return Part("norms", stage, count, block.norm1, calls[block.attn].input)
+def norms(stage: int, blocks: Sequence[Block], calls: Mapping[nn.Module, Call]) -> Part:
+    """Of the blocks of a stage: in V1 those in front of the attention, in V2 all, which are alike."""
+    first = blocks[0]
+    if isinstance(first, blocks_v1.Block):
+        return Part("norms", stage, len(blocks), first.norm1, calls[first.attn].input)
+    count = sum(isinstance(module, nn.LayerNorm) for block in blocks for module in block.children())
+    return called("norms", stage, count, first.norm1, calls)
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -293,9 +298,23 @@ def without_norm(module: nn.Module) -> OfOneTensor:
     return OfOneTensor(module, (nn.Identity(),) * further)
 
 
-def without_projections(attention: WindowAttention) -> nn.Module:
+def without_projections(attention: blocks_v1.WindowAttention | blocks_v2.WindowAttention) -> nn.Module:
     """The window attention between its two projections: (B, h, w, 3D) -> (B, h, w, D), by the module's own code."""
+    if isinstance(attention, blocks_v2.WindowAttention):
+        return Attending(with_children(attention, qkv=nn.Identity(), proj=nn.Identity()))
     return without_norm(with_children(attention, qkv=Through(attention.qkv.bias), proj=nn.Identity()))
+
+
+class Attending(nn.Module):
+    """Window attention of V2 on what its first projection gave, the bias included."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        attention: Any = self.attention
+        return attention.attend(qkv, attention._bias())
 
 
 class Through(nn.Module):

@@ -176,19 +176,22 @@ def torchvision_attention(model: Any, stage: int, block: int) -> Attention:
 
 
 def transformers_attention(model: Any, stage: int, block: int) -> Attention:
-    """The middle of SwinLayer.forward, in its own functions."""
-    layer = model.swin.encoder.layers[stage].blocks[block]
+    """The middle of SwinLayer's or Swinv2Layer's forward, in its own functions."""
+    layer = model.base_model.encoder.layers[stage].blocks[block]
     theirs = sys.modules[type(layer).__module__]
 
     def attend(x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        layer.set_shift_and_window_size((height, width))
+        if hasattr(layer, "set_shift_and_window_size"):  # V2's layers are made for one size
+            layer.set_shift_and_window_size((height, width))
         x, _ = layer.maybe_pad(x, height, width)
-        padded, side = x.shape[1:3], layer.window_size
-        windows = theirs.window_partition(layer.cyclic_shift(x), side).view(-1, side * side, x.shape[3])
+        padded, side, shift = x.shape[1:3], layer.window_size, layer.shift_size
+        rolled = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
+        windows = theirs.window_partition(rolled, side).view(-1, side * side, x.shape[3])
         mask = layer.get_attn_mask(*padded, dtype=x.dtype, device=x.device)
         windows = layer.attention(windows, mask)[0].view(-1, side, side, x.shape[3])
-        x = layer.cyclic_shift(theirs.window_reverse(windows, side, *padded), reverse=True)
+        x = theirs.window_reverse(windows, side, *padded)
+        x = torch.roll(x, (shift, shift), (1, 2)) if shift else x
         return x[:, :height, :width].contiguous()
 
     return Attention(attend, layer.attention)

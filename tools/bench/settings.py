@@ -183,7 +183,7 @@ def check_microsoft(checkout: str | None) -> None:
     if checkout is not None and not Path(checkout, "models", "simmim.py").is_file():
         raise UserError(
             f"--microsoft {checkout}: no models/simmim.py there; "
-            "name the folder of a checkout of github.com/microsoft/SimMIM"
+            "name the folder of a checkout of github.com/microsoft/SimMIM, or of microsoft/Swin-Transformer for Swin V2"
         )
 
 

@@ -3,6 +3,7 @@
 Each is the library's own class, in evaluation mode, with every tensor loaded strictly. Without stochastic depth.
 """
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -241,7 +242,8 @@ def import_microsoft(checkout: str, module: str) -> types.ModuleType:
     package = types.ModuleType("microsoft_simmim")
     package.__path__ = [str(Path(checkout, "models"))]
     sys.modules[package.__name__] = package
-    return importlib.import_module(f"microsoft_simmim.{module}")
+    with contextlib.redirect_stdout(sys.stderr):  # it prints that a kernel is not there, and stdout may be JSON
+        return importlib.import_module(f"microsoft_simmim.{module}")
 
 
 def load(model: nn.Module, weights: Weights, *, assign: bool = False) -> None:
