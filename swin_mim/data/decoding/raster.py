@@ -110,10 +110,10 @@ def cut_where_pixels_are(
             except BrokenImage:
                 continue
     assert box is not None
-    return cut_raster(raster, size, _moved(box, raster), interpolation)
+    return cut_raster(raster, size, moved_to_pixels(box, raster), interpolation)
 
 
-def _moved(box: Box, raster: Raster) -> Box:
+def moved_to_pixels(box: Box, raster: Raster) -> Box:
     """A box of the same size inside the image, about the valid pixel that is nearest to its middle."""
     assert raster.valid is not None
     height, width = raster.valid.shape

@@ -192,6 +192,22 @@ def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray], option
         return pixels if turn is None else _turned(pixels, turn)
 
 
+def palette_numbers(data: bytes, options: DecodeOptions = USUAL) -> np.ndarray | None:
+    """Numbers of the colours of an image with a palette, uint8 (H, W), upright; None: it has no palette.
+
+    Raises:
+        BrokenImage: as `decode_image`.
+    """
+    with _refusals():
+        file, image = open_file(data, options)
+        if image.mode not in ("P", "PA"):
+            return None
+        file.begin_pixels()
+        image.load()
+        turn, numbers = _turn(image), np.asarray(image if image.mode == "P" else image.getchannel("P"))
+        return numbers if turn is None else _turned(numbers[:, :, None], turn)[:, :, 0]
+
+
 def _own_channels(image: Image.Image) -> np.ndarray:
     """(H, W, C) of a loaded image, as `decode_channels`."""
     if image.mode in ("P", "PA"):

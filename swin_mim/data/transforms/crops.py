@@ -73,7 +73,7 @@ class PretrainTransform:
             box = self._box(opened.size, rng)
             decoded = opened.decode(self._shrink(box))
             cut = _cut(decoded.image, self.size, decoded.place(box))
-        return _mirrored(cut, self.flips, rng)
+        return mirrored(cut, self.flips, rng)
 
     def _shrink(self, box: Box) -> float:
         """Number by which the sides of a crop may be divided."""
@@ -129,7 +129,7 @@ class FinetuneTransform:
             assert not any((self.auto, self.color_jitter, self.random_erasing)), "of RGB images only"
             height, width, _ = image.values.shape
             boxes = (random_crop_box((width, height), self.scale, ratio, rng) for _ in range(_TRIES))
-            return _mirrored(cut_where_pixels_are(image, self.size, boxes, self.interpolation), self.flips, rng)
+            return mirrored(cut_where_pixels_are(image, self.size, boxes, self.interpolation), self.flips, rng)
         image = _resize(image, self.size, random_crop_box(image.size, self.scale, ratio, rng), self.interpolation)
         image = _flipped(image, self.flips, rng)
         with _global_generators(rng):
@@ -290,8 +290,8 @@ def _draw_flips(flips: Flips, rng: np.random.Generator) -> tuple[bool, bool, boo
     )
 
 
-def _mirrored(pixels: Tensor, flips: Flips, rng: np.random.Generator) -> Tensor:
-    """(C, H, W), contiguous."""
+def mirrored(pixels: Tensor, flips: Flips, rng: np.random.Generator) -> Tensor:
+    """Flip at random: (C, H, W), with H = W for quarter turns -> the same, contiguous."""
     sideways, upside_down, transposed = _draw_flips(flips, rng)
     pixels = pixels.flip([axis for axis, flip in ((2, sideways), (1, upside_down)) if flip])
     return (pixels.mT if transposed else pixels).contiguous()
