@@ -2,19 +2,19 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from swin_mim.architecture import as_pair, nearest_multiple
+from swin_mim.counts import counted
 from swin_mim.errors import UserError
+from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.config.durations import to_steps
 from swin_mim.training.config.fields import leaves
-from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import (
     HubConfig,
     ImagesConfig,
     OptimConfig,
-    PretrainConfig,
     RunConfig,
     SaveConfig,
     TrainConfig,
@@ -78,13 +78,23 @@ def channel_constraints(data: ImagesConfig, rasters: bool, way_out: str) -> Cons
     yield "data.stack", once, "must have {image} and {channel} once each, such as {image}_{channel}.tif"
 
 
+def statistics_constraints(
+    channels: Sequence[str] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Constraints:
+    """Constraints of data.mean and data.std; `channels` None means RGB."""
+    count, what = (3, "red, green and blue") if channels is None else (len(channels), "data.channels")
+    for key, values in (("data.mean", mean), ("data.std", std)):
+        yield key, values is None or len(values) == count, f"must have {counted(count, 'entry', 'entries')}, for {what}"
+    yield "data.std", std is None or min(std) > 0, "must be positive"
+
+
 def crop_constraints(scale: tuple[float, float], ratio: tuple[float, float]) -> Constraints:
     yield "data.crop_scale", 0 < scale[0] <= scale[1] <= 1, "must be min and max, above 0 and up to 1"
     yield "data.crop_ratio", 0 < ratio[0] <= ratio[1], "must be min and max, above 0"
 
 
 def training_constraints(optim: OptimConfig, train: TrainConfig, save: SaveConfig) -> Constraints:
-    for name in ("base_lr", "gamma", "eps", "clip_norm"):
+    for name in ("base_lr", "gamma", "power", "eps", "clip_norm"):
         yield f"optim.{name}", getattr(optim, name) > 0, "must be positive"
     for name in ("warmup_lr", "min_lr", "weight_decay"):
         yield f"optim.{name}", getattr(optim, name) >= 0, "must not be negative: use 0"
@@ -148,20 +158,16 @@ def nearest_divisor(value: int, of: int, step: int = 1) -> int:
     return min(divisors, key=lambda number: (abs(number - value), number))
 
 
-def immutable_differences(
-    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
-) -> list[str]:
+def immutable_differences(saved: RecipeConfig, current: RecipeConfig) -> list[str]:
     """Settings that differ and may not: lines such as "optim.base_lr: 0.0002 -> 0.0004"."""
     return [line for key, line in _differences(saved, current) if key not in current.mutable]
 
 
-def mutable_differences(saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig) -> list[str]:
+def mutable_differences(saved: RecipeConfig, current: RecipeConfig) -> list[str]:
     """Settings that differ and may, in the same words."""
     return [line for key, line in _differences(saved, current) if key in current.mutable]
 
 
-def _differences(
-    saved: PretrainConfig | FinetuneConfig, current: PretrainConfig | FinetuneConfig
-) -> list[tuple[str, str]]:
+def _differences(saved: RecipeConfig, current: RecipeConfig) -> list[tuple[str, str]]:
     now = dict(leaves(current))
     return [(key, f"{key}: {value} -> {now[key]}") for key, value in leaves(saved) if value != now[key]]

@@ -8,7 +8,7 @@ from typing import Literal
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
 
-LearningRateSchedule = Literal["cosine", "multistep", "constant"]
+LearningRateSchedule = Literal["cosine", "poly", "multistep", "constant"]
 
 _DURATION = re.compile(r"(?P<count>[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)\s*(?P<unit>epoch|step|image)s?")
 

@@ -118,7 +118,7 @@ class FinetuneOptimConfig(OptimConfig):
     warmup_lr: float = 2.5e-7
     """Learning rate of the first step, per 512 images."""
     min_lr: float = 2.5e-7
-    """Learning rate at the end of the cosine, per 512 images."""
+    """Learning rate at the end of cosine and poly, per 512 images."""
     warmup: str = "20 epochs"
     """Duration of the linear warm-up from warmup_lr to base_lr."""
     layer_decay: float = 0.9

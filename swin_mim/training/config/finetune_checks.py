@@ -6,7 +6,6 @@ from pathlib import PurePath
 from typing import Any
 
 from swin_mim.architecture import NAMED, SwinConfig
-from swin_mim.counts import counted
 from swin_mim.data.transforms.rand_augment import check_policy
 from swin_mim.errors import UserError
 from swin_mim.training.config import common_checks
@@ -36,7 +35,7 @@ def check(config: FinetuneConfig) -> None:
         common_checks.crop_constraints(data.crop_scale, data.crop_ratio),
         _data_constraints(data),
         _channel_constraints(config),
-        _model_constraints(config.model),
+        model_constraints(config.model),
         _augment_constraints(config.augment, config.model, config.train.micro_batch),
         _result_constraints(config),
         common_checks.hub_constraints(config.hub),
@@ -112,10 +111,7 @@ def _architecture(model: ClassifierConfig) -> dict[str, Any]:
 
 
 def _data_constraints(data: LabelledDataConfig) -> common_checks.Constraints:
-    count, what = (3, "red, green and blue") if data.channels is None else (len(data.channels), "data.channels")
-    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        yield key, values is None or len(values) == count, f"must have {counted(count, 'entry', 'entries')}, for {what}"
-    yield "data.std", data.std is None or min(data.std) > 0, "must be positive"
+    yield from common_checks.statistics_constraints(data.channels, data.mean, data.std)
     rule = "names files of a folder, and data.source is blue_marble: leave it out"
     yield "data.labels", data.labels is None or data.source != "blue_marble", rule
     yield "data.label_column", data.label_column != (), "names no column: leave it out"
@@ -146,7 +142,8 @@ def _channel_constraints(config: FinetuneConfig) -> common_checks.Constraints:
         yield f"augment.{name}", not augmented or not getattr(augment, name), rule.format(0)
 
 
-def _model_constraints(model: ClassifierConfig) -> common_checks.Constraints:
+def model_constraints(model: ClassifierConfig) -> common_checks.Constraints:
+    """Constraints of encoder and first weights."""
     for key in ("image_size", "window_size"):
         sides = getattr(model, key)
         rule = "must be one number, or height and width"

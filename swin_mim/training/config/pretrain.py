@@ -133,7 +133,7 @@ class OptimConfig:
     warmup_lr: float = 1e-6
     """Learning rate of the first step, per 512 images."""
     min_lr: float = 1e-5
-    """Learning rate at the end of the cosine, per 512 images."""
+    """Learning rate at the end of cosine and poly, per 512 images."""
     warmup: str = "10 epochs"
     """Duration of the linear warm-up from warmup_lr to base_lr."""
     schedule: LearningRateSchedule = "cosine"
@@ -147,6 +147,8 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moving averages."""
     eps: float = 1e-8
+    power: float = 1.0
+    """Exponent of poly, which falls by the part of the run that is left; 1 is a straight line."""
     """Constant in AdamW's denominator."""
     clip_norm: float = 5.0
     """Max norm of all gradients together; larger ones are scaled down to it."""

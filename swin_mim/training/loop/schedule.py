@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.config.durations import LearningRateSchedule, checked_warmup, to_steps
-from swin_mim.training.config.finetune import FinetuneConfig
-from swin_mim.training.config.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,7 @@ class TrainingSchedule:
     """(step, "lr_scale" of a parameter group) -> absolute learning rate of that update, which counts from 0."""
 
     @classmethod
-    def from_config(
-        cls, config: PretrainConfig | FinetuneConfig, *, images: int, accumulation: int
-    ) -> "TrainingSchedule":
+    def from_config(cls, config: RecipeConfig, *, images: int, accumulation: int) -> "TrainingSchedule":
         """Translate the durations of the settings.
 
         Args:
@@ -71,7 +68,8 @@ class LearningRate:
 
     A straight line from `warmup_start` to `base` over `warmup_steps`, then the schedule. The cosine spans the
     whole run, as in the official recipes: after the warm-up it goes on where it would be without one, a
-    little below `base`. `milestones` (steps) and `gamma` belong to "multistep", `minimum` to "cosine".
+    little below `base`; poly, (1 - step / total_steps) ** `power`, likewise. `milestones` (steps) and `gamma` belong to
+    "multistep", `minimum` to "cosine" and "poly".
 
     The scale of a parameter group is of the peak alone: warm-up start and minimum are the same for all groups, as with
     timm's schedulers in the official recipes.
@@ -85,6 +83,7 @@ class LearningRate:
     schedule: LearningRateSchedule
     milestones: Sequence[int] = ()
     gamma: float = 0.1
+    power: float = 1.0
 
     def __call__(self, step: int, scale: float = 1.0) -> float:
         """Absolute learning rate of update number `step`, which counts from 0, in a group of this scale."""
@@ -94,12 +93,14 @@ class LearningRate:
         if self.schedule == "cosine":
             wave = 1 + math.cos(math.pi * step / self.total_steps)
             return self.minimum + 0.5 * (base - self.minimum) * wave
+        if self.schedule == "poly":
+            return self.minimum + (base - self.minimum) * (1 - step / self.total_steps) ** self.power
         if self.schedule == "multistep":
             return float(base * self.gamma ** sum(milestone <= step for milestone in self.milestones))
         return base
 
 
-def lr_schedule(config: PretrainConfig | FinetuneConfig, steps: Callable[[str], int]) -> LearningRate:
+def lr_schedule(config: RecipeConfig, steps: Callable[[str], int]) -> LearningRate:
     """The learning rate that the settings describe; `steps` translates a duration.
 
     Raises:
@@ -115,6 +116,7 @@ def lr_schedule(config: PretrainConfig | FinetuneConfig, steps: Callable[[str], 
         schedule=optim.schedule,
         milestones=[steps(milestone) for milestone in optim.milestones],
         gamma=optim.gamma,
+        power=optim.power,
     )
 
 

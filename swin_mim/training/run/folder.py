@@ -17,26 +17,28 @@ from swin_mim.redaction import without_home, without_tokens
 from swin_mim.training.checkpoints import store
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.common_checks import immutable_differences, mutable_differences
-from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.config.parsing import from_mapping
-from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.yaml_file import to_yaml
 from swin_mim.training.distributed.processes import lost_peer
 from swin_mim.training.run.jsonl import append_line, disk_may_fail, timestamp, whole_lines
 from swin_mim.training.run.lock import LOCK
 
-Config = PretrainConfig | FinetuneConfig
 CONFIG = "config.yaml"
 LOG = "train.log"
 STATUS = "run_status.json"
 CHANGES = "config_changes.jsonl"
+MASK_COUNTS = "mask_counts.json"
+"""What was counted in all masks."""
 MOST_BROKEN_SAID = 20
 """Broken images that the log names one by one."""
 
+_BEFORE = {CONFIG, LOCK, LOG, MASK_COUNTS}
+"""What is there before a run begins."""
 _LOG = logging.getLogger(__name__)
 
 
-def claim(folder: Path, config: Config, *, write: bool = True) -> None:
+def claim(folder: Path, config: RecipeConfig, *, write: bool = True) -> None:
     """Make sure that the settings continue the run that is there, if any, and write them down.
 
     Mutable settings that differ from before go to config_changes.jsonl, with the step that the run is continued from.
@@ -79,7 +81,7 @@ def removed_unless_begun(folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        begun = folder.is_dir() and {path.name for path in folder.iterdir()} - {CONFIG, LOCK, LOG}
+        begun = folder.is_dir() and {path.name for path in folder.iterdir()} - _BEFORE
         if new and not begun and os.environ.get("RANK", "0") == "0":
             _remove(folder, new)
         raise
@@ -87,7 +89,7 @@ def removed_unless_begun(folder: Path) -> Iterator[None]:
 
 def _remove(folder: Path, new: Sequence[Path]) -> None:
     try:
-        for name in (CONFIG, LOCK, LOG):
+        for name in _BEFORE:
             (folder / name).unlink(missing_ok=True)
         for path in new:
             if path.is_dir() and not any(path.iterdir()):
@@ -96,14 +98,14 @@ def _remove(folder: Path, new: Sequence[Path]) -> None:
         _LOG.warning("%s, where no run has begun, could not be removed: %s", folder, error.strerror or error)
 
 
-def _colours_text(config: Config) -> str:
+def _colours_text(config: RecipeConfig) -> str:
     """What is said of a run that began before there was data.color_profile, when profiles were ignored."""
     if config.data.color_profile == "convert":
         return "colour profiles are converted from here on: until now this run ignored them"
     return "this run began when colour profiles were ignored and goes on so; --data.color-profile convert changes that"
 
 
-def _saved(path: Path, config: Config) -> Config:
+def _saved(path: Path, config: RecipeConfig) -> RecipeConfig:
     try:
         return _parsed(without_home(without_tokens(path.read_text())), config, path)
     except UserError as error:
@@ -112,7 +114,7 @@ def _saved(path: Path, config: Config) -> Config:
         ) from None
 
 
-def _parsed(text: str, like: Config, path: Path) -> Config:
+def _parsed(text: str, like: RecipeConfig, path: Path) -> RecipeConfig:
     return from_mapping(type(like), yaml.safe_load(text), where=str(path))
 
 

@@ -22,6 +22,7 @@ from swin_mim.hub.card import card
 from swin_mim.hub.pretrained import check_replaceable
 from swin_mim.redaction import name_of, public_url, yaml_without_paths
 from swin_mim.training.checkpoints.state import RunState
+from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.yaml_file import to_yaml
@@ -43,9 +44,7 @@ class Origin:
     """Whether the first weights are those of a masked image model."""
 
     @classmethod
-    def of(
-        cls, folder: Path, config: PretrainConfig | FinetuneConfig, *, base_is_simmim: bool, resumed: bool
-    ) -> "Origin":
+    def of(cls, folder: Path, config: RecipeConfig, *, base_is_simmim: bool, resumed: bool) -> "Origin":
         """Written down in the run's folder when it starts; a resumed run reads it there."""
         path = folder / "origin.json"
         if resumed and path.is_file():
@@ -84,13 +83,13 @@ def about_run(run: RunFacts, config: PretrainConfig, state: RunState, *, images:
     caption = "Loss over the steps. The held-out images have the same masks each time."
     pictures.append(Picture(plot_losses(run.folder), "loss.png", caption))
     return replace(
-        _about(config, run.origin),
+        about_config(config, run.origin),
         training=Training(
             data=_data(config.data.source, run.origin, images, heldout),
             steps=state.step,
             images=state.samples_seen,
-            facts=_method(config) | _facts(run, config) | _comparisons(run.folder),
-            config_yaml=_recipe(config),
+            facts=_method(config) | facts_of(run, config) | _comparisons(run.folder),
+            config_yaml=recipe_yaml(config),
             command="accelerate launch -m swin_mim.recipes.pretrain --config recipe.yaml  # the recipe below as a file",
         ),
         results=_results(run.folder, config, heldout),
@@ -131,14 +130,14 @@ def about_finetuning(
     if config.train.ema:
         facts["Weights"] = f"a running average with decay {config.train.ema}"
     return replace(
-        _about(config, run.origin),
+        about_config(config, run.origin),
         tags=("simmim",) if run.origin.base_is_simmim else (),
         training=Training(
             data=_labelled_data(config, run.origin, images, classes, measured),
             steps=state.step,
             images=state.samples_seen,
-            facts=facts | _facts(run, config),
-            config_yaml=_recipe(config),
+            facts=facts | facts_of(run, config),
+            config_yaml=recipe_yaml(config),
             command="accelerate launch -m swin_mim.recipes.finetune --config recipe.yaml  # the recipe below as a file",
         ),
         results=_accuracies(config, measured) if measured else (),
@@ -146,7 +145,8 @@ def about_finetuning(
     )
 
 
-def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
+def about_config(config: RecipeConfig, origin: Origin) -> About:
+    """What the settings say of the model by themselves."""
     return About(
         name=config.hub.repo or config.run.name,
         repo=config.hub.repo,
@@ -156,12 +156,13 @@ def _about(config: PretrainConfig | FinetuneConfig, origin: Origin) -> About:
     )
 
 
-def _recipe(config: PretrainConfig | FinetuneConfig) -> str:
+def recipe_yaml(config: RecipeConfig) -> str:
+    """The settings for a card, without anything private."""
     data: Any = replace(config.data, source=public_url(config.data.source))
     return yaml_without_paths(to_yaml(replace(config, data=data, hub=replace(config.hub, repo=None))))
 
 
-def check(folder: Path, config: PretrainConfig | FinetuneConfig, description: Description) -> None:
+def check(folder: Path, config: RecipeConfig, description: Description) -> None:
     """Refuse now what would be refused when the run ends: the place of the export, the card, the copy.
 
     Args:
@@ -301,7 +302,8 @@ def _method(config: PretrainConfig) -> dict[str, str]:
     }
 
 
-def _facts(run: RunFacts, config: PretrainConfig | FinetuneConfig) -> dict[str, str]:
+def facts_of(run: RunFacts, config: RecipeConfig) -> dict[str, str]:
+    """Rows of a card that any run has."""
     optim, train = config.optim, config.train
     facts = {
         "Global batch": str(train.global_batch),

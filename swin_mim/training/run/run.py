@@ -27,8 +27,7 @@ from swin_mim.training.checkpoints.manager import Checkpoints
 from swin_mim.training.checkpoints.state import RunState, newest_checkpoint
 from swin_mim.training.checkpoints.writer import BackgroundWriter
 from swin_mim.training.config.common_checks import accumulation
-from swin_mim.training.config.finetune import FinetuneConfig
-from swin_mim.training.config.pretrain import PretrainConfig
+from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.distributed import processes
 from swin_mim.training.distributed.prepare import PreparedModel, prepare
 from swin_mim.training.distributed.sharding import zero_stage
@@ -52,7 +51,7 @@ _LOG = logging.getLogger(__name__)
 class Run:
     """A run of connected processes; made by `open_run`, and filled in while a recipe builds what it trains."""
 
-    config: PretrainConfig | FinetuneConfig
+    config: RecipeConfig
     accelerator: Accelerator
     folder: Path
     accumulation: int
@@ -221,7 +220,7 @@ class Run:
 
 
 @contextmanager
-def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) -> Iterator[Run]:
+def open_run(config: RecipeConfig, *, trains: bool = True) -> Iterator[Run]:
     """Connect the processes, and make the run's folder this run's for the time of the block.
 
     In a thread that is not the main one signals are left alone, and a warning says so. After a mistake of a user before
@@ -239,7 +238,7 @@ def open_run(config: PretrainConfig | FinetuneConfig, *, trains: bool = True) ->
 
 
 @contextmanager
-def _connected(config: PretrainConfig | FinetuneConfig, folder: Path, trains: bool) -> Iterator[Run]:
+def _connected(config: RecipeConfig, folder: Path, trains: bool) -> Iterator[Run]:
     stop = StopSignal()
     if trains and threading.current_thread() is threading.main_thread():
         stop.listen()

@@ -263,7 +263,7 @@ def plot_losses(folder: Path) -> Path:
 
 
 def plot_curves(folder: Path) -> Path:
-    """Losses and accuracies of a fine-tuning over the steps -> plots/loss.png."""
+    """Losses and accuracies of a training with labels over the steps -> plots/loss.png."""
     loss = _Panel("loss", {"loss": ("training, augmented", "-"), "heldout_loss": ("evaluation", "o-")})
     shares = {
         "accuracy": ("accuracy", "o-"),

@@ -45,6 +45,27 @@ def official_800(step: int) -> float:
     )
 
 
+def test_published_poly_of_upernet() -> None:
+    """6e-5 for 16 images, 1,500 steps of warm-up, a line to 0 after 160,000; as torch's PolynomialLR has it."""
+    from swin_mim.training.config.commands import segment_config
+    from swin_mim.training.loop.schedule import lr_schedule
+
+    settings = segment_config(["--config", "segment_swin_tiny_512_160k", "--model.pretrained", "weights"])
+    rate = lr_schedule(settings, lambda duration: int(duration.split()[0]))
+    assert rate(0) == pytest.approx(6e-11)
+    assert rate(750) == pytest.approx(3e-5, rel=1e-5)
+    assert rate(160_000) == 0
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=6e-5)
+    other = torch.optim.lr_scheduler.PolynomialLR(optimizer, 160_000, power=1.0)
+    for step in range(3_000):
+        if step >= 1_500:
+            assert rate(step) == pytest.approx(other.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        other.step()
+    bent = LearningRate(100, 0, 2.0, 0.0, 1.0, "poly", power=0.9)
+    assert bent(25) == pytest.approx(1 + 0.75**0.9)
+
+
 def test_scaled_is_per_512_images() -> None:
     assert scaled(2e-4, 2048) == pytest.approx(8e-4)
     assert scaled(2e-4, 512) == 2e-4
