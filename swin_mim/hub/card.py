@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
+_TASKS = {
+    "SwinClassifier": "image-classification",
+    "SwinSegmenter": "image-segmentation",
+    "SwinDetector": "object-detection",
+}
+"""The Hub's word for what a model does."""
 
 
 def card(description: Description, about: About, *, folder: str, parameters: int, native: bool = False) -> str:
@@ -119,7 +125,7 @@ def _check(description: Description, about: About) -> None:
 def _front_matter(description: Description, about: About, title: str) -> "ModelCardData":
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = "image-classification" if description.kind == "SwinClassifier" else "image-feature-extraction"
+    task = _TASKS.get(description.kind, "image-feature-extraction")
     results = [
         EvalResult(
             task_type=task,

@@ -2,6 +2,7 @@
 
     model.safetensors        encoder (+ head.fc.*) under timm's names
     mim_head.safetensors     mask_token, decoder.0.* (SimMIM only)
+    dense_head.safetensors   head of a model for a dense task: see weights/dense_heads.py
     config.json              see config_json.py
     README.md                the card
     transformers/            the native copy for transformers, if asked for
@@ -12,9 +13,10 @@ Knows no model: dict in, dict out. The models' own methods are in models/saving.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ from swin_mim.hub import repository
 from swin_mim.weights import coordinates, formats, network
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description, Preprocessing, describe, document, read_document
+from swin_mim.weights.dense_heads import (
+    BACKBONE,
+    dense_sources,
+    is_dense_head,
+    is_upernet,
+    network_names,
+    to_upernet,
+    upernet_settings,
+)
 from swin_mim.weights.library_configs import hints, transformers_documents
 from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
 from swin_mim.weights.prefixes import Selection, select
@@ -36,6 +47,7 @@ from swin_mim.weights.weights_file import TensorInfo, check_finite, load_tensors
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 MIM_HEAD = "mim_head.safetensors"
+DENSE_HEAD = "dense_head.safetensors"
 CARD = "README.md"
 PROCESSOR = "preprocessor_config.json"
 NATIVE = "transformers"
@@ -111,7 +123,7 @@ def locate(
         return repository.fetch(
             str(source),
             [WEIGHTS],
-            optional=[CONFIG, MIM_HEAD, PROCESSOR],
+            optional=[CONFIG, MIM_HEAD, DENSE_HEAD, PROCESSOR],
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -163,8 +175,8 @@ def open_contents(path: Path, *, pickles: bool = False, prefix: str = "") -> Con
     headers = _headers(path)
     infos = {name: info for part in headers.values() for name, info in part.items()}
     folder = path if path.is_dir() else None
-    # What we saved is whole, and what does not belong there is damage.
-    whole = folder is not None and is_saved_model(folder) and not prefix
+    # What we saved is whole, and what does not belong there is damage. Of an UperNet the head belongs to it too.
+    whole = folder is not None and (is_saved_model(folder) or is_upernet(_document(folder, CONFIG))) and not prefix
     try:
         selection = Selection(dict(zip(infos, infos, strict=True))) if whole else select(infos, prefix, str(path))
     except UserError as error:
@@ -189,10 +201,11 @@ def load_files(path: Path, headers: Mapping[Path, Mapping[str, TensorInfo]] | No
 
 
 def _headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
-    files = [path] if path.is_file() else [path / WEIGHTS, *([path / MIM_HEAD] if (path / MIM_HEAD).is_file() else [])]
-    headers = {file: read_header(file) for file in files}
-    for name in sorted(set.intersection(*map(set, headers.values())) if len(files) > 1 else ()):
-        raise UserError(f"{path}: {name} is in both {WEIGHTS} and {MIM_HEAD}")
+    heads = [head for head in (path / MIM_HEAD, path / DENSE_HEAD) if head.is_file()]
+    headers = {file: read_header(file) for file in ([path] if path.is_file() else [path / WEIGHTS, *heads])}
+    for one, other in combinations(headers, 2):
+        for name in sorted(headers[one].keys() & headers[other].keys()):
+            raise UserError(f"{path}: {name} is in both {one.name} and {other.name}")
     return headers
 
 
@@ -213,9 +226,10 @@ def interpret(
     header, folder = contents.header, contents.folder
     try:
         config, processor = (_document(folder, name) for name in (CONFIG, PROCESSOR))
-        keys = formats.key_map(header)
+        keys, dense = keys_of(header, config), dense_sources(header, config)
         theirs = {name: info.shape for name, info in header.items()}
-        shapes, windows = formats.our_shapes(theirs, keys), coordinates.windows_of(theirs, keys.coordinates)
+        network_keys = replace(keys, sources={name: keys.sources[name] for name in keys.sources if name not in dense})
+        shapes, windows = formats.our_shapes(theirs, network_keys), coordinates.windows_of(theirs, keys.coordinates)
         said = dict(contents.known)
         if config is not None and "swin_mim" in config:
             description = describe(config, CONFIG)
@@ -226,6 +240,8 @@ def interpret(
             said = hints(config or {}, CONFIG, processor=processor) | said
             known = {key: size for key, size in given.items() if size is not None} | said
             description = guess(shapes, known if windows is None else known | {"windows": windows})
+            if dense:
+                description = _with_upernet(description, {name: theirs[dense[name]] for name in dense}, known)
         _check_said(said, given)
         network.check_windows(windows, description.config)
         raw = contents.load()
@@ -240,6 +256,47 @@ def interpret(
     notes = f"left, as a Swin V2 has no bias on keys: the middle third of {formats.first_names(unused, '')}"
     return Weights(
         *(description, tensors, keys, contents.selection), size_is_guessed=guessed, notes=(notes,) if unused else ()
+    )
+
+
+def keys_of(
+    names: Collection[str], document: Mapping[str, Any] | None, format: formats.Format | None = None
+) -> formats.KeyMap:
+    """`formats.key_map` of the tensors of a source, those of a head for a dense task among them.
+
+    Args:
+        document: the config.json beside them.
+
+    Raises:
+        UserError: as `formats.key_map`.
+    """
+    whole, dense = network_names(names, document), dense_sources(names, document)
+    keys = formats.key_map(whole, format)
+    sources = {name: tuple(whole[each] for each in theirs) for name, theirs in keys.sources.items()}
+    return replace(
+        keys,
+        sources=sources | {name: (theirs,) for name, theirs in dense.items()},
+        left=(*(whole[name] for name in keys.left), *sorted(set(names) - {*whole.values(), *dense.values()})),
+        coordinates=tuple(tuple(whole[name] for name in stage) for stage in keys.coordinates),
+    )
+
+
+def _with_upernet(description: Description, shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
+    """The same with the head of transformers' UperNet.
+
+    Args:
+        shapes: of the tensors of its head, under our names.
+    """
+    head, classes = upernet_settings(shapes)
+    labels = hints.get("labels")
+    if labels and len(labels) != classes:
+        raise UserError(f"id2label has {counted(len(labels), 'name')} and the classifier {classes} outputs")
+    return replace(
+        description,
+        kind="SwinSegmenter",
+        num_classes=classes,
+        labels=tuple(labels) if labels else None,
+        head=head,
     )
 
 
@@ -321,10 +378,15 @@ def write(folder: Path, description: Description, tensors: Mapping[str, Tensor],
     Raises:
         UserError: a native copy is wanted of a network that transformers cannot build; a weight is not finite.
     """
-    head = {name: tensor for name, tensor in tensors.items() if is_mim_head(name)}
-    write_safetensors({name: tensor for name, tensor in tensors.items() if name not in head}, folder / WEIGHTS)
-    if head:
-        write_safetensors(head, folder / MIM_HEAD)
+    heads = {
+        MIM_HEAD: {name: tensor for name, tensor in tensors.items() if is_mim_head(name)},
+        DENSE_HEAD: {name: tensor for name, tensor in tensors.items() if is_dense_head(name)},
+    }
+    others = set().union(*heads.values())
+    write_safetensors({name: tensor for name, tensor in tensors.items() if name not in others}, folder / WEIGHTS)
+    for file, head in heads.items():
+        if head:
+            write_safetensors(head, folder / file)
     write_document(folder / CONFIG, document(description))
     if transformers:
         (folder / NATIVE).mkdir()
@@ -351,9 +413,15 @@ def to_theirs(format: formats.Format, description: Description, tensors: Mapping
     stages = range(config.num_stages)
     windows, grids = [config.stage_window(stage) for stage in stages], [config.stage_grid(stage) for stage in stages]
     pretrained = [as_pair(size) for size in config.pretrained_window_sizes]
-    return formats.to_theirs(
-        tensors, format, windows=windows, grids=grids, kind=description.kind, pretrained=pretrained
+    network = {name: tensor for name, tensor in tensors.items() if not is_dense_head(name)}
+    theirs = formats.to_theirs(
+        network, format, windows=windows, grids=grids, kind=description.kind, pretrained=pretrained
     )
+    if len(network) == len(tensors):
+        return theirs
+    if format == "transformers":
+        return {f"{BACKBONE}{name}": tensor for name, tensor in theirs.items()} | to_upernet(tensors)
+    return theirs | {name: tensors[name].contiguous() for name in tensors if name not in network}
 
 
 @contextmanager

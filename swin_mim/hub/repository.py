@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 OURS = (
-    *("model.safetensors", "mim_head.safetensors", "config.json", "README.md"),
+    *("model.safetensors", "mim_head.safetensors", "dense_head.safetensors", "config.json", "README.md"),
     *(f"transformers/{name}" for name in ("model.safetensors", "config.json", "preprocessor_config.json")),
 )
 """What a published model consists of, beside its pictures."""

@@ -6,9 +6,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_mim.counts import counted
 from swin_mim.errors import UserError
-from swin_mim.models.saving import Pretrained
+from swin_mim.models.saving import Pretrained, check_labels
 from swin_mim.models.swin import Swin, SwinConfig, initialise
 from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
@@ -49,13 +48,7 @@ class SwinClassifier(Pretrained):
     def description(self) -> Description:
         """What config.json says of this model."""
         num_classes = self.get_parameter("head.fc.bias").numel()
-        if not all(isinstance(label, str) for label in self.labels or ()):
-            raise UserError(f"labels {self.labels!r:.80} must be texts")
-        if self.labels is not None and len(self.labels) != num_classes:
-            raise UserError(
-                f"labels has {counted(len(self.labels), 'name')} and the head "
-                f"{counted(num_classes, 'class', 'classes')}: give one name each"
-            )
+        check_labels(self.labels, num_classes)
         return replace(super().description(), num_classes=num_classes)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Saving, publishing and loading: what the three models have in common."""
+"""Saving, publishing and loading: what all models have in common."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Pretrained(nn.Module):
-    """A model that can be saved, published and loaded. Abstract: Swin, SimMIM and SwinClassifier are such."""
+    """A model that can be saved, published and loaded. Abstract: all models of swin_mim are such."""
 
     kind: ClassVar[Kind]
     _head: ClassVar[tuple[str, ...]] = ()
@@ -44,7 +44,7 @@ class Pretrained(nn.Module):
     preprocessing: Preprocessing = Preprocessing()
     """How images become its input; saved with it. ImageNet's mean and std unless somebody says otherwise."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes, of a classifier."""
+    """Names of the classes, of a model that has some."""
     from_simmim: bool = False
     """Whether its weights were loaded from a masked image model."""
 
@@ -228,26 +228,37 @@ class Pretrained(nn.Module):
             model = cls(description.config, **arguments)
         names = {key: cls._our_name(key) for key in model.state_dict()}
         drawn = {
-            key: value for key, value in model.state_dict().items() if _other(tensors, names[key], value, cls._head)
+            key: value
+            for key, value in model.state_dict().items()
+            if cls._of_head(names[key]) and _other(tensors, names[key], value)
         }
+        lacking = [names[key] for key in drawn if names[key] not in tensors]
+        if lacking and not (new_decoder or "num_classes" in options):
+            raise UserError(f"{where} has no {_listed(lacking)}: {cls._way_out}")
         if drawn:
             model = cls(description.config, **arguments)
             drawn = {key: model.state_dict()[key] for key in drawn}
-            _LOG.warning("%s: %s new, drawn at random: train before use", where, ", ".join(names[key] for key in drawn))
+            new = _listed([names[key] for key in drawn])
+            _LOG.warning("%s: %s new, drawn at random: train before use", where, new)
         unused = sorted(tensors.keys() - names.values())
         if unused and not drawn:  # whoever was told of a new head knows that the old one stays behind
-            _LOG.info("%s: a %s has no use for %s", where, cls.kind, ", ".join(unused))
+            _LOG.info("%s: a %s has no use for %s", where, cls.kind, _listed(unused))
         model.load_state_dict(
             {key: tensors[name] for key, name in names.items() if key not in drawn} | drawn, assign=True
         )
         model.preprocessing, model.from_simmim = description.preprocessing, description.kind == "SimMIM"
-        model.labels = description.labels if cls.kind == "SwinClassifier" and not drawn else None
+        model.labels = description.labels if cls.kind == description.kind and not drawn else None
         return model.eval()
 
     @classmethod
     def _arguments(cls, description: Description) -> dict[str, Any]:
         """Arguments of the class, besides the config, that a description decides."""
         return {}
+
+    @classmethod
+    def _of_head(cls, name: str) -> bool:
+        """Whether a published name is of what it has besides the encoder."""
+        return name in cls._head
 
     @classmethod
     def _our_name(cls, key: str) -> str:
@@ -281,6 +292,17 @@ class Pretrained(nn.Module):
             raise UserError(f"what was written to {folder} is not what is in memory: the disk may be failing")
 
 
+def check_labels(labels: Sequence[str] | None, num_classes: int) -> None:
+    """Raise a UserError unless the names of classes, if there are some, are one text for each."""
+    if not all(isinstance(label, str) for label in labels or ()):
+        raise UserError(f"labels {labels!r:.80} must be texts")
+    if labels is not None and len(labels) != num_classes:
+        raise UserError(
+            f"labels has {counted(len(labels), 'name')} and the head {counted(num_classes, 'class', 'classes')}: "
+            "give one name each"
+        )
+
+
 def _log_changes(changes: Sequence[str], where: str) -> None:
     for change in changes:
         lost = change.startswith("left") or "dropped" in change
@@ -295,6 +317,11 @@ def _check_same(wanted: SwinConfig, found: SwinConfig, where: str) -> None:
             raise UserError(f"{where} has {field} {theirs} and the model wanted {ours}: its weights do not fit")
 
 
-def _other(tensors: dict[str, Tensor], name: str, value: Tensor, head: Sequence[str]) -> bool:
+def _other(tensors: dict[str, Tensor], name: str, value: Tensor) -> bool:
     """Whether a part of the head has to be drawn: the source lacks it, or has another size of it."""
-    return name in head and (name not in tensors or tensors[name].shape != value.shape)
+    return name not in tensors or tensors[name].shape != value.shape
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names; of many the modules that they are in."""
+    return ", ".join(names if len(names) <= 5 else dict.fromkeys(name.split(".")[0] for name in names))

@@ -75,18 +75,24 @@ class Swin(Pretrained):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, h, w, D) -> (B, h/8, w/8, 8D) with four stages, the final norm applied."""
-        *_, last = self._stage_outputs(tokens)
+        *_, last = self.stage_outputs(tokens)
         return self.norm(last)
+
+    def encode_stages(self, tokens: Tensor) -> list[Tensor]:
+        """(B, h, w, D) -> (B, h_i, w_i, D_i) of each stage; the last is that of `encode`, the others have no norm."""
+        *stages, last = self.stage_outputs(tokens)
+        return [*stages, self.norm(last)]
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Images, normalised float (B, C, H, W) -> one map (B, D_i, h_i, w_i) per stage, without the final norm."""
-        return [x.permute(0, 3, 1, 2).contiguous() for x in self._stage_outputs(self.embed(images))]
+        return [x.permute(0, 3, 1, 2).contiguous() for x in self.stage_outputs(self.embed(images))]
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, from the input to the output."""
         return (block for block in self.modules() if isinstance(block, Block))
 
-    def _stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
+    def stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
+        """(B, h, w, D) -> (B, h_i, w_i, D_i) of each stage, without the final norm."""
         if not x.is_floating_point():
             raise UserError(f"tokens are {_dtype(x)}: they must be floating-point numbers, as `embed` gives them")
         x = self.dropout(x)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.weights.config_json import Description
+from swin_mim.weights.dense_heads import DENSE_PARTS
 from swin_mim.weights.layouts import Format
 
 Pair = tuple[int, int]
@@ -21,6 +22,10 @@ def unsupported_reason(format: Format, description: Description) -> str:
         return "mmpretrain files are read, not written: choose timm, microsoft, torchvision or transformers"
     if format in ("swin_mim", "checkpoint"):
         return ""
+    if format == "transformers" and description.kind in DENSE_PARTS:
+        reason = _not_an_upernet(description)
+        if reason:
+            return reason
     reason = _not_of_v2(format, config) if config.version == 2 else ""
     if reason:
         return reason
@@ -40,6 +45,31 @@ def unsupported_reason(format: Format, description: Description) -> str:
             f"microsoft's decoder has 3 channels, this model {config.in_channels}: write timm or transformers instead"
         )
     return _not_divided(windows, grids)
+
+
+def _not_an_upernet(description: Description) -> str:
+    """What transformers' UperNet with a Swin as its backbone has not. The latter shifts and pads windows always."""
+    config, head = description.config, description.head
+    if description.kind != "SwinSegmenter" or (head["head"], head["norm"]) != ("upernet", "batch"):
+        what = (
+            "detector of a Swin" if description.kind != "SwinSegmenter" else f"{head['head']} with {head['norm']} norms"
+        )
+        return (
+            f"transformers has no {what}, only UperNet with batch norms: write the encoder alone, with --encoder-only"
+        )
+    if config.version != 1 or config.num_stages < 3:
+        what = "Swin V2" if config.version != 1 else f"{config.num_stages} stages"
+        return (
+            f"transformers' UperNet has norms and an auxiliary head for a Swin V1 of three stages or more, not {what}"
+        )
+    for stage, depth in enumerate(config.depths):
+        grid, window = config.stage_grid(stage), as_pair(config.window_size)
+        if any(g < w or (g == w and depth > 1) for g, w in zip(grid, window, strict=True)):
+            return (
+                f"transformers' UperNet shifts and pads windows of {_by(window)} in the grid of {_by(grid)} of stage "
+                f"{stage} too, where a Swin does not: give an image_size whose last grid is larger than the window"
+            )
+    return ""
 
 
 def _not_of_v2(format: Format, config: SwinConfig) -> str:

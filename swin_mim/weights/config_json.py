@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
+from swin_mim.weights.dense_heads import DENSE_PARTS, read_settings
 from swin_mim.weights.json_values import (
     are_numbers,
     are_texts,
@@ -113,6 +114,8 @@ class Description:
     num_classes: int = 0
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    head: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the head of a model for a dense task: see `dense_heads.py`."""
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -144,12 +147,15 @@ def read_document(path: Path) -> dict[str, Any]:
 def document(description: Description) -> dict[str, Any]:
     """The config.json of a model."""
     config, preprocessing = description.config, description.preprocessing
+    dense = description.kind in DENSE_PARTS
+    classes = 0 if dense else description.num_classes  # timm builds and loads a head of its own for so many
+    labels = {"label_names": list(description.labels)} if description.labels else {}
     return {
         "architecture": timm_name(config),
-        "num_classes": description.num_classes,
+        "num_classes": classes,
         "num_features": config.num_features,
         "global_pool": "avg",
-        **({"label_names": list(description.labels)} if description.labels else {}),
+        **({} if dense else labels),
         "model_args": timm_arguments(config),
         "pretrained_cfg": {
             "input_size": [config.in_channels, *as_pair(config.image_size)],
@@ -159,7 +165,7 @@ def document(description: Description) -> dict[str, Any]:
             "crop_mode": "center",
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
-            "num_classes": description.num_classes,
+            "num_classes": classes,
             "pool_size": list(config.stage_grid(config.num_stages - 1)),
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
@@ -170,6 +176,7 @@ def document(description: Description) -> dict[str, Any]:
             "model": description.kind,
             "config": _written(config),
             **({"target": description.target} if description.kind == "SimMIM" else {}),
+            **({"num_classes": description.num_classes, **labels, "head": dict(description.head)} if dense else {}),
             "channels": None if preprocessing.channels is None else list(preprocessing.channels),
             **_of_rasters(preprocessing),
         },
@@ -205,8 +212,10 @@ def describe(document: Mapping[str, Any], where: str) -> Description:
     if target not in get_args(Target):
         raise UserError(f"{where}: swin_mim.target is {short(target)}: expected one of {', '.join(get_args(Target))}")
     config = _checked_config(read_object(own, "config", f"{where}: swin_mim"), f"{where}: swin_mim.config")
-    num_classes: Any = document.get("num_classes")
-    if not is_int(num_classes) or (kind == "SwinClassifier") != (num_classes > 0):
+    dense = kind in DENSE_PARTS
+    classes = own if dense else document
+    num_classes: Any = classes.get("num_classes")
+    if not is_int(num_classes) or (dense or kind == "SwinClassifier") != (num_classes > 0):
         raise UserError(f"{where}: num_classes is {short(num_classes)}, which a {kind} cannot have")
     check_limit("num_classes", num_classes, where)
     _same_as_timm(document, config, where)
@@ -215,8 +224,9 @@ def describe(document: Mapping[str, Any], where: str) -> Description:
         config,
         target,
         num_classes,
-        _labels(document.get("label_names"), num_classes, where),
+        _labels(classes.get("label_names"), num_classes, where),
         _preprocessing(document, own, config.in_channels, where),
+        read_settings(kind, own, where),
     )
 
 

@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Format = Literal["swin_mim", "timm", "checkpoint", "microsoft", "torchvision", "transformers", "mmpretrain"]
-Kind = Literal["SimMIM", "Swin", "SwinClassifier"]
+Kind = Literal["SimMIM", "Swin", "SwinClassifier", "SwinSegmenter", "SwinDetector"]
 
 PARTS = ("head", "mask_token", "decoder")
 """What a network may have besides the encoder."""
-PARTS_OF: dict[Kind, set[str]] = {"SimMIM": {"mask_token", "decoder"}, "Swin": set(), "SwinClassifier": {"head"}}
+PARTS_OF: dict[Kind, set[str]] = {
+    "SimMIM": {"mask_token", "decoder"},
+    "Swin": set(),
+    "SwinClassifier": {"head"},
+    "SwinSegmenter": set(),
+    "SwinDetector": set(),
+}
+"""The heads of the last two are in `dense_heads.py`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Layout:
     writes_buffers: bool = True
 
 
-OURS = Layout("swin_mim", ("SimMIM", "Swin", "SwinClassifier"))
+OURS = Layout("swin_mim", ("SimMIM", "Swin", "SwinClassifier", "SwinSegmenter", "SwinDetector"))
 MICROSOFT = Layout(
     "microsoft",
     ("Swin", "SwinClassifier"),
@@ -119,7 +126,7 @@ MMPRETRAIN = Layout(
 _OF_V1 = (
     replace(OURS, format="timm", mask_token=None, decoder=None),
     OURS,
-    replace(OURS, format="checkpoint", kinds=("SimMIM", "SwinClassifier"), prefix="encoder."),
+    replace(OURS, format="checkpoint", kinds=tuple(kind for kind in OURS.kinds if kind != "Swin"), prefix="encoder."),
     replace(OURS, format="checkpoint", kinds=("Swin",), head=None, mask_token=None, decoder=None),
     replace(
         MICROSOFT,
@@ -148,7 +155,14 @@ _OF_V1 = (
     TRANSFORMERS,
     replace(TRANSFORMERS, kinds=("Swin",), prefix="", head=None, decoder=None),
     # A backbone with an output norm for each stage, in detection and segmentation: the last one is the final norm.
-    replace(TRANSFORMERS, kinds=(), prefix="", norm="hidden_states_norms.stage{stages}", head=None, decoder=None),
+    replace(
+        TRANSFORMERS,
+        kinds=("SwinSegmenter",),
+        prefix="",
+        norm="hidden_states_norms.stage{stages}",
+        head=None,
+        decoder=None,
+    ),
     replace(MICROSOFT, kinds=(), norm="{prefix}norm{last}", head=None),
     MMPRETRAIN,
     replace(MMPRETRAIN, norm="{prefix}norm"),

@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from swin_mim.architecture import as_pair
+from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Description, window_sides
+from swin_mim.weights.dense_heads import is_upernet
 from swin_mim.weights.json_values import are_numbers, are_texts, read_size, read_window_sizes, short
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
         image_size, window_size, pretrained_window_sizes, labels, mean, std, scale, interpolation and crop_pct, each
         only where it is given.
     """
+    if is_upernet(document):
+        document = {**document["backbone_config"], "id2label": document.get("id2label")}
     _check_function(document, where)
     if document.get("model_type") in [name for name, _ in TRANSFORMERS_NAMES.values()]:
         names = document.get("id2label")
@@ -83,10 +86,33 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
 
 def transformers_documents(description: Description) -> dict[str, dict[str, Any]]:
     """File name -> content, of the native copy for transformers: config.json and preprocessor_config.json."""
-    config, preprocessing = description.config, description.preprocessing
+    native = {"architectures": [transformers_class(description)], **_network(description.config)}
+    resizing = _resizing
+    if description.kind == "SwinSegmenter":
+        native, resizing = _upernet(description), _whole
+    if description.num_classes:
+        labels = description.labels or tuple(f"LABEL_{i}" for i in range(description.num_classes))
+        native["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        if len(set(labels)) == len(labels):
+            native["label2id"] = {label: i for i, label in enumerate(labels)}
+    preprocessing = description.preprocessing
+    processor = {
+        **resizing(*as_pair(description.config.image_size), preprocessing.crop_pct),
+        "do_resize": True,
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],  # as PIL numbers them
+        "do_rescale": preprocessing.scale != 1,
+        "rescale_factor": 1 / preprocessing.scale,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+    return {"config.json": native, "preprocessor_config.json": processor}
+
+
+def _network(config: SwinConfig) -> dict[str, Any]:
+    """transformers' settings of a Swin."""
     height, width = as_pair(config.image_size)
-    native: dict[str, Any] = {
-        "architectures": [transformers_class(description)],
+    return {
         "model_type": TRANSFORMERS_NAMES[config.version][0],
         "image_size": height if height == width else [height, width],
         "patch_size": config.patch_size,
@@ -106,29 +132,35 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
         "encoder_stride": config.stride,
         **({"pretrained_window_sizes": window_sides(config)} if config.version > 1 else {}),
     }
-    if description.num_classes:
-        labels = description.labels or tuple(f"LABEL_{i}" for i in range(description.num_classes))
-        native["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        if len(set(labels)) == len(labels):
-            native["label2id"] = {label: i for i, label in enumerate(labels)}
-    processor = {
-        **_resizing(height, width, preprocessing.crop_pct),
-        "do_resize": True,
-        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],  # as PIL numbers them
-        "do_rescale": preprocessing.scale != 1,
-        "rescale_factor": 1 / preprocessing.scale,
-        "do_normalize": True,
-        "image_mean": list(preprocessing.mean),
-        "image_std": list(preprocessing.std),
+
+
+def _upernet(description: Description) -> dict[str, Any]:
+    """transformers' settings of an UperNet."""
+    config = description.config
+    stages = [f"stage{stage + 1}" for stage in range(config.num_stages)]
+    return {
+        "architectures": [transformers_class(description)],
+        "model_type": "upernet",
+        "backbone_config": {**_network(config), "out_features": stages},
+        "hidden_size": description.head["channels"],
+        "pool_scales": [1, 2, 3, 6],
+        "use_auxiliary_head": True,
+        "auxiliary_loss_weight": 0.4,
+        "auxiliary_in_channels": config.stage_dim(2),
+        "auxiliary_channels": 256,
+        "auxiliary_num_convs": 1,
+        "auxiliary_concat_input": False,
+        "loss_ignore_index": 255,
     }
-    return {"config.json": native, "preprocessor_config.json": processor}
 
 
 def transformers_class(description: Description) -> str:
     """The name of transformers' own class for a model."""
     _, name = TRANSFORMERS_NAMES[description.config.version]
+    if description.kind == "SwinSegmenter":
+        return "UperNetForSemanticSegmentation"
     classes = {"Swin": "Model", "SimMIM": "ForMaskedImageModeling", "SwinClassifier": "ForImageClassification"}
-    return f"{name}{classes[description.kind]}"
+    return f"{name}{classes.get(description.kind, 'Model')}"
 
 
 def _said_by_name(architecture: Any) -> dict[str, Any]:
@@ -177,6 +209,11 @@ def _resized_by(processor: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(edge, int) and isinstance(side, int) and 0 < side <= edge:
             found["crop_pct"] = side / edge
     return found
+
+
+def _whole(height: int, width: int, crop_pct: float) -> dict[str, Any]:
+    """How transformers gets from an image to a segmenter's size, and from the logits back to the image's."""
+    return {"image_processor_type": "SegformerImageProcessor", "size": {"height": height, "width": width}}
 
 
 def _resizing(height: int, width: int, crop_pct: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from swin_mim.hub.about import About
 from swin_mim.hub.pretrained import Weights, is_mim_head
 from swin_mim.models.saving import Pretrained
 from swin_mim.weights.adapt import Method, adapt
-from swin_mim.weights.config_json import Description
-from swin_mim.weights.formats import KeyMap, key_map, left_out, merges_unfolded, third
+from swin_mim.weights.config_json import Description, read_document
+from swin_mim.weights.dense_heads import is_dense_head
+from swin_mim.weights.formats import KeyMap, left_out, merges_unfolded, third
 from swin_mim.weights.layouts import Format
 from swin_mim.weights.pickled_file import is_pickled, load_pickled
 from swin_mim.weights.weights_file import load_tensors, write_safetensors
@@ -83,7 +84,7 @@ def convert(source: str, dest: Path, to: Target, options: Options) -> Report:
         if options.compare:
             by_source = compare_source(original, options.microsoft)
             comparisons = by_source, compare_target(to, description, tensors, written, options.microsoft)
-    keys = key_map(written, to)
+    keys = pretrained.keys_of(written, document_of(dest, to), to)
     return Report(
         source=original.side,
         target=side_of(str(dest), to, description, tensors),
@@ -128,10 +129,13 @@ def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Desc
     left = [Left(name, "as no part of the network") for name in weights.selection.left]
     left += [Left(in_file[name], "as the geometry decides it") for name in weights.keys.left]
     if encoder_only:
-        unwanted = {name for name in weights.tensors if is_mim_head(name) or name.startswith("head.")}
+        heads = (is_mim_head, is_dense_head, lambda name: name.startswith("head."))
+        unwanted = {name for name in weights.tensors if any(is_head(name) for is_head in heads)}
         why = "as --encoder-only asks"
     else:
         unwanted = set(left_out(to, weights.tensors))
+        if to not in ("swin_mim", "transformers"):
+            unwanted |= set(filter(is_dense_head, weights.tensors))
         if weights.description.kind == "Swin":
             unwanted |= {"mask_token"} & weights.tensors.keys()
         why = f"as {to} has no place for it"
@@ -140,7 +144,7 @@ def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Desc
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in unwanted}
     description = weights.description
     if unwanted and description.kind != "Swin":
-        description = replace(description, kind="Swin", target="pixels", num_classes=0, labels=None)
+        description = replace(description, kind="Swin", target="pixels", num_classes=0, labels=None, head={})
     return description, tensors, tuple(left)
 
 
@@ -204,6 +208,11 @@ def write(path: Path, to: Target, description: Description, tensors: Tensors, ab
         pretrained.to_theirs(to, description, tensors)  # refuses what timm cannot build
     path.mkdir()
     (pretrained.write if to == "timm" else pretrained.write_transformers)(path, description, tensors)
+
+
+def document_of(path: Path, to: Target) -> dict[str, Any] | None:
+    """The config.json of what was written."""
+    return None if to in FILES else read_document(path / pretrained.CONFIG)
 
 
 def written_at(path: Path, to: Target) -> Tensors:

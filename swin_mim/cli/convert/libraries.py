@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.hub import pretrained
 from swin_mim.models.classifier import SwinClassifier
+from swin_mim.models.dense.segmenter import SwinSegmenter
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Swin
 from swin_mim.weights.config_json import Description, timm_arguments
@@ -69,12 +70,16 @@ def build_ours(description: Description, weights: Weights) -> Peer:
     """Weights under our published names."""
     state = pretrained.to_theirs("checkpoint", description, weights)
     config = description.config
-    model: Swin | SimMIM | SwinClassifier
+    model: Swin | SimMIM | SwinClassifier | SwinSegmenter
     with torch.device("meta"):  # nothing is drawn: every tensor is given
         if description.kind == "SimMIM":
             model = SimMIM(config, target=description.target)
         elif description.kind == "SwinClassifier":
             model = SwinClassifier(config, description.num_classes)
+        elif description.kind == "SwinSegmenter":
+            head = {"head": "head", "channels": "head_channels", "norm": "head_norm"}
+            named = {head[key]: value for key, value in description.head.items()}
+            model = SwinSegmenter(config, description.num_classes, **named)
         else:
             model = Swin(config)
     load(model, state, assign=True)
@@ -87,6 +92,8 @@ def build_ours(description: Description, weights: Weights) -> Peer:
             found["pixels"] = model(images, mask).pixels
         if isinstance(model, SwinClassifier):
             found["logits"] = model(images)
+        if isinstance(model, SwinSegmenter):
+            found["logits"] = model(images).logits
         return found
 
     return Peer(model.eval(), outputs)
@@ -155,10 +162,12 @@ def build_transformers(description: Description, weights: Weights) -> Peer:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loaded[problem]:
             raise Different(f"not the same network: {len(loaded[problem])} {problem.replace('_', ' ')}")
-    encoder = model.base_model
+    encoder, segments = model.base_model, description.kind == "SwinSegmenter"
     last = description.config.stage_grid(description.config.num_stages - 1)
 
     def outputs(images: Tensor, mask: Tensor) -> Outputs:
+        if segments:
+            return {"logits": model(images).logits}
         found = {"features": encoder(images).last_hidden_state.unflatten(1, last)}
         if description.kind == "SimMIM":
             found["pixels"] = model(images, bool_masked_pos=mask.flatten(1)).reconstruction

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
+from swin_mim.weights.dense_heads import is_dense_head
 
 _IN_STAGE = re.compile(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.")
 
@@ -106,7 +107,7 @@ def group(name: str) -> str:
     if found:
         return f"stage {found[1]}, " + ("downsampling" if found[2] is None else f"block {found[2]}")
     parts = {"patch_embed": "patch embedding", "norm": "final norm", "head": "head", "mask_token": "mask token"}
-    return parts.get(name.split(".")[0], "decoder")
+    return "dense head" if is_dense_head(name) else parts.get(name.split(".")[0], "decoder")
 
 
 # The text.

@@ -78,7 +78,8 @@ def published_weights(path: Path) -> dict[str, Tensor]:
             f"the checkpoint {path}, which is to be published, is broken ({fault}): publish another one with "
             "--save.export best or last"
         )
-    return load_file(path / AVERAGE if (path / AVERAGE).exists() else path / MODEL)
+    average = load_file(path / AVERAGE) if (path / AVERAGE).exists() else {}
+    return load_file(path / MODEL) | average  # of buffers there is no average
 
 
 def read_state(path: Path) -> RunState:
