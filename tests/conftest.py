@@ -15,8 +15,12 @@ import hypothesis
 import pytest
 import torch
 from loopback_hub import LoopbackHub
+from triton_interpreter import prepare_the_language_once
 
 from swin_mim import SwinConfig
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    prepare_the_language_once()
 
 # Tests side by side (pytest -n) share the cores: more threads than these wait for each other all the time.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))

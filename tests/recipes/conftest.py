@@ -70,9 +70,15 @@ class Recipe:
         assert code == expect, output
         return output
 
-    def start(self, name: str, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start from nothing, as from a terminal."""
-        return self._start([sys.executable, str(self.script), *self.arguments(name, flags)], environment or {})
+    def start(self, name: str, *flags: str, variables: dict[str, str] | None = None) -> forked.Started:
+        """Start a run and leave it running."""
+        return run_recipe.start(self.script, self.arguments(name, flags), self.folder, variables)
+
+    def start_from_nothing(
+        self, name: str, *flags: str, variables: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start as from a terminal, in seconds more."""
+        return self._start([sys.executable, str(self.script), *self.arguments(name, flags)], variables or {})
 
     def launch(self, name: str, *flags: str, zero: int = 0, processes: int = 2) -> str:
         """Run as several processes, with DeepSpeed if `zero` is its stage; the output of the first."""

@@ -117,21 +117,14 @@ def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, wh
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script), str(recipe.script), *recipe.arguments("read_only", ("--save.every", "3 steps"))],
-        env=os.environ | run_recipe.ENVIRONMENT,
-        stdout=subprocess.PIPE,  # a pipe has no size
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=recipe.folder,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 73, done.stdout
-    assert "a line of metrics.jsonl could not be written (File too large)" in done.stdout
-    assert done.stdout.count("train.log could not be written (File too large)") == 1
-    assert "Traceback" not in done.stdout
-    assert done.stdout.strip().splitlines()[-1].startswith("error: 3 checkpoints in a row could not be written")
+    arguments = [str(recipe.script), *recipe.arguments("read_only", ("--save.every", "3 steps"))]
+    process = run_recipe.start(script, arguments, recipe.folder)  # into a pipe, which has no size
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 73, said
+    assert "a line of metrics.jsonl could not be written (File too large)" in said
+    assert said.count("train.log could not be written (File too large)") == 1
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("error: 3 checkpoints in a row could not be written")
     recipe.run("read_only")
     recipe.assert_same_run(whole_run, "read_only")
 
@@ -231,14 +224,8 @@ def test_a_run_that_diverges_goes_back_twice_and_says_where(recipe):
     assert [position for position, _ in pictures["images"]] == list(range(16 * (first - 1), 16 * first))
     assert all(name.endswith(".png") for _, name in pictures["images"])
 
-    done = subprocess.run(
-        [sys.executable, "-m", "swin_mim", "replay", str(recipe.path("diverged")), str(first)],
-        env=os.environ | run_recipe.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        cwd=recipe.folder,
-        check=True,
-    )
+    code, said = run_recipe.command("replay", str(recipe.path("diverged")), str(first), folder=recipe.folder)
+    assert code == 0, said
     # the convolution is at its limit, and the variance of that beyond it
-    assert "output not finite first in encoder.patch_embed.norm" in done.stdout
-    assert "what it came from is finite, up to " in done.stdout
+    assert "output not finite first in encoder.patch_embed.norm" in said
+    assert "what it came from is finite, up to " in said

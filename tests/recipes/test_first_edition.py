@@ -6,8 +6,6 @@ expected/ is what the uninterrupted runs had measured.
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,8 +65,8 @@ def test_a_fine_tuning_goes_on_and_its_old_setting_is_understood(place: Path) ->
 def test_packed_images_train_as_they_did(place: Path) -> None:
     run(place, "pretrain", "--run.name", "of_packed", "--data.source", "packed")
     assert_measured(place, "of_packed", "of_packed")
-    command = [sys.executable, "-m", "swin_mim", "prepare", "--verify", "packed"]
-    assert subprocess.run(command, cwd=place, check=False).returncode == 0
+    code, output = run_recipe.command("prepare", "--verify", "packed", folder=place)
+    assert code == 0, output
 
 
 def test_exports_and_checkpoints_load(place: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 LONG = ("--train.duration", "60 steps", "--data.workers", "2")  # more batches than two workers prepare ahead
+LONG += ("--save.every", "30 steps", "--log.evaluate_every", "30 steps")
 
 
 def workers_of(pid: int) -> list[int]:
@@ -16,7 +17,7 @@ def workers_of(pid: int) -> list[int]:
 
 def test_a_killed_worker_changes_nothing(recipe) -> None:
     recipe.run("whole_long", *LONG)
-    process = recipe.start("lost_worker", *LONG)
+    process = recipe.start_from_nothing("lost_worker", *LONG)
     output = ""
     for line in process.stdout:
         output += line

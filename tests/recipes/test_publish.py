@@ -1,13 +1,12 @@
 """The recipe publishes on a Hub: checked before, pushed between and at the end, kept when the push fails."""
 
 import shlex
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import run_recipe
 import torch
 from loopback_hub import Refused
 from safetensors.torch import load
@@ -17,9 +16,10 @@ from swin_mim import SimMIM
 ROOT = Path(__file__).parents[2]
 
 
-def run(recipe, environment, name, *flags, expect=0):
-    """One run in a process that starts from nothing, so that its client finds the Hub; the output."""
-    process = recipe.start(name, *flags, environment=environment)
+def run(recipe, environment, name, *flags, expect=0, from_nothing=False):
+    """One run whose client finds the Hub; the output."""
+    start = recipe.start_from_nothing if from_nothing else recipe.start
+    process = start(name, *flags, variables=environment)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == expect, output
     return output
@@ -75,11 +75,10 @@ def test_a_push_that_fails_loses_nothing(recipe, hub, client_environment):
     assert "step     10/10" in output
     _, *command = shlex.split(last[last.index("swin-mim push") :])[:4]
     hub.before_commit = None
-    again = [sys.executable, "-m", "swin_mim", *command]
-    done = subprocess.run(again, cwd=recipe.folder, env=client_environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    code, said = run_recipe.command(*command, folder=recipe.folder, variables=client_environment)
+    assert code == 0, said
     assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "mim_head.safetensors", "config.json", "README.md"}
-    assert hub.token not in output + done.stdout + done.stderr
+    assert hub.token not in output + said
 
 
 def test_a_slow_push_does_not_hold_the_run_up(recipe, hub, client_environment):
@@ -109,7 +108,7 @@ def test_a_stop_is_neither_exported_nor_delayed_by_a_push(recipe, hub, client_en
     release = threading.Event()
     hub.before_commit = lambda: release.wait(60) and None
     flags = ["--hub.repo", repo, "--hub.every", "1", "--save.every", "2 steps", "--train.stop_after", "5 steps"]
-    output = run(recipe, client_environment, "stopped", *flags)
+    output = run(recipe, client_environment, "stopped", *flags, from_nothing=True)
     assert f"a push to {repo} was under way and is given up" in output
     assert len(hub.commits(repo)) == 1
     release.set()

@@ -96,6 +96,44 @@ def test_how_a_batch_is_cut_changes_nothing_but_rounding(rasters: Recipe, whole:
         assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
 
+HEADS = {
+    "hog": ("--model.target", "hog"),
+    "hog_stages": ("--model.target", "hog", "--model.supervise", "stages", "--model.name", "swinv2_nano"),
+    "stages": ("--model.supervise", "stages", "--model.stage_weights", "0.3", "0.7"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("hog", "stages")), "hog_stages"]
+)
+def test_runs_with_other_heads_continue(rasters: Recipe, name: str) -> None:
+    """And measure what each predicts beside the pixels, which the pictures show."""
+    rasters.run(f"{name}_whole", *HEADS[name])
+    rasters.run(f"{name}_stopped", *HEADS[name], "--train.stop_after", "4 steps")
+    assert "resumed at step 4" in rasters.run(f"{name}_stopped", *HEADS[name])
+    rasters.assert_same_run(f"{name}_whole", f"{name}_stopped")
+    measured = [row for row in rasters.metrics(f"{name}_whole") if "heldout_loss" in row]
+    others = {"hog": {"hog_loss"}, "stages": {"stage1_loss"}, "hog_stages": {"stage1_hog_loss", "stage2_hog_loss"}}
+    for key in ("loss", *others[name]):
+        assert measured[-1][f"heldout_{key}"] < measured[0][f"heldout_{key}"], key
+    folder = rasters.path(f"{name}_whole")
+    assert len(list((folder / "samples").glob("*.png"))) == 2
+    loaded = SimMIM.from_pretrained(folder / "export")
+    assert set(loaded.part_names) == {"loss", *others[name]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hog_stages", "stages"])
+def test_how_a_batch_is_cut_changes_nothing_with_other_heads(rasters: Recipe, name: str) -> None:
+    """Nor that two processes share it."""
+    rasters.run(f"{name}_one", *HEADS[name])
+    rasters.run(f"{name}_accumulated", *HEADS[name], "--train.micro_batch", "4")
+    rasters.launch(f"{name}_two", *HEADS[name], "--train.micro_batch", "4")
+    for way in ("accumulated", "two"):
+        for a, b in zip(rasters.metrics(f"{name}_one"), rasters.metrics(f"{name}_{way}"), strict=True):
+            assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
+
+
 def test_gaps_count_for_nothing_whatever_marks_them(
     rasters: Recipe, whole: str, tiles: np.ndarray, tmp_path: Path
 ) -> None:

@@ -58,7 +58,8 @@ def test_fsdp_continues_on_any_number_of_processes(recipe):
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_stops_with_a_checkpoint(number, recipe, whole_run):
     name = f"signal_{number}"
-    process = recipe.start(name, "--data.workers", "2")
+    start = recipe.start_from_nothing if number == signal.SIGTERM else recipe.start
+    process = start(name, "--data.workers", "2")
     lines = []
     for line in process.stdout:  # the first step is done when its line appears
         lines.append(line)

@@ -1,9 +1,8 @@
 """Replicas with the same weights, and with one flipped bit, in real processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tools import forked
 
 SCRIPT = """
 import os, torch
@@ -31,13 +30,12 @@ os._exit(0)  # without the ways of start_accelerator gloo's threads may outlive 
 
 def test_one_flipped_bit_is_seen_by_all(tmp_path: Path) -> None:
     """The lowest bit of fp32 in the last of three processes, and one of an exponent of bf16 in the first."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "127.0.0.1:0", str(tmp_path / "script.py")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    said = sorted(done.stdout.splitlines())
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ends = forked.run([str(script)], tmp_path, environment=environment, processes=3, timeout=120)
+    assert [end.code for end in ends] == [0] * 3, ends
+    said = sorted(line for end in ends for line in end.said.splitlines() if ", seen by " in line)
     cases = [(process, rank) for process in (0, 2) for rank in range(3)]
     for line, (process, rank) in zip(said, cases, strict=True):
         expected = f"the weights of process {process} are not those of the others (1.weight is the first that differs)"
