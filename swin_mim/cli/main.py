@@ -25,6 +25,7 @@ COMMANDS = {
     "pretrain": Command("swin_mim.cli.recipes", "pretrain a Swin with SimMIM on unlabelled images", "pretrain"),
     "probe": Command("swin_mim.cli.probe", "k-NN and linear probes of an encoder on labelled images"),
     "finetune": Command("swin_mim.cli.recipes", "fine-tune a classifier, or measure one", "finetune"),
+    "segment": Command("swin_mim.cli.recipes", "train a segmenter of pixels, or measure one", "segment"),
     "transfer": Command("swin_mim.cli.transfer.command", "fine-tuning from a pretraining beside new weights"),
     "convert": Command("swin_mim.cli.convert.command", "weights of any library's format to any other"),
     "push": Command("swin_mim.cli.push", "publish a model on the Hugging Face Hub"),
@@ -33,7 +34,7 @@ COMMANDS = {
 }
 """In the order of the work."""
 
-_RECIPES = ("pretrain", "finetune")
+_RECIPES = ("pretrain", "finetune", "segment")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,11 +1,14 @@
-"""swin-mim pretrain and finetune: the recipes, in one process. The command line is read before torch is loaded."""
+"""swin-mim pretrain, finetune and segment: the recipes, in one process.
+
+The command line is read before torch is loaded.
+"""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from swin_mim.errors import one_line_errors
-from swin_mim.training.config.commands import finetune_config, pretrain_config
+from swin_mim.training.config.commands import finetune_config, pretrain_config, segment_config
 
 
 def pretrain(arguments: Sequence[str] | None = None) -> int:
@@ -14,6 +17,10 @@ def pretrain(arguments: Sequence[str] | None = None) -> int:
 
 def finetune(arguments: Sequence[str] | None = None) -> int:
     return _run("finetune", finetune_config, arguments)
+
+
+def segment(arguments: Sequence[str] | None = None) -> int:
+    return _run("segment", segment_config, arguments)
 
 
 def _run(name: str, parse: Callable[[Sequence[str] | None], Any], arguments: Sequence[str] | None) -> int:

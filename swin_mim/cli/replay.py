@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from swin_mim.errors import Parser, UserError, one_line_errors
 
 if TYPE_CHECKING:
-    from swin_mim.training.config.finetune import FinetuneConfig
-    from swin_mim.training.config.pretrain import PretrainConfig
+    from swin_mim.training.config.dense.recipes import RecipeConfig
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,12 +58,13 @@ def replay(run: Path, step: int, precision: str | None) -> list[str]:
     raise AssertionError("a recipe that replays ends by its findings")
 
 
-def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | FinetuneConfig]":
+def recipe_of(run: Path) -> "tuple[Callable[..., int], RecipeConfig]":
     """The recipe that made a run, and the run's settings.
 
     Raises:
         UserError: the folder is not one of a run.
     """
+    from swin_mim.training.config.dense.segment import SegmentConfig
     from swin_mim.training.config.finetune import FinetuneConfig
     from swin_mim.training.config.parsing import from_mapping
     from swin_mim.training.config.pretrain import PretrainConfig
@@ -75,11 +75,9 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], PretrainConfig | Finetune
         raise UserError(f"{run} is not a folder of a run: it has no config.yaml")
     values = read_yaml(path)
     (values.get("data") or {}).setdefault("color_profile", "ignore")  # what a run did before there was the setting
-    name = "pretrain" if "mask" in values else "finetune"
-    recipe = import_module(f"swin_mim.recipes.{name}").main
-    if name == "pretrain":
-        return recipe, from_mapping(PretrainConfig, values, path)
-    return recipe, from_mapping(FinetuneConfig, values, path)
+    name = "pretrain" if "mask" in values else "segment" if "head" in (values.get("model") or {}) else "finetune"
+    configs: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "segment": SegmentConfig}
+    return import_module(f"swin_mim.recipes.{name}").main, from_mapping(configs[name], values, path)
 
 
 def quiet(config: Any, root: Path, precision: str | None) -> Any:

@@ -55,7 +55,7 @@ def measure(config: FinetuneConfig) -> int:
             said.append(f"{outcome.missing} more could not be read")
         if labelled:
             said.insert(0, metrics_text(metrics(outcome)))
-            folder, about = _result_folder(run, images, str(config.model.pretrained))
+            folder, about = result_folder(run, images.fingerprint, str(config.model.pretrained))
             if run.is_main:
                 evaluator.write(folder, outcome, step=step, about=about)
             said.append(f"see {folder}")
@@ -104,7 +104,7 @@ def _images(config: FinetuneConfig, model: SwinClassifier, checkpoint: Path | No
         training, heldout = split_labelled(images, data.heldout, HELDOUT_SEED)
         if data.labels_per_class:
             training = labels_per_class(training, data.labels_per_class, data.subset_seed)
-        learned = _facts(checkpoint)["images"]
+        learned = facts_of(checkpoint)["images"]
         if training.fingerprint == learned:
             return with_classes(heldout, names), True
         if images.fingerprint == learned:
@@ -114,20 +114,23 @@ def _images(config: FinetuneConfig, model: SwinClassifier, checkpoint: Path | No
     return with_classes(images, names), True
 
 
-def _facts(checkpoint: Path) -> dict[str, Any]:
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says that its run must have the same."""
     return dict(json.loads((checkpoint / TRAINER).read_text())["facts"])
 
 
-def _result_folder(run: Run, images: Labelled, pretrained: str) -> tuple[Path, dict[str, str]]:
+def result_folder(run: Run, fingerprint: str, pretrained: str) -> tuple[Path, dict[str, str]]:
     """(where the results go, what is written with them): nothing replaces what was measured of another model or images.
+
+    `fingerprint` is that of the images.
 
     What a run measured itself is in evaluation/; of other models and images the first results may be there too, the
     next ones are in evaluation_MODEL/, then evaluation_MODEL_2/ and so on.
     """
     about: dict[str, str] = {}
-    if run.newest is None or _facts(run.newest).get("evaluation images", images.fingerprint) != images.fingerprint:
+    if run.newest is None or facts_of(run.newest).get("evaluation images", fingerprint) != fingerprint:
         model = pretrained if run.newest is None else f"{run.folder}"
-        about = {"model": without_home(model), "images": images.fingerprint}
+        about = {"model": without_home(model), "images": fingerprint}
     name = _model_name(about.get("model", str(run.folder)))
     for number in count():
         tail = "" if not number else f"_{name}" if number == 1 else f"_{name}_{number}"

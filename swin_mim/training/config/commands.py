@@ -6,6 +6,8 @@ from typing import Any
 
 from swin_mim.training.config import finetune_checks, pretrain_checks
 from swin_mim.training.config.defaults import Defaults
+from swin_mim.training.config.dense import segment_checks
+from swin_mim.training.config.dense.segment import SegmentConfig
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.parsing import from_settings, load_config
 from swin_mim.training.config.pretrain import PretrainConfig
@@ -18,6 +20,10 @@ _PRETRAIN: dict[str, Any] = {
 _FINETUNE: dict[str, Any] = {
     "default_config": Defaults("finetune_demo", own="finetune_images", prefix="finetune_"),
     "check": finetune_checks.check,
+}
+_SEGMENT: dict[str, Any] = {
+    "default_config": Defaults("segment_demo", own="segment_images", prefix="segment_"),
+    "check": segment_checks.check,
 }
 
 
@@ -35,6 +41,12 @@ def finetune_config(arguments: Sequence[str] | None = None) -> FinetuneConfig:
     """Read the settings of a fine-tuning, as `pretrain_config`."""
     text = "Fine-tune a Swin Transformer as a classifier, or measure one."
     return load_config(FinetuneConfig, arguments, prog="swin-mim finetune", description=text, **_FINETUNE)
+
+
+def segment_config(arguments: Sequence[str] | None = None) -> SegmentConfig:
+    """Read the settings of a semantic segmentation, as `pretrain_config`."""
+    text = "Train a Swin Transformer to give every pixel a class, or measure one."
+    return load_config(SegmentConfig, arguments, prog="swin-mim segment", description=text, **_SEGMENT)
 
 
 def pretrain_settings(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> PretrainConfig:

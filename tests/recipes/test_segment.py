@@ -1,0 +1,186 @@
+"""The segmentation recipe as a user meets it; however a run is cut up or interrupted, it is the same one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Recipe
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from swin_mim import Swin
+from swin_mim.models.dense.segmenter import SwinSegmenter
+
+COLOURS = np.array([[40, 60, 200], [60, 190, 60], [200, 90, 50]])
+HALF = ("--train.micro_batch", "8")
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pictures with masks of three classes, whose colours tell most of them, and 5 to evaluate on.
+
+    The first rows have no label.
+    """
+    folder, rng = tmp_path_factory.mktemp("masked"), np.random.default_rng(0)
+    for part in ("train/images", "train/masks", "val/images", "val/masks"):
+        (folder / part).mkdir(parents=True)
+    for number in range(29):
+        split = "train" if number < 24 else "val"
+        mask = rng.integers(0, 3, (3, 4), dtype=np.uint8).repeat(14, axis=0).repeat(14, axis=1)
+        noise = rng.normal(0, 25, (*mask.shape, 3))
+        Image.fromarray((COLOURS[mask] + noise).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{split}/images/{number:02d}.jpg"
+        )
+        mask[:3] = 255
+        Image.fromarray(mask).save(folder / f"{split}/masks/{number:02d}.png")
+    (folder / "names.txt").write_text("water\nforest\ntown\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def segment(tmp_path_factory: pytest.TempPathFactory, masked: Path) -> Recipe:
+    """Trains the tiny segmenter, from new weights, with everything that is random."""
+    settings = {
+        "run": {"name": "tiny"},
+        "data": {
+            "workers": 0,
+            "source": str(masked / "train"),
+            "validation": str(masked / "val"),
+            "class_names": str(masked / "names.txt"),
+        },
+        "model": {
+            **TINY["model"],
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "drop_path_rate": 0.0,
+            "head_channels": 16,
+            "head_norm": "group",
+            "head_dropout": 0.0,
+        },
+        "augment": {"photometric": True, "flips": "dihedral"},
+        "optim": {"base_lr": 0.2, "warmup": "2 steps", "schedule": "poly"},
+        "train": {**TINY["train"], "ema": 0.8},
+        "log": {"every": "1 step", "evaluate_every": "5 steps", "trackers": []},
+        "save": {"every": "5 steps"},
+    }
+    return Recipe("segment.py", tmp_path_factory.mktemp("segment"), settings)
+
+
+@pytest.fixture(scope="session")
+def whole_segment(segment: Recipe) -> str:
+    """Ten steps at one go, by one process."""
+    segment.run("whole", "--predictions", str(segment.folder / "masks"))
+    return "whole"
+
+
+def test_a_run_leaves_its_best_model_and_what_it_measured(segment: Recipe, whole_segment: str, masked: Path) -> None:
+    folder = segment.path(whole_segment)
+    losses = segment.losses(whole_segment)
+    assert losses[-1] < losses[0]
+    rows = [row for row in segment.metrics(whole_segment) if "mean_iou" in row]
+    best = max(rows, key=lambda row: (row["mean_iou"], row["step"]))
+    report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert (report["step"], report["metrics"]["mean_iou"]) == (best["step"], best["mean_iou"])
+    assert [entry["name"] for entry in report["classes"]] == ["water", "forest", "town"]
+    model = SwinSegmenter.from_pretrained(folder / "export")
+    assert model.labels == ("water", "forest", "town")
+    step = folder / "checkpoints" / f"step_{best['step']:010d}"
+    published = load_file(step / "average.safetensors")
+    assert all(torch.equal(value, published[key]) for key, value in model.state_dict().items())
+    (iou, *_) = ModelCard.load(folder / "export" / "README.md").data.eval_results
+    assert (iou.metric_type, iou.metric_value) == ("mean_iou", pytest.approx(best["mean_iou"], abs=1e-6))
+    for picture in (
+        "evaluation/overlays.png",
+        "evaluation/confusion.png",
+        "plots/loss.png",
+        "export/card_overlays.png",
+    ):
+        Image.open(folder / picture).verify()
+    counts, files = np.zeros((3, 3), dtype=int), sorted((segment.folder / "masks").glob("*.png"))
+    for file in files:
+        found, truth = (np.asarray(Image.open(path)) for path in (file, masked / "val/masks" / file.name))
+        np.add.at(counts, (truth[truth < 3], found[truth < 3]), 1)
+    assert len(files) == 5
+    assert counts.tolist() == report["confusions"]
+    assert Swin.from_pretrained(folder / "export").config.embed_dim == 8
+
+
+WAYS = {
+    "accumulation": lambda recipe, name: recipe.run(name, *HALF),
+    "workers_2": lambda recipe, name: recipe.run(name, "--data.workers", "2"),
+    "processes_2": lambda recipe, name: recipe.launch(name, *HALF),
+}
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] if "2" in way else []) for way in WAYS])
+def test_metrics_are_those_of_one_process(way: str, segment: Recipe, whole_segment: str) -> None:
+    WAYS[way](segment, way)
+    expected, found = segment.metrics(whole_segment), segment.metrics(way)
+    assert len(expected) == 12
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            tolerance = 0 if way.startswith("workers") else 2e-5
+            # a pixel on the border of two classes may fall to the other side
+            wide = {"grad_norm": 10, "mean_iou": 100, "pixel_accuracy": 100}.get(key, 1)
+            assert b[key] == pytest.approx(a[key], abs=tolerance * wide, rel=tolerance * wide), key
+
+
+def test_continued_equals_uninterrupted(segment: Recipe, whole_segment: str) -> None:
+    """To the last bit: weights, moments, averages, and all draws of the augmentation."""
+    command = ("stopped", "--train.stop_after", "4 steps")
+    assert "the same command continues the run" in segment.run(*command)
+    assert "resumed at step 4" in segment.run(*command)
+    segment.assert_same_run(whole_segment, "stopped")
+
+
+def test_few_images_of_more_classes_from_batch_norms(segment: Recipe, whole_segment: str) -> None:
+    """Classes that nobody names, weights, batch norms and the other head, from a segmenter of other classes."""
+    model = ["--model.pretrained", str(segment.path(whole_segment) / "export"), "--model.head", "fpn"]
+    model += [word for key in ("name", "embed_dim", "depths", "num_heads") for word in (f"--model.{key}", "None")]
+    flags = ["--data.class_names", "None", "--data.images", "6", "--data.balance", "weights", "--train.ema", "0"]
+    flags += ["--model.head_norm", "batch", "--train.duration", "2 steps", "--optim.warmup", "1 step"]
+    output = segment.run("few", *model, *flags, "--data.subset_seed", "1", "--optim.layer_decay", "0.8")
+    assert "6 images and 5 to evaluate on" in output
+    assert "3 classes of pixels, fpn" in output
+    found = SwinSegmenter.from_pretrained(segment.path("few") / "export")
+    assert found.labels == ("class_0", "class_1", "class_2")
+    assert any(key.endswith("running_var") for key in found.state_dict())
+    again = segment.run("few", *model, *flags, "--data.subset_seed", "1", "--optim.layer_decay", "0.8", "--evaluate")
+    report = json.loads((segment.path("few") / "evaluation" / "metrics.json").read_text())
+    assert f"mean_iou {report['metrics']['mean_iou']:.4f}" in again, "what is published is what was measured"
+
+
+def test_evaluating_alone(segment: Recipe, whole_segment: str, masked: Path, tmp_path: Path) -> None:
+    """A published model on a folder of images: measured with masks, predicted without; nothing is trained."""
+    export = segment.path(whole_segment) / "export"
+    flags = ["--evaluate", "--model.pretrained", str(export), "--data.validation", "None", "--data.class_names", "None"]
+    for key in ("name", "embed_dim", "depths", "num_heads", "image_size", "window_size"):
+        flags += [f"--model.{key}", "None"]
+    output = segment.run("judged", *flags, "--data.window", "slide")
+    report = json.loads((segment.path("judged") / "evaluation" / "metrics.json").read_text())
+    assert report["evaluated"] == 24
+    assert f"mean_iou {report['metrics']['mean_iou']:.4f}" in output
+    bare = ["--data.source", str(masked / "train/images"), "--predictions", str(tmp_path / "out")]
+    assert "masks in" in segment.run("bare", *flags, *bare)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 24
+    assert "has no masks" in segment.run("none", *flags, *bare[:2], expect=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--data.class_names", "None", "--data.num_classes", "2"), "has the class number 2, and 2 classes"),
+        (("--data.ignore_index", "1"), "data.ignore_index 1 is the number of one of 3 classes"),
+        (("--data.masks", "nowhere"), "data.masks 'nowhere' is no folder"),
+        (("--augment.scale", "2", "0.5"), "augment.scale (2.0, 0.5) must be min and max"),
+    ],
+)
+def test_bad_input_is_one_line(flags: tuple[str, ...], message: str, segment: Recipe) -> None:
+    output = segment.run("bad", *flags, expect=2)
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert "Traceback" not in output
