@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from swin_mim.architecture import SwinConfig
     from swin_mim.masking import block_mask
     from swin_mim.models.classifier import SwinClassifier
+    from swin_mim.models.dense.detector import SwinDetector
     from swin_mim.models.dense.segmenter import SwinSegmenter
     from swin_mim.models.simmim import SimMIM
     from swin_mim.models.swin import Swin
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 wait_politely()  # here, as it is of use before torch is loaded only
 
 __version__: str
-__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "SwinSegmenter", "block_mask", "pretrain"]
+__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "SwinDetector", "SwinSegmenter", "block_mask", "pretrain"]
 
 _HOME = {
     "SimMIM": "swin_mim.models.simmim",
     "Swin": "swin_mim.models.swin",
     "SwinClassifier": "swin_mim.models.classifier",
     "SwinConfig": "swin_mim.architecture",
+    "SwinDetector": "swin_mim.models.dense.detector",
     "SwinSegmenter": "swin_mim.models.dense.segmenter",
     "block_mask": "swin_mim.masking",
     "pretrain": "swin_mim.api",

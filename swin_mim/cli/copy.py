@@ -22,6 +22,7 @@ TOGETHER = {
     "pretrain.py": ("demo.yaml",),
     "finetune.py": ("finetune_demo.yaml",),
     "segment.py": ("segment_demo.yaml",),
+    "detect.py": ("detect_demo.yaml",),
     "zero1.yaml": ("zero1.json",),
     "zero2.yaml": ("zero2.json",),
     "zero3.yaml": ("zero3.json",),

@@ -26,6 +26,7 @@ COMMANDS = {
     "probe": Command("swin_mim.cli.probe", "k-NN and linear probes of an encoder on labelled images"),
     "finetune": Command("swin_mim.cli.recipes", "fine-tune a classifier, or measure one", "finetune"),
     "segment": Command("swin_mim.cli.recipes", "train a segmenter of pixels, or measure one", "segment"),
+    "detect": Command("swin_mim.cli.recipes", "train a detector of objects, or measure one", "detect"),
     "transfer": Command("swin_mim.cli.transfer.command", "fine-tuning from a pretraining beside new weights"),
     "convert": Command("swin_mim.cli.convert.command", "weights of any library's format to any other"),
     "push": Command("swin_mim.cli.push", "publish a model on the Hugging Face Hub"),
@@ -34,7 +35,7 @@ COMMANDS = {
 }
 """In the order of the work."""
 
-_RECIPES = ("pretrain", "finetune", "segment")
+_RECIPES = ("pretrain", "finetune", "segment", "detect")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

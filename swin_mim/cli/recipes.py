@@ -1,4 +1,4 @@
-"""swin-mim pretrain, finetune and segment: the recipes, in one process.
+"""swin-mim pretrain, finetune, segment and detect: the recipes, in one process.
 
 The command line is read before torch is loaded.
 """
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from swin_mim.errors import one_line_errors
-from swin_mim.training.config.commands import finetune_config, pretrain_config, segment_config
+from swin_mim.training.config.commands import detect_config, finetune_config, pretrain_config, segment_config
 
 
 def pretrain(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +21,10 @@ def finetune(arguments: Sequence[str] | None = None) -> int:
 
 def segment(arguments: Sequence[str] | None = None) -> int:
     return _run("segment", segment_config, arguments)
+
+
+def detect(arguments: Sequence[str] | None = None) -> int:
+    return _run("detect", detect_config, arguments)
 
 
 def _run(name: str, parse: Callable[[Sequence[str] | None], Any], arguments: Sequence[str] | None) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from swin_mim.training.config import finetune_checks, pretrain_checks
 from swin_mim.training.config.defaults import Defaults
-from swin_mim.training.config.dense import segment_checks
+from swin_mim.training.config.dense import detect_checks, segment_checks
+from swin_mim.training.config.dense.detect import DetectConfig
 from swin_mim.training.config.dense.segment import SegmentConfig
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.parsing import from_settings, load_config
@@ -24,6 +25,10 @@ _FINETUNE: dict[str, Any] = {
 _SEGMENT: dict[str, Any] = {
     "default_config": Defaults("segment_demo", own="segment_images", prefix="segment_"),
     "check": segment_checks.check,
+}
+_DETECT: dict[str, Any] = {
+    "default_config": Defaults("detect_demo", own="detect_images", prefix="detect_"),
+    "check": detect_checks.check,
 }
 
 
@@ -47,6 +52,12 @@ def segment_config(arguments: Sequence[str] | None = None) -> SegmentConfig:
     """Read the settings of a semantic segmentation, as `pretrain_config`."""
     text = "Train a Swin Transformer to give every pixel a class, or measure one."
     return load_config(SegmentConfig, arguments, prog="swin-mim segment", description=text, **_SEGMENT)
+
+
+def detect_config(arguments: Sequence[str] | None = None) -> DetectConfig:
+    """Read the settings of an object detection, as `pretrain_config`."""
+    text = "Train a Swin Transformer to find objects in images, or measure one."
+    return load_config(DetectConfig, arguments, prog="swin-mim detect", description=text, **_DETECT)
 
 
 def pretrain_settings(config: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> PretrainConfig:

@@ -270,6 +270,9 @@ def plot_curves(folder: Path) -> Path:
         "balanced_accuracy": ("balanced accuracy", "o-"),
         "top5_accuracy": ("top-5 accuracy", "o-"),
         "mean_average_precision": ("mean average precision", "o-"),
+        "AP": ("AP of boxes", "o-"),
+        "AP50": ("AP of boxes at IoU 0.5", "o-"),
+        "mask_AP": ("AP of shapes", "o-"),
     }
     return _plot(folder, [loss, _Panel("evaluation images", shares)])
 
