@@ -10,9 +10,10 @@ from swin_mim.data.loading.loader import Batch, owned
 from swin_mim.evaluation.false_colours import FalseColours, shown_channels
 from swin_mim.evaluation.reader import Reader
 from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
-from swin_mim.evaluation.validation import baseline_errors, evaluate
+from swin_mim.evaluation.validation import baseline_errors, evaluate_parts
 from swin_mim.masking import BlockMasks
-from swin_mim.models.simmim import SimMIM, local_statistics
+from swin_mim.models.simmim import SimMIM
+from swin_mim.models.targets.normalized import local_statistics
 from swin_mim.training.images import Images
 from swin_mim.training.run.jsonl import disk_may_fail
 
@@ -46,11 +47,20 @@ class ReconstructionEvaluator:
         return cls([owned(batch) for batch in reader.batches(images.heldout)], reader, masks, shown)
 
     def loss(self, model: SimMIM) -> dict[str, float]:
-        """Measure the mean loss over the images of all processes, which call it together."""
-        loss = evaluate(
-            model, self.batches, prepare=self.reader.preprocess, draw_mask=self._mask, reduce=self.reader.reduce
+        """Measure the mean loss over the images of all processes, which call it together.
+
+        "heldout_loss" is that of the decoder's pixels, whatever else is predicted; "heldout_hog_loss" and
+        "heldout_stage1_loss" are those of other heads.
+        """
+        losses = evaluate_parts(
+            model,
+            self.batches,
+            prepare=self.reader.preprocess,
+            draw_mask=self._mask,
+            reduce=self.reader.reduce,
+            names=model.part_names,
         )
-        return {"heldout_loss": loss}
+        return {f"heldout_{name}": loss for name, loss in losses.items()}
 
     def inpainting_baselines(self, model: SimMIM) -> dict[str, float]:
         """Measure what the loss would be for masked pixels that are inpainted with nothing learned.

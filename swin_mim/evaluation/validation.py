@@ -1,6 +1,6 @@
 """The masked L1 on held-out images under fixed masks, and what it would be with nothing learned."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import laplace_inpaint, mean_fill
 from swin_mim.masking import pixel_mask
 from swin_mim.models.compilation import uncompiled
-from swin_mim.models.simmim import masked_l1
+from swin_mim.models.targets.pixels import masked_l1
 
 
 def evaluate(
@@ -41,13 +41,39 @@ def evaluate(
     Raises:
         UserError: no process has an image.
     """
-    losses, counts = [], []
+    return evaluate_parts(model, batches, prepare=prepare, draw_mask=draw_mask, reduce=reduce)["loss"]
+
+
+def evaluate_parts(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    draw_mask: Callable[[Batch], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+    names: Sequence[str] = (),
+) -> dict[str, float]:
+    """The mean over all held-out images of several parts of a loss; the arguments but `names` are those of `evaluate`.
+
+    Args:
+        names: of the parts that the model's result has in its third field; none: "loss", its first field, alone.
+            `reduce` gets float64 (parts + 1,).
+
+    Raises:
+        UserError: no process has an image.
+    """
+    names = tuple(names) or ("loss",)
+    losses: list[list[Tensor]] = [[] for _ in names]
+    counts = []
     with evaluation_mode(model):
         for batch in batches:
             images = prepare(batch.images)
-            losses.append(model(images, draw_mask(batch), **batch.valid_on(images.device))[0].detach())
+            out = model(images, draw_mask(batch), **batch.valid_on(images.device))
+            parts = [out[0]] if names == ("loss",) else [out[2][name] for name in names]
+            for found, part in zip(losses, parts, strict=True):
+                found.append(part.detach())
             counts.append(len(batch.images))
-    return _mean_over_images([losses], counts, reduce)[0]
+    return dict(zip(names, _mean_over_images(losses, counts, reduce), strict=True))
 
 
 def baseline_errors(

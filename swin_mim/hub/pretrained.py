@@ -1,7 +1,7 @@
 """A published model as files: read strictly, written whole or not at all.
 
     model.safetensors        encoder (+ head.fc.*) under timm's names
-    mim_head.safetensors     mask_token, decoder.0.* (SimMIM only)
+    mim_head.safetensors     mask_token, decoder.0.*, stage_heads.* (SimMIM only)
     dense_head.safetensors   head of a model for a dense task: see weights/dense_heads.py
     config.json              see config_json.py
     README.md                the card
@@ -39,6 +39,8 @@ from swin_mim.weights.dense_heads import (
     to_upernet,
     upernet_settings,
 )
+from swin_mim.weights.heads import NAME as HEADS
+from swin_mim.weights.heads import head_outputs, heads_in, told_by
 from swin_mim.weights.library_configs import hints, transformers_documents
 from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
 from swin_mim.weights.prefixes import Selection, select
@@ -66,7 +68,7 @@ class Weights:
 
     description: Description
     tensors: dict[str, Tensor]
-    """float32 on the CPU: encoder, head.fc.*, mask_token, decoder.0.*, as far as the source has them."""
+    """float32 on the CPU: encoder, head.fc.*, mask_token, decoder.0.*, stage_heads.*, as far as the source has them."""
     keys: formats.KeyMap
     """Where each came from."""
     selection: Selection
@@ -235,7 +237,10 @@ def interpret(
             description = describe(config, CONFIG)
             said |= {key: getattr(description.config, key) for key in (*given, "pretrained_window_sizes")}
             parts = description.config, description.kind, description.num_classes
-            network.check_shapes(shapes, *parts, by=CONFIG)
+            every_stage = bool(description.stage_weights)
+            sim_mim = description.kind == "SimMIM"
+            heads = head_outputs(description.config, description.target, every_stage) if sim_mim else {}
+            network.check_shapes(shapes, *parts, by=CONFIG, heads=heads)
         else:
             said = hints(config or {}, CONFIG, processor=processor) | said
             known = {key: size for key, size in given.items() if size is not None} | said
@@ -351,10 +356,11 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
         names = counted(len(labels), "name of a class", "names of classes")
         verb = "is" if len(labels) == 1 else "are"
         raise UserError(f"there {verb} {names} and {counted(classes, 'output')} of the head")
+    target, every_stage = told_by(heads_in(shapes), config)
     return Description(
         kind,
         config,
-        target=hints.get("target", "pixels"),
+        target=hints.get("target", target),
         num_classes=classes,
         labels=tuple(labels) if labels else None,
         preprocessing=Preprocessing(
@@ -365,6 +371,7 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
             hints.get("crop_pct", plain.crop_pct),
             hints.get("scale", plain.scale),
         ),
+        stage_weights=(1 / config.num_stages,) * config.num_stages if every_stage else (),
     )
 
 
@@ -478,7 +485,7 @@ def write_document(path: Path, content: Mapping[str, Any]) -> None:
 
 def is_mim_head(name: str) -> bool:
     """Whether a tensor is only there for masked image modelling."""
-    return name == "mask_token" or name.startswith("decoder.")
+    return name == "mask_token" or name.startswith(("decoder.", f"{HEADS}."))
 
 
 def _document(folder: Path | None, name: str) -> dict[str, Any] | None:

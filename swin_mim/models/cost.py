@@ -5,13 +5,15 @@ kept is counted from what the layers save (`swin.py`, `simmim.py`, the kernels),
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from swin_mim.architecture import POSITION_HIDDEN, SwinConfig
 
 Kind = Literal["embedding", "merging", "block", "head"]
+
+NO_HEADS: Mapping[int, int] = {}
 
 
 class Product(NamedTuple):
@@ -34,7 +36,7 @@ class Part:
     kind: Kind
     parameters: int
     tokens: int
-    """Of its input; of the head, cells that are decoded."""
+    """Of its input; of a head, those that go through its norm."""
     channels: int
     """Of its input; of the embedding, those of a token."""
     products: tuple[Product, ...]
@@ -101,11 +103,12 @@ CPU_MKL = Storage(again=96, lengths=False)
 """On other CPUs in fp32, where a hidden layer is larger than a cache (`kernels.chunked_mlp.pays`)."""
 
 
-def parts_of(config: SwinConfig, cells: int | None = None) -> tuple[Part, ...]:
+def parts_of(config: SwinConfig, cells: int | None = None, heads: Mapping[int, int] = NO_HEADS) -> tuple[Part, ...]:
     """The parts of a `SimMIM` with this encoder, from the image to the loss.
 
     Args:
         cells: of the last stage that are decoded for each image (`masking.masked_cells`); None: all.
+        heads: besides the decoder, their outputs by stage (`weights.heads.head_outputs`).
     """
     found = [_embedding(config)]
     for stage, depth in enumerate(config.depths):
@@ -113,12 +116,14 @@ def parts_of(config: SwinConfig, cells: int | None = None) -> tuple[Part, ...]:
             found.append(_merging(config, stage))
         found += [_block(config, stage, number) for number in range(depth)]
     every = math.prod(config.stage_grid(config.num_stages - 1))
-    return (*found, _head(config, every if cells is None else min(cells, every)))
+    decoded = every if cells is None else min(cells, every)
+    others = (_stage_head(config, stage, outputs, decoded) for stage, outputs in heads.items())
+    return (*found, _head(config, decoded), *others)
 
 
-def parameter_count(config: SwinConfig) -> int:
-    """Parameters of a `SimMIM` with this encoder, its decoder included."""
-    return sum(part.parameters for part in parts_of(config))
+def parameter_count(config: SwinConfig, heads: Mapping[int, int] = NO_HEADS) -> int:
+    """Parameters of a `SimMIM` with this encoder, its decoder and other heads included; `heads` as in `parts_of`."""
+    return sum(part.parameters for part in parts_of(config, heads=heads))
 
 
 def kept_bytes(part: Part, storage: Storage) -> int:
@@ -185,14 +190,20 @@ class Peak(NamedTuple):
     """Parameters that have gradients by then, of all."""
 
 
-def moments_of_backward(config: SwinConfig, storage: Storage, cells: int | None, checkpointing: bool) -> Iterator[Peak]:
+def moments_of_backward(
+    config: SwinConfig,
+    storage: Storage,
+    cells: int | None,
+    checkpointing: bool,
+    heads: Mapping[int, int] = NO_HEADS,
+) -> Iterator[Peak]:
     """Memory as the backward pass reaches each part, from the loss to the image.
 
     Args:
-        cells: as in `parts_of`.
+        cells, heads: as in `parts_of`.
         checkpointing: blocks keep their inputs alone, and one at a time what else its backward pass needs.
     """
-    parts = parts_of(config, cells)
+    parts = parts_of(config, cells, heads)
     inputs = [part.tokens * part.channels * storage.stream for part in parts]
     full = [kept_bytes(part, storage) for part in parts]
     again = [checkpointing and part.kind == "block" for part in parts]
@@ -258,3 +269,13 @@ def _head(config: SwinConfig, cells: int) -> Part:
     every = math.prod(config.stage_grid(config.num_stages - 1))
     parameters = 2 * channels + channels * values + values  # final norm, decoder
     return Part("head", parameters, every, channels, (Product(cells, channels, values),), outputs=cells * values)
+
+
+def _stage_head(config: SwinConfig, stage: int, outputs: int, decoded: int) -> Part:
+    """One that predicts pixels does so for the cells that are decoded, of histograms for all."""
+    channels, every, last = config.stage_dim(stage), math.prod(config.stage_grid(stage)), config.num_stages - 1
+    of_pixels = outputs == config.in_channels * (config.patch_size * 2**stage) ** 2
+    rows = min(every, decoded * 4 ** (last - stage)) if of_pixels else every
+    normed = 0 if stage == last else rows
+    parameters = (2 * channels if normed else 0) + channels * outputs + outputs
+    return Part("head", parameters, normed, channels, (Product(rows, channels, outputs),), outputs=rows * outputs)

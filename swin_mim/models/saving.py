@@ -220,7 +220,7 @@ class Pretrained(nn.Module):
         if lacking and not (new_decoder or "num_classes" in options):
             raise UserError(f"{where} has no {', '.join(lacking)}: {cls._way_out}")
         arguments = cls._arguments(description) | options
-        if cls.kind == description.kind == "SimMIM" and arguments["target"] != description.target:
+        if cls.kind == description.kind == "SimMIM" and _decodes_other_units(arguments["target"], description.target):
             _LOG.warning(
                 "%s predicts %s, now %s: its decoder has to learn", where, description.target, arguments["target"]
             )
@@ -315,6 +315,11 @@ def _check_same(wanted: SwinConfig, found: SwinConfig, where: str) -> None:
         theirs, ours = getattr(found, field), getattr(wanted, field)
         if theirs != ours:
             raise UserError(f"{where} has {field} {theirs} and the model wanted {ours}: its weights do not fit")
+
+
+def _decodes_other_units(one: str, other: str) -> bool:
+    """Whether the decoders of two targets predict different things: all predict pixels, or normalised ones."""
+    return (one == "normalized") != (other == "normalized")
 
 
 def _other(tensors: dict[str, Tensor], name: str, value: Tensor) -> bool:

@@ -20,7 +20,7 @@ from swin_mim.training.checkpoints.state import TRAINER, published_weights
 from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
 from swin_mim.training.config.finetune_checks import check_architecture, new_encoder, sizes
 from swin_mim.training.config.pretrain import PretrainConfig
-from swin_mim.training.config.pretrain_checks import swin_config
+from swin_mim.training.config.pretrain_checks import stage_weights, swin_config
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def build_simmim(config: PretrainConfig, preprocessing: Preprocessing, *, resumi
     """
     settings, train = config.model, config.train
     options: dict[str, Any] = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
-    options["target"] = settings.target
+    options |= {"target": settings.target, "stage_weights": stage_weights(settings)}
     swin = swin_config(settings)
     torch.manual_seed(config.run.seed)
     if settings.pretrained and not resuming:

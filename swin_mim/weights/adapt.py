@@ -13,6 +13,7 @@ from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Description, Preprocessing
+from swin_mim.weights.heads import NAME
 
 Pair = tuple[int, int]
 Method = Literal["bicubic", "geometric"]
@@ -176,7 +177,7 @@ def adapt_channels(
     By name: a channel that the source has keeps its kernel, a new one gets the mean of the source's kernels, and all
     are scaled by the old number of channels over the new one: the response to a grey image stays what it was, if no
     channel is dropped. By number: every channel gets the mean, scaled so; nothing changes if the number is the same.
-    The decoder's outputs follow, unscaled, as each predicts its own channel.
+    The outputs of the decoder and of other heads follow, unscaled, as each predicts its own channel.
 
     Args:
         state: tensors under our names.
@@ -205,8 +206,8 @@ def adapt_channels(
     out[PROJECTION] = _gathered(state[PROJECTION], origins, 1, float(scale))
     if DECODER[0] in state:
         lines.append(f"decoder.0: {words}")
-    for name in DECODER:
-        if name in state:
+    for name in state:
+        if name in DECODER or (name.startswith(f"{NAME}.") and ".proj." in name):
             out[name] = _gathered(state[name].unflatten(0, (old, -1)), origins, 0).flatten(0, 1)
     return out, lines
 

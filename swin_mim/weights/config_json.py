@@ -15,6 +15,7 @@ from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.weights.dense_heads import DENSE_PARTS, read_settings
+from swin_mim.weights.heads import Target
 from swin_mim.weights.json_values import (
     are_numbers,
     are_texts,
@@ -31,7 +32,6 @@ from swin_mim.weights.layouts import Kind
 
 _LOG = logging.getLogger(__name__)
 
-Target = Literal["pixels", "normalized"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 FORMAT = 1
@@ -116,6 +116,8 @@ class Description:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     head: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the head of a model for a dense task: see `dense_heads.py`."""
+    stage_weights: tuple[float, ...] = ()
+    """Of a masked image model in which every stage predicts the target, the weights of their losses."""
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -176,6 +178,7 @@ def document(description: Description) -> dict[str, Any]:
             "model": description.kind,
             "config": _written(config),
             **({"target": description.target} if description.kind == "SimMIM" else {}),
+            **({"stage_weights": list(description.stage_weights)} if description.stage_weights else {}),
             **({"num_classes": description.num_classes, **labels, "head": dict(description.head)} if dense else {}),
             "channels": None if preprocessing.channels is None else list(preprocessing.channels),
             **_of_rasters(preprocessing),
@@ -227,6 +230,7 @@ def describe(document: Mapping[str, Any], where: str) -> Description:
         _labels(classes.get("label_names"), num_classes, where),
         _preprocessing(document, own, config.in_channels, where),
         read_settings(kind, own, where),
+        _stage_weights(own.get("stage_weights"), kind, config.num_stages, where),
     )
 
 
@@ -316,6 +320,17 @@ def _labels(value: Any, num_classes: int, where: str) -> tuple[str, ...] | None:
             f"{where}: label_names is {short(value)}: expected {counted(num_classes, 'text')}, as num_classes says"
         )
     return tuple(value)
+
+
+def _stage_weights(value: Any, kind: Kind, stages: int, where: str) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    if kind != "SimMIM" or not are_numbers(value) or len(value) != stages or min(value) < 0 or value[-1] <= 0:
+        raise UserError(
+            f"{where}: swin_mim.stage_weights is {short(value)}: expected {counted(stages, 'number')} of at least 0, "
+            "the last above it, of a SimMIM"
+        )
+    return tuple(map(float, value))
 
 
 def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_channels: int, where: str) -> Preprocessing:

@@ -1,6 +1,6 @@
 """Tensors of a Swin from the files of others to ours and back: by the tables of `layouts.py`, both directions.
 
-"Our names" are those of a published model: timm's for the encoder, `head.fc`, `mask_token` and `decoder.0`.
+"Our names" are those of a published model: timm's for the encoder, `head.fc`, `mask_token`, `decoder.0`, `stage_heads`.
 """
 
 import re
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swin_mim.errors import UserError
 from swin_mim.kernels.window_geometry import relative_coordinates
+from swin_mim.weights.heads import NAME
 from swin_mim.weights.layouts import LAYOUTS, OURS, OURS_OF, PARTS, PARTS_OF, REFUSED, Format, Kind, Layout
 
 Shape = tuple[int, ...]
@@ -167,10 +168,10 @@ def to_theirs(
 
 
 def left_out(format: Format, names: Collection[str]) -> tuple[str, ...]:
-    """Our names among these that the format has no place for: mask token and decoder of timm and torchvision."""
+    """Our names among these that the format has no place for, as mask token and decoder of timm and torchvision."""
     layout = _written_layout(format, "SimMIM", version_of(names))
-    absent = [part for part in PARTS_OF["SimMIM"] if getattr(layout, part) is None]
-    return tuple(sorted(name for name in names if _optional_part(name) in absent))
+    absent = [part for part in (*PARTS_OF["SimMIM"], NAME) if getattr(layout, part) is None]
+    return tuple(sorted(name for name in names if name.split(".")[0] in absent))
 
 
 def version_of(names: Collection[str]) -> int:
@@ -196,6 +197,10 @@ def _names(layout: Layout, depths: Sequence[int]) -> Iterator[tuple[str, ...]]:
     yield from _weight_and_bias(layout.head)
     yield () if layout.mask_token is None else (_fill(layout, layout.mask_token),)
     yield from _weight_and_bias(layout.decoder)
+    for stage in range(len(depths)):
+        for module in ("norm", "proj"):
+            heads = layout.stage_heads
+            yield from _weight_and_bias(None if heads is None else _fill(layout, heads, stage) + module)
 
 
 def _block_names(layout: Layout, prefix: str) -> Iterator[tuple[str, ...]]:
@@ -240,8 +245,8 @@ def _optional_part(name: str) -> str:
     """The part that one of our names belongs to, of those that a network may lack; "" for the others."""
     if name.endswith((".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")):
         return "qkv"
-    if ".norm3." in name:
-        return name.rpartition(".")[0]  # each for itself: which blocks have one, a setting decides
+    if ".norm3." in name or name.startswith(f"{NAME}."):
+        return name.rpartition(".")[0]  # each for itself: which blocks or stages have one, a setting decides
     part = name.split(".")[0]
     return part if part in PARTS else ""
 

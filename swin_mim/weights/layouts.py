@@ -61,6 +61,8 @@ class Layout:
     head: str | None = "head.fc"
     mask_token: str | None = "mask_token"
     decoder: str | None = "decoder.0"
+    stage_heads: str | None = None
+    """Of a masked image model of ours: what each stage may have for its predictions."""
     position_index: str | None = None
     """Buffer of a block that its window decides."""
     flat_index: bool = False
@@ -71,7 +73,11 @@ class Layout:
     writes_buffers: bool = True
 
 
-OURS = Layout("swin_mim", ("SimMIM", "Swin", "SwinClassifier", "SwinSegmenter", "SwinDetector"))
+OURS = Layout(
+    "swin_mim",
+    ("SimMIM", "Swin", "SwinClassifier", "SwinSegmenter", "SwinDetector"),
+    stage_heads="stage_heads.{stage}.",
+)
 MICROSOFT = Layout(
     "microsoft",
     ("Swin", "SwinClassifier"),
@@ -124,10 +130,10 @@ MMPRETRAIN = Layout(
 )
 
 _OF_V1 = (
-    replace(OURS, format="timm", mask_token=None, decoder=None),
+    replace(OURS, format="timm", mask_token=None, decoder=None, stage_heads=None),
     OURS,
     replace(OURS, format="checkpoint", kinds=tuple(kind for kind in OURS.kinds if kind != "Swin"), prefix="encoder."),
-    replace(OURS, format="checkpoint", kinds=("Swin",), head=None, mask_token=None, decoder=None),
+    replace(OURS, format="checkpoint", kinds=("Swin",), head=None, mask_token=None, decoder=None, stage_heads=None),
     replace(
         MICROSOFT,
         kinds=("SimMIM",),

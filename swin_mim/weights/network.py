@@ -7,11 +7,13 @@ from swin_mim.architecture import POSITION_HIDDEN, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Kind
 from swin_mim.weights.formats import version_of
+from swin_mim.weights.heads import NAME, heads_in
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 Size = int | tuple[int, int]
 
+NO_HEADS: Mapping[int, int] = {}
 _NAMED = 5
 """Tensors that a message names before it says how many more there are."""
 
@@ -63,20 +65,29 @@ def network_of(
     # transformers can save an encoder with its mask token, and then there is no decoder
     spare = {"mask_token"} if kind == "Swin" else set()
     checked = {name: shape for name, shape in shapes.items() if name not in spare}
-    check_shapes(checked, config, kind, num_classes, by="the rest of the file")
+    check_shapes(checked, config, kind, num_classes, by="the rest of the file", heads=heads_in(shapes))
     return config, kind, num_classes
 
 
-def check_shapes(shapes: Mapping[str, Shape], config: SwinConfig, kind: Kind, num_classes: int, *, by: str) -> None:
+def check_shapes(
+    shapes: Mapping[str, Shape],
+    config: SwinConfig,
+    kind: Kind,
+    num_classes: int,
+    *,
+    by: str,
+    heads: Mapping[int, int] = NO_HEADS,
+) -> None:
     """Raise a UserError unless these are exactly the tensors of a network.
 
     Args:
         by: what says so, for messages.
+        heads: as in `expected_shapes`.
     """
     if sum(config.depths) > len(shapes):
         blocks = f"depths {config.depths} are {sum(config.depths)} blocks"
         raise UserError(f"{blocks}, more than the {len(shapes)} tensors there are")
-    expected = dict(expected_shapes(config, kind, num_classes))
+    expected = dict(expected_shapes(config, kind, num_classes, heads))
     missing, extra = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
     if missing:
         raise UserError(f"{some(missing)} missing for the {kind} that {by} describes")
@@ -104,8 +115,14 @@ def check_windows(windows: Sequence[Pair] | None, config: SwinConfig) -> None:
             )
 
 
-def expected_shapes(config: SwinConfig, kind: Kind, num_classes: int) -> Iterator[tuple[str, Shape]]:
-    """Name and shape of every tensor. Written out, so that a file is checked before there is a model."""
+def expected_shapes(
+    config: SwinConfig, kind: Kind, num_classes: int, heads: Mapping[int, int] = NO_HEADS
+) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every tensor. Written out, so that a file is checked before there is a model.
+
+    Args:
+        heads: of a masked image model besides its decoder, their outputs by stage (`heads.head_outputs`).
+    """
     yield "patch_embed.proj.weight", (config.embed_dim, config.in_channels, config.patch_size, config.patch_size)
     yield "patch_embed.proj.bias", (config.embed_dim,)
     yield from _norm("patch_embed.norm", config.embed_dim)
@@ -131,6 +148,10 @@ def expected_shapes(config: SwinConfig, kind: Kind, num_classes: int) -> Iterato
         yield "mask_token", (1, 1, config.embed_dim)
         yield "decoder.0.weight", (pixels, config.num_features, 1, 1)
         yield "decoder.0.bias", (pixels,)
+        for stage, outputs in heads.items():
+            if stage < config.num_stages - 1:
+                yield from _norm(f"{NAME}.{stage}.norm", config.stage_dim(stage))
+            yield from _linear(f"{NAME}.{stage}.proj", outputs, config.stage_dim(stage))
     if kind == "SwinClassifier":
         yield from _linear("head.fc", num_classes, config.num_features)
 

@@ -18,7 +18,7 @@ from swin_mim.evaluation.reconstruction import (
     reconstruction_grid,
     save_reconstruction,
 )
-from swin_mim.models.simmim import MimOutput
+from swin_mim.models.targets.pixels import MimOutput
 
 PATCH = 4
 

@@ -11,7 +11,8 @@ from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import laplace_inpaint
 from swin_mim.evaluation.validation import baseline_errors, evaluate
 from swin_mim.masking import pixel_mask
-from swin_mim.models.simmim import MimOutput, local_statistics, masked_l1
+from swin_mim.models.targets.normalized import local_statistics
+from swin_mim.models.targets.pixels import MimOutput, masked_l1
 
 GRID, PATCH = (16, 16), 4
 

@@ -26,6 +26,7 @@ from swin_mim.models.cost import (
     parts_of,
 )
 from swin_mim.models.simmim import SimMIM
+from swin_mim.weights.heads import head_outputs
 
 ODD: dict[str, Any] = {"embed_dim": 24, "depths": (1, 2, 3), "num_heads": (1, 2, 4), "mlp_ratio": 2.5, "patch_size": 2}
 CONFIGS = [
@@ -88,6 +89,28 @@ def test_parameters_and_operations_are_those_of_the_network(config: SwinConfig) 
     assert sum(part.backward_flops for part in parts) == backward.get_total_flops() - first - 2 * second
 
 
+HEADS = [("pixels", True), ("hog", False), ("hog", True)]
+SMALL = SwinConfig(64, embed_dim=16, depths=(1, 1, 1), num_heads=(1, 2, 4), window_size=4, in_channels=5)
+
+
+def with_heads(config: SwinConfig, target: Any, every_stage: bool, **options: Any) -> tuple[dict[str, Any], Any]:
+    """Arguments of a model, and what its cost is counted with."""
+    weights = (1.0,) * config.num_stages * every_stage
+    return {"target": target, "stage_weights": weights, **options}, head_outputs(config, target, every_stage)
+
+
+@pytest.mark.parametrize(("target", "every_stage"), HEADS)
+def test_parameters_and_operations_of_other_heads(target: str, every_stage: bool) -> None:
+    config = SMALL
+    options, heads = with_heads(config, target, every_stage, attention="reference")
+    model, cells = on_meta(config, **options), cells_of(config)
+    with FlopCounterMode(display=False) as forward:
+        model(*inputs(config, 1, "meta"), cells)
+    parts = parts_of(config, cells, heads)
+    assert parameter_count(config, heads) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.forward_flops for part in parts) == forward.get_total_flops()
+
+
 def kept(model: SimMIM, images: Tensor, mask: Tensor, cells: int) -> int:
     """Bytes that the network keeps for the backward pass, every piece of memory once, without the parameters."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -133,6 +156,15 @@ def test_what_a_gpu_keeps_of_an_image_is_what_the_layers_save(config: SwinConfig
     weights = one - (three - one) / 2
     biases = sum(depth * bias_bytes(config, stage) for stage, depth in enumerate(config.depths))
     assert 0 <= weights - (2 * parameter_count(config) if half else 0) <= 1.1 * biases + 1e4
+
+
+@pytest.mark.parametrize(("target", "every_stage"), HEADS)
+def test_what_a_gpu_keeps_for_other_heads(target: str, every_stage: bool) -> None:
+    config, storage = SMALL, FP32
+    options, heads = with_heads(config, target, every_stage)
+    three, one = (kept_on_a_gpu(config, batch, False, **options) for batch in (3, 1))
+    expected = sum(kept_bytes(part, storage) for part in parts_of(config, cells_of(config), heads))
+    assert (three - one) / 2 == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from swin_mim import SimMIM, Swin, SwinConfig, block_mask
 from swin_mim.kernels import chunked_attention, chunked_mlp, product
 from swin_mim.masking import masked_cells
-from swin_mim.models.simmim import local_statistics, masked_l1
+from swin_mim.models.targets.normalized import local_statistics
+from swin_mim.models.targets.pixels import masked_l1
 from swin_mim.training.loop import replay
 
 

@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from swin_mim import SimMIM, block_mask
 from swin_mim.errors import UserError
 from swin_mim.masking import masked_cells, pixel_mask
-from swin_mim.models.simmim import local_statistics, masked_l1
+from swin_mim.models.targets.normalized import local_statistics
+from swin_mim.models.targets.pixels import masked_l1
 
 CELLS = masked_cells((16, 16), 4, 0.6, 8)
 TARGETS = pytest.mark.parametrize("target", ["pixels", "normalized"])

@@ -16,7 +16,8 @@ from swin_mim.cli.convert import libraries
 from swin_mim.cli.convert.libraries import NotBuilt
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained
-from swin_mim.models.simmim import PixelDecoder, SimMIM, masked_l1
+from swin_mim.models.simmim import SimMIM
+from swin_mim.models.targets.pixels import PixelDecoder, masked_l1
 from swin_mim.training.loop.optim import UNDECAYED
 from swin_mim.weights.config_json import Description, Kind
 from swin_mim.weights.formats import Format, key_map, to_ours

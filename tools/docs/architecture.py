@@ -61,6 +61,7 @@ FOLDERS = {
     "swin_mim/kernels": "window attention and products",
     "swin_mim/kernels/native": "C++ for CPUs, compiled at first use",
     "swin_mim/models": "the networks",
+    "swin_mim/models/targets": "what a masked image model predicts, and its losses",
     "swin_mim/models/dense": "heads that see every pixel or object",
     "swin_mim/training": "what opens the data and builds the model that a config names",
     "swin_mim/training/checkpoints": "what a run continues from",

@@ -107,8 +107,13 @@ class ModelConfig:
     """Attention heads of each stage; None takes the named size's."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, decreasing linearly to 0 at the first. Drawn per micro batch."""
-    target: Literal["pixels", "normalized"] = "pixels"
-    """Prediction target: pixels, or pixels normalised over the window of 47 around each."""
+    target: Literal["pixels", "normalized", "hog"] = "pixels"
+    """Prediction target: pixels, pixels normalised over the window of 47 around each, or histograms of oriented
+    gradients of squares of 8 pixels, beside which the decoder learns pixels, for pictures, without the encoder."""
+    supervise: Literal["last", "stages"] = "last"
+    """Stages whose output predicts the target: the last, or each with a head of its own at its own stride."""
+    stage_weights: tuple[float, ...] | None = None
+    """Weights of the losses of the stages, with model.supervise stages; None takes their mean."""
     pretrained: str | None = None
     """Weights to start from: a folder, a .safetensors file or a repository "user/name" on the Hub. Bias tables are
     resized to this model's windows; a missing decoder is initialised."""
@@ -142,13 +147,13 @@ class OptimConfig:
     """Durations from the start after which multistep multiplies the learning rate by gamma."""
     gamma: float = 0.1
     """Factor of each milestone."""
+    power: float = 1.0
+    """Exponent of poly, which falls by the part of the run that is left; 1 is a straight line."""
     weight_decay: float = 0.05
     """Weight decay of matrices and convolutions; biases, norms, bias tables and the mask token have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moving averages."""
     eps: float = 1e-8
-    power: float = 1.0
-    """Exponent of poly, which falls by the part of the run that is left; 1 is a straight line."""
     """Constant in AdamW's denominator."""
     clip_norm: float = 5.0
     """Max norm of all gradients together; larger ones are scaled down to it."""

@@ -22,6 +22,7 @@ from swin_mim.training.config.pretrain import (
     PretrainConfig,
     ProbeConfig,
 )
+from swin_mim.weights.heads import head_outputs, hog_cell
 
 
 def with_packed_channels(config: PretrainConfig) -> PretrainConfig:
@@ -109,6 +110,7 @@ def check(config: PretrainConfig) -> None:
     if to_steps(config.probe.every, dataset_size=1, global_batch=1):
         _check_probes(config)
     _check_geometry(config.model, config.mask)
+    _check_targets(config.model, config.mask)
     accumulation(config.train, world=1)
 
 
@@ -203,6 +205,39 @@ def _check_geometry(model: ModelConfig, mask: MaskConfig) -> None:
             f"mask.ratio {mask.ratio} masks all {counted(units, 'unit')} of {mask.unit} pixels of an image: "
             "use a smaller mask.ratio or mask.unit"
         )
+
+
+def stage_weights(model: ModelConfig) -> tuple[float, ...]:
+    """Weights of the losses of the stages; () where the last alone predicts."""
+    if model.supervise == "last":
+        return ()
+    stages = swin_config(model).num_stages
+    return model.stage_weights or (1 / stages,) * stages
+
+
+def _check_targets(model: ModelConfig, mask: MaskConfig) -> None:
+    if model.supervise == "last" and model.stage_weights is not None:
+        raise UserError("model.stage_weights is of every stage, and model.supervise is last: use stages")
+    config, weights = swin_config(model), stage_weights(model)
+    if weights and len(weights) != config.num_stages:
+        entries = counted(len(weights), "entry", "entries")
+        raise UserError(
+            f"model.stage_weights has {entries} and the model {counted(config.num_stages, 'stage')}: give one for each"
+        )
+    if weights and (min(weights) < 0 or weights[-1] <= 0):
+        given = ", ".join(map(str, weights))
+        raise UserError(f"model.stage_weights {given}: none may be negative, and the last must be positive")
+    if model.target == "hog":
+        try:
+            head_outputs(config, model.target, bool(weights))
+        except UserError as error:
+            raise UserError(f"model.{error}") from None
+        cell = hog_cell(config.stride)
+        if mask.unit % cell:
+            raise UserError(
+                f"mask.unit {mask.unit} is not a multiple of {cell}, the side of the squares of model.target hog: "
+                f"use {nearest_multiple(mask.unit, math.lcm(cell, model.patch_size))}"
+            )
 
 
 def _nearest_unit(unit: int, patch: int, side: int) -> int:

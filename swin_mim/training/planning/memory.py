@@ -1,7 +1,7 @@
 """How much memory a process of a pretraining takes, from the network's cost: a model, which no run is needed for."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from swin_mim.architecture import SwinConfig, as_pair
@@ -17,6 +17,7 @@ from swin_mim.models.cost import (
 )
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters, swin_config
+from swin_mim.weights.heads import head_outputs
 
 Strategy = Literal["one process", "DDP", "ZeRO-1", "FSDP2"]
 
@@ -37,6 +38,8 @@ class Network:
     """Of the last stage that are decoded for each image."""
     pixel_bytes: int = 1
     """Bytes of a channel of a pixel, as the loader brings it."""
+    heads: Mapping[int, int] = field(default_factory=dict)
+    """Outputs of the heads besides the decoder, by stage."""
 
     @classmethod
     def of(cls, config: PretrainConfig) -> "Network":
@@ -45,11 +48,12 @@ class Network:
 
         swin = swin_config(config.model)
         masks = BlockMasks.of(swin, unit=config.mask.unit, ratio=config.mask.ratio)
-        return cls(swin, masks.cells, 4 if reads_rasters(config.data, config.model) else 1)
+        heads = head_outputs(swin, config.model.target, config.model.supervise == "stages")
+        return cls(swin, masks.cells, 4 if reads_rasters(config.data, config.model) else 1, heads)
 
     @property
     def parameters(self) -> int:
-        return parameter_count(self.swin)
+        return parameter_count(self.swin, self.heads)
 
     @property
     def image_bytes(self) -> int:
@@ -141,7 +145,8 @@ def _moments(network: Network, training: Training, micro_batch: int) -> Iterator
     weights, whole_gradients, moments, buffers = _held(network, training)
     always = training.strategy != "one process" or training.accumulates
     images = 2 * network.image_bytes  # the next batch is there already
-    peaks = list(moments_of_backward(network.swin, training.kept, network.cells, training.checkpointing))
+    network_and_storage = network.swin, training.kept, network.cells, training.checkpointing, network.heads
+    peaks = list(moments_of_backward(*network_and_storage))
     for peak in (*peaks, Peak(0, 0, network.parameters)):  # the last is the update
         share = 1.0 if always else peak.gradients / network.parameters
         yield Memory(

@@ -92,7 +92,7 @@ def step_time(
 def passes_of(network: Network, training: Training, gpu: Gpu, micro_batch: int, *, compiled: bool) -> Passes:
     """Forward and backward pass of a micro batch; with checkpointing, the second forward is in the backward pass."""
     forward = backward = 0.0
-    parts, storage = parts_of(network.swin, network.cells), training.kept
+    parts, storage = parts_of(network.swin, network.cells, network.heads), training.kept
     for part in parts:
         ahead, back = _image_seconds(part, storage, gpu, half=training.half, compiled=compiled)
         forward += ahead

@@ -297,7 +297,7 @@ def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Re
 
 def _method(config: PretrainConfig) -> dict[str, str]:
     return {
-        "Method": f"SimMIM, target {config.model.target}",
+        "Method": f"SimMIM, target {config.model.target}{', of every stage' * (config.model.supervise == 'stages')}",
         "Mask": f"{config.mask.ratio:.0%} of squares of {config.mask.unit} pixels",
     }
 

@@ -241,9 +241,15 @@ class _Panel(NamedTuple):
 
 def plot_losses(folder: Path) -> Path:
     """Losses and probes of a pretraining over the steps -> plots/loss.png."""
+    others = sorted({key for row in read_metrics(folder) for key in row if _is_of_another_head(key)})
+    names = [key.removeprefix("heldout_").removesuffix("_loss").replace("_", " ") for key in others]
     loss = _Panel(
-        "masked L1",
-        {"loss": ("training", "-"), "heldout_loss": ("held out, fixed masks", "o-")},
+        "loss" if others else "masked L1",
+        {
+            "loss": ("training, all together" if others else "training", "-"),
+            "heldout_loss": ("held out, pixels" if others else "held out, fixed masks", "o-"),
+            **{key: (f"held out, {name}", "o-") for key, name in zip(others, names, strict=True)},
+        },
         {
             "mean_fill_error": ("mean of the visible pixels", "grey", (6, 2)),
             "interpolation_error": ("interpolation from the surroundings", "grey", (2, 2)),
@@ -262,6 +268,11 @@ def plot_losses(folder: Path) -> Path:
     return _plot(folder, [loss, probe] if stages else [loss])
 
 
+def _is_of_another_head(key: str) -> bool:
+    """Whether a metric is the held-out loss of a head besides the decoder."""
+    return key.startswith("heldout_") and key.endswith("_loss") and key != "heldout_loss"
+
+
 def plot_curves(folder: Path) -> Path:
     """Losses and accuracies of a training with labels over the steps -> plots/loss.png."""
     loss = _Panel("loss", {"loss": ("training, augmented", "-"), "heldout_loss": ("evaluation", "o-")})
@@ -270,6 +281,8 @@ def plot_curves(folder: Path) -> Path:
         "balanced_accuracy": ("balanced accuracy", "o-"),
         "top5_accuracy": ("top-5 accuracy", "o-"),
         "mean_average_precision": ("mean average precision", "o-"),
+        "mean_iou": ("mean IoU", "o-"),
+        "pixel_accuracy": ("pixel accuracy", "o-"),
         "AP": ("AP of boxes", "o-"),
         "AP50": ("AP of boxes at IoU 0.5", "o-"),
         "mask_AP": ("AP of shapes", "o-"),

@@ -15,7 +15,7 @@ from swin_mim.training.config.common_checks import accumulation, immutable_diffe
 from swin_mim.training.config.fields import leaves
 from swin_mim.training.config.parsing import from_mapping, load_config
 from swin_mim.training.config.pretrain import MUTABLE, ModelConfig, PretrainConfig, RunConfig, TrainConfig
-from swin_mim.training.config.pretrain_checks import check, swin_config, with_packed_channels
+from swin_mim.training.config.pretrain_checks import check, stage_weights, swin_config, with_packed_channels
 from swin_mim.training.config.yaml_file import to_yaml
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
@@ -41,6 +41,39 @@ def with_setting(config: PretrainConfig, key: str, value: Any) -> PretrainConfig
 
 
 DEFAULTS = PretrainConfig(RunConfig("x"))
+
+HOG = ("--model.target", "hog")
+STAGES = ("--model.supervise", "stages")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [*HOG, "--mask.unit", "12", "--model.image_size", "96"],
+            "mask.unit 12 is not a multiple of 8, the side of the squares of model.target hog: use 8",
+        ),
+        (
+            [*HOG, "--model.patch_size", "6", "--mask.unit", "24"],
+            "model.target hog has squares of 8 pixels, which patch_size 6 neither divides nor is a multiple of",
+        ),
+        (
+            ["--model.stage_weights", "1", "1", "1", "1"],
+            "model.stage_weights is of every stage, and model.supervise is",
+        ),
+        ([*STAGES, "--model.stage_weights", "1"], "model.stage_weights has 1 entry and the model 4 stages"),
+        ([*STAGES, "--model.stage_weights", "1", "1", "1", "0"], "the last must be positive"),
+    ],
+)
+def test_targets_that_do_not_fit(arguments: list[str], message: str) -> None:
+    assert message in error_of(*arguments)
+
+
+def test_weights_of_the_stages() -> None:
+    assert stage_weights(ModelConfig()) == ()
+    assert stage_weights(ModelConfig(supervise="stages")) == (0.25,) * 4
+    assert stage_weights(ModelConfig(supervise="stages", stage_weights=(1, 2, 3, 4))) == (1, 2, 3, 4)
+
 
 # ---- the files we ship ----------------------------------------------------------------------------------------
 
@@ -368,7 +401,7 @@ def test_each_setting_is_immutable_or_mutable() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 81
+    assert len(keys) == len(set(keys)) == 84
     assert set(keys) >= MUTABLE
     for key, value in leaves(DEFAULTS):
         lines = immutable_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
