@@ -80,12 +80,12 @@ def main(config: SegmentConfig, fit: Callable[..., bool] = fit) -> int:
         preprocess, size = Preprocessor(model.preprocessing, run.device), as_pair(model.encoder.config.image_size)
         weights = torch.from_numpy(pixel_weights(class_pixels(pairs, counts))) if data.balance == "weights" else None
         weights = weights if weights is None else weights.to(run.device)
-        loss_options = {"ignore_index": pairs.numbers.unlabelled, "auxiliary_weight": config.model.auxiliary_weight}
+        unlabelled, auxiliary = pairs.numbers.unlabelled, config.model.auxiliary_weight
 
         def loss_of(batch: Batch) -> torch.Tensor:
             images, labels = unpack(batch.images, model.encoder.config.in_channels)
-            output = trained.model(preprocess(images))
-            return segmentation_loss(output, labels.to(run.device), weights, **loss_options)
+            output, labels = trained.model(preprocess(images)), labels.to(run.device)
+            return segmentation_loss(output, labels, weights, ignore_index=unlabelled, auxiliary_weight=auxiliary)
 
         loader = TrainingLoader(
             pairs.images,

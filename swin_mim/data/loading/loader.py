@@ -95,7 +95,7 @@ class TrainingTransform(Protocol):
     def size(self) -> tuple[int, int]:
         """(H, W) of the result."""
 
-    def __call__(self, image: Any, rng: np.random.Generator) -> Tensor | tuple[Tensor, Any]: ...
+    def __call__(self, image: Any, rng: np.random.Generator, /) -> Tensor | tuple[Tensor, Any]: ...
 
 
 class WholeTransform(Protocol):
@@ -105,7 +105,7 @@ class WholeTransform(Protocol):
     def size(self) -> tuple[int, int]:
         """(H, W) of the result."""
 
-    def __call__(self, image: Any) -> Tensor | tuple[Tensor, Any]: ...
+    def __call__(self, image: Any, /) -> Tensor | tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class SegmentationEvaluator:
             def keep(index: int, classes: np.ndarray) -> None:
                 write_mask(folder, self.pairs.images, index, classes, self.pairs.numbers)
 
-        wanted = {"infer": self.infer, "preprocess": self.preprocess, "reduce": self.reduce}
+        wanted: dict[str, Any] = {"infer": self.infer, "preprocess": self.preprocess, "reduce": self.reduce}
         return evaluate(model, self.watch(batches), self.pairs, **wanted, keep=keep)
 
     def write(

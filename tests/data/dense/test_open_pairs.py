@@ -157,6 +157,7 @@ def test_images_to_be_predicted_need_no_masks(folder: Path) -> None:
         assert (pairs.images.image(0).labels == 255).all()
 
 
+@pytest.mark.slow
 def test_land_cover_of_the_embedded_maps() -> None:
     train, test = (open_pairs("blue_marble", Classes(), split=split) for split in ("train", "validation"))
     assert train.names[0] == "water"
