@@ -8,6 +8,7 @@ from swin_mim.threads import wait_politely
 if TYPE_CHECKING:
     from swin_mim.api import pretrain
     from swin_mim.architecture import SwinConfig
+    from swin_mim.evaluation.outputs.embeddings import embed
     from swin_mim.masking import block_mask
     from swin_mim.models.classifier import SwinClassifier
     from swin_mim.models.dense.detector import SwinDetector
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 wait_politely()  # here, as it is of use before torch is loaded only
 
 __version__: str
-__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "SwinDetector", "SwinSegmenter", "block_mask", "pretrain"]
+__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "SwinDetector", "SwinSegmenter", "block_mask", "embed", "pretrain"]
 
 _HOME = {
     "SimMIM": "swin_mim.models.simmim",
@@ -28,6 +29,7 @@ _HOME = {
     "SwinDetector": "swin_mim.models.dense.detector",
     "SwinSegmenter": "swin_mim.models.dense.segmenter",
     "block_mask": "swin_mim.masking",
+    "embed": "swin_mim.evaluation.outputs.embeddings",
     "pretrain": "swin_mim.api",
 }
 

@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
 def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """Print a `UserError` as one line and leave with its exit code; Ctrl-C too. Any other error keeps its traceback.
 
-    Of several processes started together only the first prints an error that all of them meet.
+    Of several processes started together only the first prints an error that all of them meet, or that it was
+    interrupted.
     """
     try:
         yield
@@ -57,5 +58,6 @@ def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(interrupted, file=sys.stderr)
         sys.exit(INTERRUPTED)

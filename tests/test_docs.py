@@ -46,8 +46,9 @@ def commands(pattern: str) -> list[str]:
     return [command for command in COMMANDS_OF_DOCS if re.match(pattern, command)]
 
 
-RECIPE_COMMANDS = commands(r"swin-mim (pretrain|finetune)\b|accelerate launch|(\w+=\w+ )?torchrun")
-TOOL_COMMANDS = [command for command in commands("swin-mim ") if command not in RECIPE_COMMANDS]
+LAUNCHED_TOOLS = commands("accelerate launch .*-m swin_mim ")
+RECIPE_COMMANDS = commands(r"swin-mim (pretrain|finetune)\b|accelerate launch (?!.*-m swin_mim )|(\w+=\w+ )?torchrun")
+TOOL_COMMANDS = [command for command in commands("swin-mim ") if command not in RECIPE_COMMANDS] + LAUNCHED_TOOLS
 DEVELOPERS = commands(r"python -m tools\.")
 PLAIN = commands(r"make \w|pip install |pytest |export \w+=|python -m venv ")
 
@@ -231,7 +232,7 @@ def exit_code(name: str, words: list[str]) -> int:
 def test_other_commands_parse(command, tmp_path, monkeypatch, capsys):
     """Up to where they would need their files; what needs none runs."""
     monkeypatch.chdir(tmp_path)
-    name, *words = shlex.split(command)[1:]
+    name, *words = shlex.split(re.sub("^accelerate launch .*-m swin_mim", "swin-mim", command))[1:]
     words = ["1e-3" if word in ("R", "N") else word for word in words]
     code = exit_code(name, words)
     if name == "copy":
@@ -280,6 +281,7 @@ def test_launch_files_are_what_accelerate_reads():
 EXAMPLES = {
     "README.md": 1,
     "docs/dense-tasks.md": 1,
+    "docs/embed-and-predict.md": 1,
     "docs/python-api.md": 4,
     "docs/quickstart.md": 1,
     "docs/weights-and-hub.md": 4,
@@ -334,6 +336,8 @@ def test_the_python_of_other_pages_runs(page, left_by_a_demo, monkeypatch):
         check_the_comments(left_by_a_demo)
     elif page == "docs/dense-tasks.md":
         assert [tuple(level.shape) for level in left_by_a_demo["maps"]] == [(1, 16, 16, 16), (1, 32, 8, 8)]
+    elif page == "docs/embed-and-predict.md":
+        assert left_by_a_demo["found"].features.shape == (1, 32)
     else:
         assert left_by_a_demo["features"].shape == (1, 8, 8, 32)
 

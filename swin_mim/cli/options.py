@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -73,6 +74,12 @@ def add_raster_options_beside_a_model(parser: argparse.ArgumentParser) -> None:
     _add_channels(parser.add_argument_group("models of images of any channels", text))
 
 
+def given_channels(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of these, for `channels_to_read`."""
+    named = None if options.channels is None else tuple(options.channels)
+    return {"channels": named} | {name: getattr(options, name) for name in ("nodata", "mask_channel", "stack")}
+
+
 def _add_channels(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--channels", nargs="+", metavar="NAME", help="their names, or numbers from 1, in the order of the model")
@@ -103,3 +110,57 @@ def channels_of(options: argparse.Namespace, parser: Parser) -> "ChannelSpec | N
             parser.error(f"--{given[0]} is of images of any channels: name these, as in --channels 1 2 3")
         return None
     return ChannelSpec(count, None if named is None else tuple(named), options.nodata, options.mask_channel)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a training that say how any source is opened and read, under their names there."""
+    add = parser.add_argument
+    add("--config", help="configuration of a Hub data set that has several")
+    add("--split", help="of a data set (default: train)")
+    add("--column", help="of the images; of streamed tars their suffix, or '*' for all")
+    group = parser.add_argument_group("reading", "as data.* of a training")
+    add = group.add_argument
+    text = "processes that decode images, for each that computes (default: its cores less one, at most 4 on a CPU)"
+    add("--workers", type=int, metavar="N", help=text)
+    add("--max_pixels", "--max-pixels", type=int, metavar="N", help="max pixels of an image (default: 67108864)")
+    text = "of RGB images (default: convert, to sRGB)"
+    add("--color_profile", "--color-profile", choices=("convert", "ignore"), help=text)
+    text = "read parquet or tar shards through a cache; of itself with addresses and .tar files"
+    add("--streaming", action="store_true", default=None, help=text)
+    add("--cache", metavar="DIR", help="for streamed shards (default: ~/.cache/swin_mim/shards)")
+    add("--cache_gb", "--cache-gb", type=float, metavar="GB", help="max size of it (default: 20)")
+    add_raster_options_beside_a_model(parser)
+
+
+def given_source_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of these, as settings of data.*; None: not given."""
+    names = ("config", "split", "column", "workers", "max_pixels", "color_profile", "streaming", "cache", "cache_gb")
+    return {name: getattr(options, name) for name in names} | given_channels(options)
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a finished model is run on every image: batch, precision, threads, and whether results are replaced."""
+    add = parser.add_argument_group("computing").add_argument
+    add("--batch", type=int, default=64, metavar="N", help="images of one forward (default: 64)")
+    text = "auto is bf16 on a GPU that has it, else fp32 (default: auto)"
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=text)
+    add(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of a process (default: its share of the cores)"
+    )
+    add("--overwrite", action="store_true", help="begin anew, and replace what is there of an earlier command")
+
+
+def check_numbers(options: argparse.Namespace, parser: Parser) -> None:
+    """Raise a `UserError` for numbers of these options that are too small."""
+    for name, minimum in (("batch", 1), ("threads", 0), ("workers", 0), ("max_pixels", 1)):
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            parser.error(f"--{name} {value} must be at least {minimum}")
+
+
+def check_out(path: Path, suffixes: Sequence[str], parser: Parser) -> None:
+    """Raise a `UserError` for a result that cannot be a file of one of these suffixes."""
+    if path.suffix.lower() not in suffixes:
+        parser.error(f"--out {path} must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        parser.error(f"--out {path} is a folder: name a file in it")

@@ -17,7 +17,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.options import add_json_option, add_raster_options_beside_a_model, text_stream, write_json
+from swin_mim.cli.options import (
+    add_json_option,
+    add_raster_options_beside_a_model,
+    given_channels,
+    text_stream,
+    write_json,
+)
 from swin_mim.counts import counted
 from swin_mim.errors import Parser, UserError, one_line_errors
 
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from swin_mim.data.loading.loader import Batch
-    from swin_mim.models.saving import Preprocessing
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,12 +74,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from swin_mim.evaluation.reader import Reader
     from swin_mim.models.preprocessing import Preprocessor
     from swin_mim.models.swin import Swin
+    from swin_mim.training.channels import channels_to_read
     from swin_mim.training.config.finetune import LabelledDataConfig
     from swin_mim.training.labelled_images import to_probe
 
     encoder = Swin.from_pretrained(options.model, pickles=True)
     data = LabelledDataConfig(
-        **channels_to_read(encoder.preprocessing, options),
+        **channels_to_read(encoder.preprocessing, options.model, **given_channels(options)),
         source=options.source,
         split=options.split,
         column=options.column,
@@ -128,24 +134,6 @@ def check_unreadable(broken: dict[str, str], count: int, names: Sequence[str], l
     if missing := sorted(set(range(len(names))) - set(labels.tolist())):
         raise UserError(f"{text}: there are none of {names[missing[0]]!r} to learn from")
     print(text, file=sys.stderr)
-
-
-def channels_to_read(preprocessing: "Preprocessing", options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that say which channels are read. Raises `UserError` for others than the model takes."""
-    from swin_mim.data.decoding.channel_reader import numbers
-    from swin_mim.training.channels import check_channels, warn_of_other_gaps
-
-    channels = None if options.channels is None else tuple(options.channels)
-    if channels is None and preprocessing.scale != 255:
-        channels = preprocessing.channels or numbers(len(preprocessing.mean))
-    check_channels(preprocessing, channels, options.model)
-    how = {"nodata": options.nodata, "mask_channel": options.mask_channel, "stack": options.stack}
-    if channels is None and (given := [name for name, value in how.items() if value is not None]):
-        raise UserError(
-            f"--{given[0]} is of images of any channels, and {options.model} takes RGB images: leave it out"
-        )
-    warn_of_other_gaps(preprocessing, options.nodata, options.mask_channel, options.model)
-    return {"channels": channels} | how
 
 
 def text(report: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.listed import is_table_file, list_files, tables_beside
 from swin_mim.data.sources.listing import counts_text, warn_once
 from swin_mim.data.sources.open import SourceOptions, check_no_table, open_any, opened_images
+from swin_mim.data.sources.stacks import StackSource
 from swin_mim.data.sources.tables import Table, columns_text
 from swin_mim.errors import UserError
 from swin_mim.files import sha256
@@ -198,7 +199,7 @@ def check_classes(labelled: Labelled, spec: str) -> None:
         raise UserError(f"data.source {spec!r} has images of one class only, {present[0]!r}: nothing to tell apart")
 
 
-def labels_of_folder(source: FolderSource) -> Labelled | None:
+def labels_of_folder(source: FolderSource | StackSource) -> Labelled | None:
     """The classes that folders say, of a folder which need not have any; None: it has none, or only one."""
     try:
         labelled = _of_folder(source, source.paths, "")

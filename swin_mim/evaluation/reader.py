@@ -1,6 +1,6 @@
 """The images of an evaluation: every image of a source once, over all processes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ class Reader:
         watch: passes batches through, and takes note of what could not be read.
         batch: images of one forward.
         options: rank, world and workers of this process.
+        replaces: another image takes the place of one that cannot be read, see `heldout_batches`.
     """
 
     preprocess: Preprocessor
@@ -31,15 +32,18 @@ class Reader:
     watch: Callable[[Iterator[Batch]], Iterable[Batch]]
     batch: int
     options: LoaderOptions
+    replaces: bool = True
 
-    def batches(self, source: Source) -> Iterable[Batch]:
-        """Decode the images that this process has to evaluate."""
+    def batches(self, source: Source, starts: Sequence[int] | None = None) -> Iterable[Batch]:
+        """Decode the images that this process has to evaluate; `starts` as in `heldout_batches`."""
         known = self.preprocess.preprocessing
         transform = EvaluationTransform(self.size, known.interpolation, known.crop_pct)
         options = replace(self.options, pixel_bytes=self.preprocess.pixel_bytes)
-        return self.watch(heldout_batches(source, transform, self.batch, options))
+        batches = heldout_batches(source, transform, self.batch, options, starts=starts, replaces=self.replaces)
+        return self.watch(batches)
 
 
 def read_of(batch: Batch) -> Tensor:
-    """Tell which images are themselves, and not another one in place of one that cannot be read: bool (B,)."""
+    """Tell which images are themselves, and not another one, or nothing, in place of one that cannot be read:
+    bool (B,)."""
     return batch.indices == torch.arange(batch.start, batch.start + len(batch.indices))

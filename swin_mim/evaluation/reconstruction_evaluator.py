@@ -31,12 +31,14 @@ class ReconstructionEvaluator:
         reader: how they reach a model.
         masks: where they are masked.
         shown: the channels that pictures show; None: the images are RGB.
+        seed: of the masks.
     """
 
     batches: list[Batch]
     reader: Reader
     masks: BlockMasks
     shown: tuple[int, ...] | None = None
+    seed: int = EVALUATION_SEED
 
     @classmethod
     def open(
@@ -82,10 +84,11 @@ class ReconstructionEvaluator:
         """Write the reconstructions of the first `count` images of the main process as a PNG; no metrics."""
         if self.reader.options.rank == 0:
             with disk_may_fail("the picture of held-out images"):
-                self._draw(model, path, count)
+                self.draw(model, path, count)
         return {}
 
-    def _draw(self, model: SimMIM, path: Path, count: int) -> None:
+    def draw(self, model: SimMIM, path: Path, count: int) -> None:
+        """Write the reconstructions of the first `count` images of the first batch as a PNG."""
         preprocess, batch = self.reader.preprocess, self.batches[0].first(count)
         images, mask, valid = batch.images, self._mask(batch), batch.valid_on(preprocess.device)
 
@@ -101,5 +104,5 @@ class ReconstructionEvaluator:
     def _mask(self, batch: Batch) -> Tensor:
         device = self.reader.preprocess.device
         return self.masks.draw(
-            len(batch.images), seed=EVALUATION_SEED, start=batch.start, device=device, **batch.valid_on(device)
+            len(batch.images), seed=self.seed, start=batch.start, device=device, **batch.valid_on(device)
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.labels import Labelled
 from swin_mim.data.sources.base import Source
@@ -12,7 +13,7 @@ from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.open import as_rasters, open_source
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.training.config.finetune import LabelledDataConfig
-from swin_mim.training.images import decode_options
+from swin_mim.training.images import decode_options, named_channels
 
 
 def open_unlabelled(data: LabelledDataConfig, model: SwinClassifier) -> Labelled:
@@ -24,10 +25,15 @@ def open_unlabelled(data: LabelledDataConfig, model: SwinClassifier) -> Labelled
         UserError: they cannot be opened.
     """
     images = _source(data)
-    names = model.labels or tuple(map(str, range(model.get_parameter("head.fc.bias").numel())))
+    names = names_of(model)
     if data.multi_label:
         return Labelled(images, names, np.zeros((len(images), len(names)), dtype=bool))
     return Labelled(images, names, np.zeros(len(images), dtype=np.int64))
+
+
+def names_of(model: SwinClassifier) -> tuple[str, ...]:
+    """Names of a classifier's classes; their numbers, from 0, where it does not name them."""
+    return model.labels or tuple(map(str, range(model.get_parameter("head.fc.bias").numel())))
 
 
 def is_image_file(spec: str) -> bool:
@@ -37,9 +43,7 @@ def is_image_file(spec: str) -> bool:
 
 
 def _source(data: LabelledDataConfig) -> Source:
-    spec, bands = data.validation or data.source, None
-    if data.channels:
-        bands = ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel, data.max_pixels)
+    spec, bands = data.validation or data.source, named_channels(data)
     if not is_image_file(spec):
         return open_source(
             spec,
@@ -50,7 +54,16 @@ def _source(data: LabelledDataConfig) -> Source:
             stack=data.stack,
             decoding=decode_options(data),
         )
+    return open_image_file(spec, bands, decode_options(data))
+
+
+def open_image_file(spec: str, bands: ChannelSpec | None, decoding: DecodeOptions) -> Source:
+    """Open one image file as a source.
+
+    Raises:
+        UserError: it has other channels than `bands` says.
+    """
     path = Path(os.path.expanduser(spec))
     image = FolderSource(path.parent, [(path.name, path.stat().st_size)])
-    image.decoding = decode_options(data)
+    image.decoding = decoding
     return image if bands is None else as_rasters(image, spec, None, bands)

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from swin_mim.counts import counted
+from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.errors import UserError
 from swin_mim.models.saving import Preprocessing
 from swin_mim.training.config.pretrain import DataConfig
@@ -58,6 +60,30 @@ def check_channels(preprocessing: Preprocessing, channels: tuple[str, ...] | Non
             f"{name} takes {_text(preprocessing)}, and images are read as {read}: name the same channels in "
             "data.channels, in the same order"
         )
+
+
+def channels_to_read(
+    preprocessing: Preprocessing,
+    name: str,
+    *,
+    channels: tuple[str, ...] | None,
+    nodata: float | None,
+    mask_channel: str | None,
+    stack: str | None,
+) -> dict[str, Any]:
+    """Settings that say which channels are read for the finished model `name`: without `channels` those it takes.
+
+    Raises:
+        UserError: they are others than it takes.
+    """
+    if channels is None and preprocessing.scale != 255:
+        channels = preprocessing.channels or numbers(len(preprocessing.mean))
+    check_channels(preprocessing, channels, name)
+    how = {"nodata": nodata, "mask_channel": mask_channel, "stack": stack}
+    if channels is None and (given := [key for key, value in how.items() if value is not None]):
+        raise UserError(f"--{given[0]} is of images of any channels, and {name} takes RGB images: leave it out")
+    warn_of_other_gaps(preprocessing, nodata, mask_channel, name)
+    return {"channels": channels} | how
 
 
 def _numbered(channels: Sequence[str] | None) -> bool:

@@ -10,7 +10,7 @@ from swin_mim.data.decoding.rgb import decoder_text
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.open import open_source
 from swin_mim.training.channels import preprocessing_of
-from swin_mim.training.config.pretrain import ImagesConfig, PretrainConfig
+from swin_mim.training.config.pretrain import DataConfig, ImagesConfig, PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters
 from swin_mim.weights.config_json import Preprocessing
 
@@ -40,6 +40,13 @@ def channels_of_settings(config: PretrainConfig) -> ChannelSpec | None:
     return ChannelSpec(count, data.channels, data.nodata, data.mask_channel, data.max_pixels)
 
 
+def named_channels(data: ImagesConfig) -> ChannelSpec | None:
+    """What is read of each image beside a model, whose channels are named; None: 8-bit RGB."""
+    if not data.channels:
+        return None
+    return ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel, data.max_pixels)
+
+
 def decode_options(data: ImagesConfig) -> DecodeOptions:
     return DecodeOptions(data.max_pixels, data.color_profile)
 
@@ -53,15 +60,19 @@ def open_pretraining_images(config: PretrainConfig) -> Images:
     data = config.data
     if data.source == "blue_marble":
         return Images(*open_blue_marble(), None, preprocessing_of(data, None))
-    source = _open(config)
+    source = open_source_of(data, channels_of_settings(config))
     channels = source.channels
     return Images(*source.split(data.heldout, config.run.seed), channels, preprocessing_of(data, channels))
 
 
-def _open(config: PretrainConfig) -> Source:
-    data = config.data
+def open_source_of(data: DataConfig, bands: ChannelSpec | None) -> Source:
+    """Open data.source, or its shards where it is streamed, all of it; `bands` None: as 8-bit RGB.
+
+    Raises:
+        UserError: as `open_pretraining_images`.
+    """
     where: dict[str, Any] = {"config": data.config, "split": data.split, "column": data.column}
-    where["bands"] = channels_of_settings(config)
+    where["bands"] = bands
     where["decoding"] = decode_options(data)
     if not data.streaming:
         return open_source(data.source, stack=data.stack, **where)

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.labels import (
     Labelled,
     check_classes,
@@ -20,7 +19,7 @@ from swin_mim.data.transforms.crops import FinetuneTransform
 from swin_mim.errors import UserError
 from swin_mim.training.config.finetune import FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.pretrain import DataConfig, PretrainConfig
-from swin_mim.training.images import decode_options
+from swin_mim.training.images import decode_options, named_channels
 from swin_mim.weights.config_json import Preprocessing
 
 HELDOUT_SEED = 0
@@ -133,9 +132,7 @@ def _columns(data: LabelledDataConfig) -> dict[str, Any]:
         "column": data.column,
         "label_column": data.label_column,
         "multi_label": data.multi_label,
-        "bands": ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel, data.max_pixels)
-        if data.channels
-        else None,
+        "bands": named_channels(data),
         "stack": data.stack,
         "decoding": decode_options(data),
     }

@@ -57,6 +57,7 @@ FOLDERS = {
     "swin_mim/data/tiling": "scenes of any size into images",
     "swin_mim/data/transforms": "crops and augmentation",
     "swin_mim/evaluation": "what is measured",
+    "swin_mim/evaluation/outputs": "what a finished model makes of every image, as files",
     "swin_mim/hub": "publishing",
     "swin_mim/kernels": "window attention and products",
     "swin_mim/kernels/native": "C++ for CPUs, compiled at first use",

@@ -111,6 +111,7 @@ def compare(options: argparse.Namespace) -> None:
     from swin_mim.cli.transfer.cells import Runner
     from swin_mim.cli.transfer.report import curves, plot, summary, table
     from swin_mim.data.loading.cores import share_of_cores
+    from swin_mim.evaluation.outputs.parts import digest
     from swin_mim.files import replace_json
     from swin_mim.training.config.yaml_file import to_yaml
 
@@ -208,13 +209,6 @@ def run_cells(runner: "Runner", cells: "Sequence[Cell]") -> "Cells":
             accuracy = f"accuracy {result['accuracy']:.3f}  eta {duration_text(left)}"
             print(f"[{len(found)}/{len(cells)}] {cell.name}: {accuracy}", flush=True)
     return found
-
-
-def digest(encoder: "Swin") -> str:
-    """SHA-256 in hex of the weights."""
-    from swin_mim.files import sha256
-
-    return sha256(name.encode() + value.numpy().tobytes() for name, value in encoder.state_dict().items())
 
 
 def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
