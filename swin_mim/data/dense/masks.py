@@ -16,13 +16,9 @@ from swin_mim.data.decoding.kinds import HEAD, kind_of
 from swin_mim.data.decoding.multichannel import open_channels
 from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.rgb import palette_numbers
+from swin_mim.data.dense.limits import MAX_NUMBER
 from swin_mim.data.sources.base import FileSource
 from swin_mim.errors import UserError
-
-MAX_CLASSES = 1024
-"""More than any data set has; masks with more are of instances, or no masks."""
-MAX_NUMBER = 65535
-"""Max class number in a file."""
 
 _INVALID = 65534
 

@@ -11,7 +11,8 @@ import numpy as np
 from swin_mim.counts import counted
 from swin_mim.data.dense.class_counts import numbers_in
 from swin_mim.data.dense.land_cover import CLASSES, open_land_cover
-from swin_mim.data.dense.masks import MAX_CLASSES, MAX_NUMBER, ClassNumbers, FileMasks, Masks
+from swin_mim.data.dense.limits import MAX_CLASSES, MAX_NUMBER
+from swin_mim.data.dense.masks import ClassNumbers, FileMasks, Masks
 from swin_mim.data.dense.pairs import Pairs, PairSource
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import FolderSource, printable

@@ -3,7 +3,7 @@
 from itertools import chain
 from pathlib import PurePath
 
-from swin_mim.data.dense.masks import MAX_CLASSES, MAX_NUMBER
+from swin_mim.data.dense.limits import MAX_CLASSES, MAX_NUMBER
 from swin_mim.training.config import common_checks
 from swin_mim.training.config.common_checks import accumulation
 from swin_mim.training.config.dense.segment import MaskedDataConfig, SegmentConfig, SegmenterConfig, SegmentSaveConfig
