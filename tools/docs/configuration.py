@@ -1,11 +1,13 @@
-"""docs/configuration.md: every setting of both recipes, its type, default and meaning, from the settings' code."""
+"""docs/configuration.md: every setting of the recipes, its type, default and meaning, from the settings' code."""
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from swin_mim.training.config.dense.detect import DetectConfig
+from swin_mim.training.config.dense.segment import SegmentConfig
 from swin_mim.training.config.fields import kinds, texts
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
@@ -64,30 +66,49 @@ Nobody has yet run them to their end with this code.
 | `finetune_images` | any, on images of your own | none (ours, for some thousand images) |
 | `finetune_demo`, `finetune_blue_marble` | `demo`, `blue_marble_20min` | none (ours, for a CPU) |
 
+| segmentation | from | published mean IoU |
+|---|---|---|
+| `segment_swin_tiny_512_160k` | any Swin-T | 44.51 on ADE20K, from supervised weights |
+| `segment_swin_base_512_160k` | any Swin-B | 48.13 on ADE20K, from supervised weights |
+| `segment_images` | any, on images of your own | none (ours, for 200 to 5,000 images) |
+| `segment_demo` | `demo` | none (ours, for a CPU) |
+
+| detection | from | published AP of boxes, of shapes on COCO |
+|---|---|---|
+| `detect_swin_tiny_1x` | any Swin-T | 43.7, 39.8, from supervised weights |
+| `detect_swin_tiny_3x` | any Swin-T | 46.0, 41.6, from supervised weights |
+| `detect_swin_base_3x` | any Swin-B | none for this network |
+| `detect_swin_base_lsj_1024` | any Swin-B | 52.3, 46.4, from weights fine-tuned after SimMIM, with larger heads |
+| `detect_images` | any, on images of your own | none (ours, for 200 to 5,000 images) |
+| `detect_demo` | `demo` | none (ours, for a CPU) |
+
 Each file opens with its command, its hardware, its published number, its learning rate in words, and what differs from
 the official code.
 """
 
 
 def page() -> str:
+    pretraining = dict.fromkeys((kind for _, kind in sections(PretrainConfig)), "pretraining")
+    finetuning = dict.fromkeys((kind for _, kind in sections(FinetuneConfig)), "fine-tuning")
     return "\n".join(
         [
             INTRODUCTION,
             SHIPPED,
-            *recipe("Pretraining: `swin-mim pretrain`", PretrainConfig, ()),
-            *recipe("Fine-tuning: `swin-mim finetune`", FinetuneConfig, sections(PretrainConfig)),
+            *recipe("Pretraining: `swin-mim pretrain`", PretrainConfig, {}),
+            *recipe("Fine-tuning: `swin-mim finetune`", FinetuneConfig, pretraining),
+            *recipe("Segmentation: `swin-mim segment`", SegmentConfig, finetuning | pretraining),
+            *recipe("Detection: `swin-mim detect`", DetectConfig, finetuning | pretraining),
         ]
     )
 
 
-def recipe(title: str, config: type, known: Iterator[tuple[str, type]] | tuple[()]) -> Iterator[str]:
-    """A table for each section; a section of a class that was shown before only names it."""
-    shown = dict(known)
+def recipe(title: str, config: type, known: Mapping[type, str]) -> Iterator[str]:
+    """A table for each section; one that was shown before, which `known` says, only names where."""
     mutable = frozenset(config.mutable)  # type: ignore[attr-defined]
     yield f"## {title}\n"
     for name, section in sections(config):
-        if shown.get(name) is section:
-            yield f"### {name}\n\nAs in a pretraining.\n"
+        if section in known:
+            yield f"### {name}\n\nAs in a {known[section]}.\n"
         else:
             text = textwrap.fill(" ".join((section.__doc__ or "").split()), 120)
             yield f"### {name}\n\n{text}\n\n{table(section, f'{name}.', mutable)}\n"
