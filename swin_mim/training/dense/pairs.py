@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from swin_mim.counts import counted
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.dense.joint import JointTransform
 from swin_mim.data.dense.open_pairs import Classes, open_pairs, open_unlabelled
@@ -55,6 +56,11 @@ def to_evaluate(data: MaskedDataConfig, names: tuple[str, ...]) -> Pairs:
         if data.validation is None:
             raise
         raise type(error)(_as_validation(str(error))) from None
+    if found.numbers.count != len(names):
+        raise UserError(
+            f"{spec} has {counted(found.numbers.count, 'class', 'classes')} of pixels and the model {len(names)}: they "
+            "do not match"
+        )
     return Pairs(found.source, found.indices, names, found.numbers)
 
 
