@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 wait_politely()  # here, as it is of use before torch is loaded only
 
 __version__: str
-__all__ = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "SwinDetector", "SwinSegmenter", "block_mask", "embed", "pretrain"]
+__all__ = [
+    "SimMIM",
+    "Swin",
+    "SwinClassifier",
+    "SwinConfig",
+    "SwinDetector",
+    "SwinSegmenter",
+    "block_mask",
+    "embed",
+    "pretrain",
+]
 
 _HOME = {
     "SimMIM": "swin_mim.models.simmim",

@@ -4,7 +4,17 @@ import pytest
 
 import swin_mim
 
-NAMES = ["SimMIM", "Swin", "SwinClassifier", "SwinConfig", "SwinDetector", "SwinSegmenter", "block_mask", "embed", "pretrain"]
+NAMES = [
+    "SimMIM",
+    "Swin",
+    "SwinClassifier",
+    "SwinConfig",
+    "SwinDetector",
+    "SwinSegmenter",
+    "block_mask",
+    "embed",
+    "pretrain",
+]
 
 
 def test_the_public_names_are_those_that_the_design_fixes() -> None:
