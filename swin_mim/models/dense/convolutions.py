@@ -12,8 +12,9 @@ from swin_mim.errors import UserError
 Norm = Literal["batch", "group"]
 """Batch normalisation, as published; group normalisation, in which no image depends on another."""
 
-MOST_GROUPS = 32
-"""Groups of a group norm, as published (arXiv 1803.08494)."""
+MOST_GROUPS, LEAST_CHANNELS = 32, 8
+"""Groups of a group norm, as published (arXiv 1803.08494), and channels of each. Pyramid pooling norms maps of one cell,
+where two channels would become 1 and -1, whatever they were."""
 
 
 class ConvNorm(nn.Module):
@@ -105,8 +106,10 @@ def _mean_of_processes(x: Tensor) -> Tensor:
 
 
 def groups_of(channels: int) -> int:
-    """Groups of a group norm: at most 32, of at least two channels each, so that a map of one cell has a variance."""
-    return next(count for count in range(min(MOST_GROUPS, channels // 2), 0, -1) if channels % count == 0)
+    """Groups of a group norm: at most 32, of at least 8 channels each where there are as many."""
+    return next(
+        count for count in range(max(1, min(MOST_GROUPS, channels // LEAST_CHANNELS)), 0, -1) if channels % count == 0
+    )
 
 
 def check_head(channels: int, norm: Norm) -> None:

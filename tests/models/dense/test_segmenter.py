@@ -16,7 +16,7 @@ from swin_mim import SimMIM, Swin, SwinConfig, SwinSegmenter
 from swin_mim.cli.convert import command
 from swin_mim.errors import UserError
 from swin_mim.hub import pretrained
-from swin_mim.models.dense.convolutions import BatchNorm
+from swin_mim.models.dense.convolutions import BatchNorm, groups_of
 from swin_mim.models.dense.segmenter import SegmenterOutput, segmentation_loss
 from swin_mim.training.loop.optim import adamw
 
@@ -258,6 +258,11 @@ def test_our_batch_norm_is_torchs():
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
     with pytest.raises(UserError, match='head_norm "group"'):
         BatchNorm(5)(torch.randn(1, 5, 1, 1))
+
+
+def test_groups_are_as_published_and_never_of_few_channels():
+    found = {channels: groups_of(channels) for channels in (4, 12, 32, 100, 128, 256, 512, 520)}
+    assert found == {4: 1, 12: 1, 32: 4, 100: 10, 128: 16, 256: 32, 512: 32, 520: 26}
 
 
 def test_layer_decay_falls_with_depth_and_heads_learn_at_the_full_rate():
