@@ -139,6 +139,7 @@ def test_metrics_are_those_of_one_process(way: str, segment: Recipe, whole_fpn: 
             assert b[key] == pytest.approx(a[key], abs=tolerance * wide, rel=tolerance * wide), key
 
 
+@pytest.mark.slow
 def test_continued_equals_uninterrupted(segment: Recipe, whole_segment: str) -> None:
     """To the last bit: weights, moments, averages, and all draws of the augmentation."""
     command = ("stopped", "--train.stop_after", "4 steps")
@@ -187,7 +188,6 @@ def test_evaluating_alone(segment: Recipe, whole_segment: str, masked: Path, tmp
     [
         (("--data.class_names", "None", "--data.num_classes", "2"), "has the class number 2, and 2 classes"),
         (("--data.ignore_index", "1"), "data.ignore_index 1 is the number of one of 3 classes"),
-        (("--data.masks", "nowhere"), "data.masks 'nowhere' is no folder"),
         (("--augment.scale", "2", "0.5"), "augment.scale (2.0, 0.5) must be min and max"),
     ],
 )
