@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import TINY, Recipe
 from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
@@ -149,10 +148,10 @@ def test_mistakes_are_told_in_one_line(flags, message, detect):
 
 @pytest.mark.slow
 def test_a_few_images_are_learned_by_heart(detect, tmp_path):
-    file = objects(tmp_path, "heart", 16, 2)
+    file = objects(tmp_path, "heart", 8, 2)
     flags = ["--data.source", file, "--data.validation", file, "--augment.scale", "1", "1", "--augment.flips", "none"]
-    flags += ["--train.duration", "250 steps", "--optim.base_lr", "0.25", "--train.ema", "0", "--model.embed_dim", "16"]
-    flags += ["--model.drop_path_rate", "0", "--model.head_channels", "32", "--log.evaluate_every", "250 steps"]
-    detect.run("heart", *flags, "--save.every", "250 steps", "--optim.warmup", "20 steps")
+    flags += ["--train.duration", "40 steps", "--optim.base_lr", "0.5", "--train.ema", "0", "--model.embed_dim", "16"]
+    flags += ["--model.drop_path_rate", "0", "--model.head_channels", "32", "--log.evaluate_every", "40 steps"]
+    detect.run("heart", *flags, "--save.every", "40 steps", "--optim.warmup", "5 steps")
     assert report(detect, "heart")["metrics"]["AP50"] > 0.9
-    assert torch.isfinite(torch.tensor(detect.losses("heart"))).all()
+    assert report(detect, "heart")["metrics"]["mask_AP50"] > 0.9
