@@ -30,8 +30,11 @@ hypothesis.settings.register_profile("swin_mim", deadline=None, derandomize="CI"
 hypothesis.settings.load_profile("swin_mim")
 
 
-LONGEST = ("recipes", "hub", "tools", "cli", "kernels", "models")
-"""Folders whose tests take longest, most of them by starting processes."""
+LONGEST = (
+    *("recipes", "test_notebook.py", "test_docs.py", "hub", "tools", "cli", "kernels", "models"),
+    *("test_api.py", "data", "weights"),
+)
+"""Folders and files whose tests take longest, most of them by starting processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

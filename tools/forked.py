@@ -25,6 +25,10 @@ IMPORTED = [
     "swin_mim.data.blue_marble.tiles",
     "swin_mim.training.models",
     "swin_mim.evaluation.measure",
+    "swin_mim.evaluation.probes",
+    "swin_mim.training.config.commands",
+    "swin_mim.training.run.export",
+    "jinja2",
     "timm.data",
     "matplotlib.pyplot",
 ]

@@ -15,6 +15,7 @@ from swin_mim.errors import UserError
 from swin_mim.training.distributed.prepare import prepare
 from swin_mim.training.distributed.processes import check_strategy
 from swin_mim.training.distributed.weight_average import WeightAverage
+from tools import forked
 
 SCRIPT = """
 import atexit, os, sys
@@ -62,28 +63,44 @@ main(sys.argv[2] == "fsdp")
 """
 
 
-def in_two_processes(folder: Path, text: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def in_two_processes(folder: Path, text: str, *arguments: str) -> str:
+    """Run a script to its end -> what the first process said."""
     script = folder / "script.py"
     script.write_text(text)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    return subprocess.run(
-        [*command, "--rdzv-endpoint", "127.0.0.1:0", str(script), str(folder), *arguments],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    words = [str(script), str(folder), *arguments]
+    ends = forked.run(words, folder, environment=ENVIRONMENT, processes=2, timeout=120)
+    assert [end.code for end in ends] == [0, 0], ends
+    return ends[0].said
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_parts_are_whole_again_and_no_thread_outlives_the_processes_work(tmp_path: Path, way: str) -> None:
-    """A thread of gloo that was at work when the interpreter ended aborted one run in twenty. FSDP2's stay, asleep."""
-    done = in_two_processes(tmp_path, SCRIPT, way)
-    assert done.returncode == 0, done.stderr
-    ends = [line for line in done.stdout.splitlines() if " ends with " in line]
+def test_parts_are_whole_again(tmp_path: Path) -> None:
+    in_two_processes(tmp_path, SCRIPT, "fsdp")
+
+
+def test_unsharded_parts_are_whole_and_no_thread_outlives_the_processes_work(tmp_path: Path) -> None:
+    """A thread of gloo that was at work when the interpreter ended aborted one run in twenty: so they end in earnest.
+
+    FSDP2's stay, asleep.
+    """
+    (tmp_path / "script.py").write_text(SCRIPT)
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "ddp"],
+            env=os.environ | ENVIRONMENT | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for own in forked.variables_of(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    ends = [line for text in said for line in text.splitlines() if " ends with " in line]
     assert len(ends) == 2
-    assert way == "fsdp" or not any("gloo" in line for line in ends), ends
+    assert not any("gloo" in line for line in ends), ends
 
 
 PRECISIONS = """
@@ -125,8 +142,8 @@ def trained(precision, fsdp):
     return torch.cat([value.flatten() for value in full.gather().state_dict().values()])
 
 exact = trained("fp32", fsdp=False)
-# the last digit: the optimizer's vectors end elsewhere
-torch.testing.assert_close(trained("fp32", fsdp=True), exact, atol=1e-9, rtol=0)
+# the last digit of weights under 1: the optimizer's vectors end elsewhere, and from its second step on all follows that
+torch.testing.assert_close(trained("fp32", fsdp=True), exact, atol=1e-7, rtol=0)
 replicated, shared = trained("bf16", fsdp=False), trained("bf16", fsdp=True)
 error = (replicated - exact).norm()
 print("error of bf16", error / exact.norm(), "and with FSDP2", (shared - exact).norm() / exact.norm())
@@ -138,9 +155,7 @@ assert (shared - replicated).norm() < 1.5 * error
 @pytest.mark.slow
 def test_fsdp_gathers_weights_in_bf16_and_agrees_with_ddp_within_its_error(tmp_path: Path) -> None:
     """In fp32 to the last digit."""
-    done = in_two_processes(tmp_path, PRECISIONS)
-    assert done.returncode == 0, done.stderr
-    assert "error of bf16" in done.stdout
+    assert "error of bf16" in in_two_processes(tmp_path, PRECISIONS)
 
 
 def accelerator(**values: object) -> SimpleNamespace:
