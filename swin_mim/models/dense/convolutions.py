@@ -13,8 +13,8 @@ Norm = Literal["batch", "group"]
 """Batch normalisation, as published; group normalisation, in which no image depends on another."""
 
 MOST_GROUPS, LEAST_CHANNELS = 32, 8
-"""Groups of a group norm, as published (arXiv 1803.08494), and channels of each. Pyramid pooling norms maps of one cell,
-where two channels would become 1 and -1, whatever they were."""
+"""Groups of a group norm, as published (arXiv 1803.08494), and channels of each. Of a map of one cell, which pooling
+makes, two channels would become 1 and -1, whatever they were."""
 
 
 class ConvNorm(nn.Module):
