@@ -1,9 +1,6 @@
 """Packing as a command: what it prints, its exit codes, and a real pretraining with the options it gives."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from PIL import Image
 from swin_mim.cli import prepare
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.errors import CANNOT_WRITE, INTERRUPTED, MISTAKE
+from tools import forked
 
 TINY = {
     "run": {"name": "tiny"},
@@ -70,20 +68,18 @@ def test_a_pretraining_with_the_options_that_it_prints(
     assert summary.startswith(f"{packed}: 24 images, 0.")
     assert head == "to train on them:"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "swin_mim", "pretrain", "--config", "tiny.yaml"]
-    done = subprocess.run(
-        [*command, *options.split()],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
+    (end,) = forked.run(
+        ["-m", "swin_mim", "pretrain", "--config", "tiny.yaml", *options.split()],
+        tmp_path,
+        environment={"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        variables={"HF_HOME": str(tmp_path / "cache")},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert end.code == 0, end.said
     config = yaml.safe_load((tmp_path / "runs/tiny/config.yaml").read_text())
     manifest = json.loads((packed / "packed.json").read_text())
     np.testing.assert_allclose(config["data"]["mean"], manifest["mean"], atol=1e-4)
     np.testing.assert_allclose(config["data"]["std"], manifest["std"], atol=1e-4)
-    assert "22 images and 2 held out" in done.stdout + done.stderr
+    assert "22 images and 2 held out" in end.said
     assert list((tmp_path / "cache").rglob("*.arrow")) == []
 
 

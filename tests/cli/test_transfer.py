@@ -14,6 +14,7 @@ from PIL import Image
 
 from swin_mim import SimMIM, SwinConfig
 from swin_mim.cli.transfer.cells import Cell, balanced, second_half
+from swin_mim.cli.transfer.command import main
 from swin_mim.cli.transfer.report import plot, summary, table
 
 
@@ -189,10 +190,17 @@ def test_ctrl_c_stops_the_runs_with_checkpoints_and_the_same_command_goes_on(
         assert list((file.parent / "checkpoints").glob("step_*"))
 
 
-def test_a_failing_run_is_named_with_what_it_said(comparison: list[str]) -> None:
-    done = subprocess.run([*comparison, "--", "--optim.warmup", "6 steps"], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert "failed (error: optim.warmup '6 steps' does not end before the run" in done.stderr.splitlines()[-1]
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Compare in this process -> what was said on stderr."""
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_failing_run_is_named_with_what_it_said(comparison: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused([*comparison[4:], "--", "--optim.warmup", "6 steps"], capsys)
+    assert "failed (error: optim.warmup '6 steps' does not end before the run" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("flags", "text"), [
@@ -203,8 +211,9 @@ def test_a_failing_run_is_named_with_what_it_said(comparison: list[str]) -> None
     (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
     (["--", "--data.multi_label"], "data.multi_label"),
 ])  # fmt: skip
-def test_a_users_mistake_is_one_line(flags: list[str], text: str, comparison: list[str]) -> None:
-    done = subprocess.run([*comparison, *flags], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert text in done.stderr
-    assert done.stderr.strip().count("\n") == 0
+def test_a_users_mistake_is_one_line(
+    flags: list[str], text: str, comparison: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused([*comparison[4:], *flags], capsys)
+    assert text in said
+    assert said.strip().count("\n") == 0
