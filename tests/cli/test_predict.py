@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
+from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, SwinSegmenter
 from swin_mim.cli import predict
 from tools import forked
 
@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier.save_pretrained(root / "fine")
     SimMIM(CONFIG).save_pretrained(root / "mim")
     Swin(CONFIG).save_pretrained(root / "swin")
+    SwinSegmenter(CONFIG, 3, head="fpn").save_pretrained(root / "seg")
     return root
 
 
@@ -103,6 +104,10 @@ def test_parquet_several_labels_and_single_files(folder: Path, tmp_path: Path) -
             "mim is a SimMIM, not a classifier: swin-mim reconstruct draws what it predicts, swin-mim embed writes",
         ),
         ("swin", "swin is a Swin, not a classifier: swin-mim embed writes its features, and swin-mim finetune makes a"),
+        (
+            "seg",
+            "seg is a SwinSegmenter, not a classifier: swin-mim segment --evaluate --predictions FOLDER writes its",
+        ),
         ("none", "does not exist"),
     ],
 )

@@ -17,7 +17,7 @@ from swin_mim.errors import UserError
 from swin_mim.evaluation.outputs.collect import Outputs, Rows, collect, reader_of
 from swin_mim.evaluation.outputs.images import image_name, is_streamed, labels_of, open_images
 from swin_mim.evaluation.outputs.job import PART_BYTES, Job, part_size, parts_beside
-from swin_mim.evaluation.outputs.parts import digest
+from swin_mim.evaluation.outputs.parts import Manifest, digest
 from swin_mim.files import replacing, sha256
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin
@@ -243,7 +243,7 @@ def embedding_job(
     data = data_config(spec, model, name, given)
     source = open_images(data)
     labels = labels_of(data, source, label_column)
-    about = {"model": digest(outputs.model), "preprocessing": repr(model.preprocessing), "stage": str(stage)}
+    about: Manifest = {"model": digest(outputs.model), "preprocessing": repr(model.preprocessing), "stage": str(stage)}
     about |= {"labels": None if labels is None else sha256([repr(list(labels)).encode()])}
     image_bytes = 4 * sum(math.prod(shape) for shape in outputs.shapes.values())
     common: dict[str, Any] = {"images": data, "source": source, "outputs": outputs, "labels": labels}

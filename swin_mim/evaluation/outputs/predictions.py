@@ -48,13 +48,15 @@ def prediction_table(names: Sequence[str], *, multi_label: bool) -> Callable[[An
         chances = (values.sigmoid() if multi_label else values.softmax(dim=1)).numpy()
         columns: dict[str, Any] = {"image": table["image"]}
         if multi_label:
-            said = [";".join(names[number] for number in np.flatnonzero(row)) for row in chances > 0.5]
+            said = [";".join(names[number] for number in np.flatnonzero(row).tolist()) for row in chances > 0.5]
         else:
             best = logits.argmax(axis=1)
-            said = [names[number] for number in best]
+            said = [names[number] for number in best.tolist()]
             columns["probability"] = _rounded(chances[np.arange(len(best)), best], missing)
         columns["predicted"] = pa.array(said, pa.string(), mask=missing)
-        ordered = {name: columns[name] for name in ("image", "predicted", "probability") if name in columns}
+        ordered: dict[str, Any] = {
+            name: columns[name] for name in ("image", "predicted", "probability") if name in columns
+        }
         for number, name in enumerate(names):
             ordered[f"probability of {name}"] = _rounded(chances[:, number], missing)
         return pa.table(ordered | {"error": table["error"]})

@@ -13,6 +13,10 @@ USES = {
     "Swin": "swin-mim embed writes its features, and swin-mim finetune makes a classifier of it",
     "SimMIM": "swin-mim reconstruct draws what it predicts, swin-mim embed writes its features, and swin-mim finetune "
     "makes a classifier of it",
+    "SwinSegmenter": "swin-mim segment --evaluate --predictions FOLDER writes its masks, and swin-mim embed its "
+    "features",
+    "SwinDetector": "swin-mim detect --evaluate --predictions FILE.json writes what it finds, and swin-mim embed its "
+    "features",
     "SwinClassifier": "swin-mim predict says the classes of images, and swin-mim embed writes its features",
 }
 """What a model of each kind is for."""
