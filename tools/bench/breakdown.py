@@ -279,6 +279,10 @@ class Handed(nn.Module):
     def encode(self, tokens: Tensor) -> Tensor:
         return self.features
 
+    def encode_stages(self, tokens: Tensor) -> list[Tensor]:
+        """Of the last stage alone, from which the pixels are decoded."""
+        return [self.features]
+
 
 class OfOneTensor(nn.Module):
     """A module with its further arguments."""
