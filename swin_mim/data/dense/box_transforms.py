@@ -136,9 +136,9 @@ class DetectionTransform:
                 assert shape is not None, "checked when the images were opened"
                 shapes[place, : placed.window[0], : placed.window[1]] = drawn(shape, placed)
             # what a window shows of an object may be less than what it shows of its box
-            for index, shape in zip(kept, shapes, strict=True):
+            for index, pixels in zip(kept, shapes, strict=True):
                 if placed.cuts(objects.boxes[index]):
-                    boxes[index] = _bounds(shape)
+                    boxes[index] = _bounds(pixels)
             visible = shapes.any(axis=(1, 2)) & _large(boxes[kept])
             kept, shapes = kept[visible], shapes[visible]
             target["packed"] = torch.from_numpy(np.packbits(shapes, axis=2))

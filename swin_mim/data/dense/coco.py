@@ -150,11 +150,10 @@ class _Reader:
                 raise UserError(f"{self._path}: two annotations have the id {identity}")
             seen.add(identity)
             image, what = self._image_of(annotation, identity)
-            label = self._number.get(annotation.get("category_id"), -1)
+            category: Any = annotation.get("category_id")
+            label = self._number.get(category, -1)
             if label < 0:
-                raise UserError(
-                    f"{what} is of category {annotation.get('category_id')!r}, which the file does not have"
-                )
+                raise UserError(f"{what} is of category {category!r}, which the file does not have")
             try:
                 box = checked_box(annotation.get("bbox"), self.size(image), what)
             except UserError as error:
@@ -164,15 +163,15 @@ class _Reader:
                     ) from None
                 left_out.append(str(error))
                 continue
-            shape, area = self._shape(annotation, image, what), annotation.get("area")
-            area = float(area) if _is_number(area) else float((box[2] - box[0]) * (box[3] - box[1]))
+            shape, said = self._shape(annotation, image, what), annotation.get("area")
+            area = float((box[2] - box[0]) * (box[3] - box[1])) if said is None or not _is_number(said) else float(said)
             found[image].append((box, label, shape, bool(annotation.get("iscrowd", 0)), area))
         if left_out:
             _log.warning("%s left out, the first: %s", counted(len(left_out), "box", "boxes"), left_out[0])
         return {image: collected(each) for image, each in found.items()}
 
     def _image_of(self, annotation: Mapping[str, Any], identity: Any) -> tuple[int, str]:
-        image = annotation.get("image_id")
+        image: Any = annotation.get("image_id")
         if image not in self._entries:
             raise UserError(f"{self._path}: annotation {identity} is of image {image!r}, which the file does not have")
         return image, f"{self._path}: annotation {identity} of {self._entries[image].get('file_name')!r}"

@@ -227,7 +227,7 @@ def _found(index: int, size: Size, found: dict[str, Tensor]) -> Found:
 
 
 def _annotations(found: Sequence[Found], truth: ImagesWithObjects, *, shapes: bool) -> list[dict[str, Any]]:
-    entries = []
+    entries: list[dict[str, Any]] = []
     for each in found:
         objects = truth.objects[each.image]
         for place in range(len(objects)):
@@ -262,8 +262,14 @@ def _results(found: Sequence[Found], kind: str) -> list[dict[str, Any]]:
     for each in found:
         for place in range(len(each.labels)):
             box = _corner_and_size(each.boxes[place])
-            entry = {"id": len(entries) + 1, "image_id": each.image, "category_id": int(each.labels[place])}
-            entry |= {"bbox": box, "score": float(each.scores[place]), "area": box[2] * box[3], "iscrowd": 0}
+            entry: dict[str, Any] = {"id": len(entries) + 1, "image_id": each.image}
+            entry |= {
+                "category_id": int(each.labels[place]),
+                "bbox": box,
+                "score": float(each.scores[place]),
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
             if kind == "segm" and each.shapes is not None:
                 shape = each.shapes[place]
                 entry |= {"segmentation": shape, "area": float(coco_masks("a shape").area(shape))}

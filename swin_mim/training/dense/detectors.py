@@ -57,7 +57,9 @@ def build_detector(
     Raises:
         UserError: the weights cannot be read, or are of another architecture than the settings name.
     """
-    heads = {"masks": masks, **({} if model.head_channels is None else {"head_channels": model.head_channels})}
+    heads: dict[str, Any] = {"masks": masks}
+    if model.head_channels is not None:
+        heads["head_channels"] = model.head_channels
     if checkpoint is not None:
         built = SwinDetector.from_pretrained(checkpoint, drop_path_rate=model.drop_path_rate, **options)
     elif model.pretrained is not None:
