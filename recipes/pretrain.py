@@ -37,6 +37,7 @@ from swin_mim.training.run.export import Exporter, check_export, export_pretrain
 from swin_mim.training.run.folder import reported
 from swin_mim.training.run.run import open_run
 from swin_mim.training.run.tracking import summary
+from swin_mim.training.teaching import lessons_of
 
 
 def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
@@ -52,11 +53,12 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         schedule = TrainingSchedule.from_config(config, images=len(images.training), accumulation=run.accumulation)
 
         # Model: new weights, those of model.pretrained, or the run's own newest checkpoint.
-        model = build_simmim(config, images.preprocessing, resuming=run.newest is not None)
+        lessons = lessons_of(config, images.preprocessing, run)
+        model = build_simmim(config, images.preprocessing, resuming=run.newest is not None, teacher_width=lessons.width)
         origin = check_export(run, model, images.training)
         optimizer = partial(adamw, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
         trained = run.prepare(model, optimizer)
-        checkpoints = run.begin(model, trained, schedule, images.training)
+        checkpoints = run.begin(model, trained, schedule, images.training, **lessons.facts)
 
         # Task: normalised and masked on the device, the mask a function of seed and position -> loss.
         swin, size = model.encoder.config, as_pair(model.encoder.config.image_size)
@@ -66,7 +68,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         def loss_of(batch: Batch) -> Tensor:
             valid = batch.valid_on(run.device)
             mask = masks.draw(len(batch.images), seed=config.run.seed, start=batch.start, device=run.device, **valid)
-            return trained.model(preprocess(batch.images), mask, masks.cells, **valid).loss
+            pixels = preprocess(batch.images)
+            return trained.model(pixels, mask, masks.cells, **valid, **lessons(pixels, **valid)).loss
 
         loader = TrainingLoader(
             images.training,

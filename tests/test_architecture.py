@@ -25,7 +25,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "fsspec": ("swin_mim/data/",),
     "huggingface_hub": ("swin_mim/hub/", "swin_mim/weights/"),
     "deepspeed": (),
-    "timm": ("swin_mim/data/transforms/", "swin_mim/cli/convert/", "tools/"),
+    "timm": ("swin_mim/data/transforms/", "swin_mim/models/targets/", "swin_mim/cli/convert/", "tools/"),
     "transformers": ("swin_mim/cli/convert/", "tools/"),
     "triton": ("swin_mim/kernels/",),
 }

@@ -1,7 +1,7 @@
 """A published model as files: read strictly, written whole or not at all.
 
     model.safetensors        encoder (+ head.fc.*) under timm's names
-    mim_head.safetensors     mask_token, decoder.0.*, stage_heads.* (SimMIM only)
+    mim_head.safetensors     mask_token, decoder.0.*, stage_heads.*, teacher_head.* (SimMIM only)
     dense_head.safetensors   head of a model for a dense task: see weights/dense_heads.py
     config.json              see config_json.py
     README.md                the card
@@ -39,8 +39,7 @@ from swin_mim.weights.dense_heads import (
     to_upernet,
     upernet_settings,
 )
-from swin_mim.weights.heads import NAME as HEADS
-from swin_mim.weights.heads import head_outputs, heads_in, told_by
+from swin_mim.weights.heads import TEACHER, head_outputs, heads_in, is_head, told_by
 from swin_mim.weights.library_configs import hints, transformers_documents
 from swin_mim.weights.pickled_file import is_pickled, load_pickled, microsoft_settings
 from swin_mim.weights.prefixes import Selection, select
@@ -239,7 +238,8 @@ def interpret(
             parts = description.config, description.kind, description.num_classes
             every_stage = bool(description.stage_weights)
             sim_mim = description.kind == "SimMIM"
-            heads = head_outputs(description.config, description.target, every_stage) if sim_mim else {}
+            said_of_heads = description.config, description.target, every_stage, description.teacher_width
+            heads = head_outputs(*said_of_heads) if sim_mim else {}
             network.check_shapes(shapes, *parts, by=CONFIG, heads=heads)
         else:
             said = hints(config or {}, CONFIG, processor=processor) | said
@@ -356,7 +356,8 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
         names = counted(len(labels), "name of a class", "names of classes")
         verb = "is" if len(labels) == 1 else "are"
         raise UserError(f"there {verb} {names} and {counted(classes, 'output')} of the head")
-    target, every_stage = told_by(heads_in(shapes), config)
+    heads = heads_in(shapes)
+    target, every_stage = told_by(heads, config)
     return Description(
         kind,
         config,
@@ -372,6 +373,7 @@ def guess(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> Description:
             hints.get("scale", plain.scale),
         ),
         stage_weights=(1 / config.num_stages,) * config.num_stages if every_stage else (),
+        teacher_width=heads.get(TEACHER, 0),
     )
 
 
@@ -485,7 +487,7 @@ def write_document(path: Path, content: Mapping[str, Any]) -> None:
 
 def is_mim_head(name: str) -> bool:
     """Whether a tensor is only there for masked image modelling."""
-    return name == "mask_token" or name.startswith(("decoder.", f"{HEADS}."))
+    return name == "mask_token" or name.startswith("decoder.") or is_head(name)
 
 
 def _document(folder: Path | None, name: str) -> dict[str, Any] | None:

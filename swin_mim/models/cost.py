@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from swin_mim.architecture import POSITION_HIDDEN, SwinConfig
+from swin_mim.weights.heads import TEACHER, taught_stage
 
 Kind = Literal["embedding", "merging", "block", "head"]
 
@@ -272,7 +273,11 @@ def _head(config: SwinConfig, cells: int) -> Part:
 
 
 def _stage_head(config: SwinConfig, stage: int, outputs: int, decoded: int) -> Part:
-    """One that predicts pixels does so for the cells that are decoded, of histograms for all."""
+    """One that predicts pixels does so for the cells that are decoded, of histograms for all, of features for one."""
+    if stage == TEACHER:
+        channels = config.stage_dim(taught_stage(config))
+        product = Product(1, channels, outputs)
+        return Part("head", channels * outputs + outputs, 0, channels, (product,), outputs=outputs)
     channels, every, last = config.stage_dim(stage), math.prod(config.stage_grid(stage)), config.num_stages - 1
     of_pixels = outputs == config.in_channels * (config.patch_size * 2**stage) ** 2
     rows = min(every, decoded * 4 ** (last - stage)) if of_pixels else every

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
+from swin_mim.models.linear import Linear
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.targets.hog import Hog, masked_l2
@@ -17,7 +19,7 @@ from swin_mim.models.targets.pixels import MaskedCells, MimOutput, PixelDecoder,
 from swin_mim.models.targets.stages import check_stage_weights, stage_heads
 from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
-from swin_mim.weights.heads import NAME, Target, hog_cell
+from swin_mim.weights.heads import Target, hog_cell, is_head, taught_stage
 
 __all__ = ["MimOutput", "SimMIM"]
 
@@ -31,6 +33,8 @@ class SimMIM(Pretrained):
             histograms of oriented gradients (`targets.hog`). Then the decoder still predicts pixels, for pictures,
             and learns without touching the encoder.
         stage_weights: of the losses of the stages, each of which predicts the target; empty: the last alone does.
+        teacher_width: features of a teacher that the stage before the last predicts too; 0: none.
+        teacher_weight: of the loss of these features, which counts in training alone.
         attention, activation_checkpointing: as in `Swin`.
     """
 
@@ -44,6 +48,8 @@ class SimMIM(Pretrained):
         *,
         target: Target = "pixels",
         stage_weights: Sequence[float] = (),
+        teacher_width: int = 0,
+        teacher_weight: float = 1.0,
         attention: Backend = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
@@ -64,9 +70,19 @@ class SimMIM(Pretrained):
         self.stage_cells = nn.ModuleDict(
             {} if hog else {stage: MaskedCells(stride, config.patch_size) for stage, stride in strides.items()}
         )
+        self.teacher_width, self.teacher_weight = teacher_width, teacher_weight
+        width = config.stage_dim(taught_stage(config))
+        self.teacher_head = Linear(width, teacher_width) if teacher_width else None
         self.hog = Hog([hog_cell(stride) for stride in strides.values()]) if hog else None
 
-    def forward(self, images: Tensor, mask: Tensor, cells: int | None = None, valid: Tensor | None = None) -> MimOutput:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        cells: int | None = None,
+        valid: Tensor | None = None,
+        taught: Tensor | None = None,
+    ) -> MimOutput:
         """Loss and prediction.
 
         Args:
@@ -77,6 +93,7 @@ class SimMIM(Pretrained):
             cells: decode only so many cells of the last stage per image, those with anything masked first: the same
                 loss for less (`masking.masked_cells` knows how many there are). If an image has more, the loss is
                 NaN: to find out in time would make a GPU wait. None: all.
+            taught: fp32 (B, teacher_width), what a teacher says of the images; None: there is nothing to learn of it.
         """
         if valid is not None:
             _check_valid(valid, images)
@@ -85,19 +102,34 @@ class SimMIM(Pretrained):
         if mask.dtype != torch.bool or mask.shape != tokens.shape[:3]:
             raise UserError(f"mask must be bool {tuple(tokens.shape[:3])}, not {mask.dtype} {tuple(mask.shape)}")
         tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        target = self.targets(images, valid)
-        if not self.stage_heads:
-            features = self.encoder.encode(tokens)
-            return decoded(self.decoder, self.masked_cells, features, target, mask, cells, valid)
         stages = self.encoder.encode_stages(tokens)
+        out = self._predicted(images, stages, mask, cells, valid)
+        return out if taught is None else self._taught(out, stages[taught_stage(self.encoder.config)], taught)
+
+    def _predicted(
+        self, images: Tensor, stages: Sequence[Tensor], mask: Tensor, cells: int | None, valid: Tensor | None
+    ) -> MimOutput:
+        """The decoder's pixels, and the losses of all heads that predict the target."""
+        target = self.targets(images, valid)
         # of a target that is not pixels the decoder only looks on
         last = stages[-1] if self.hog is None else stages[-1].detach()
         pixels = decoded(self.decoder, self.masked_cells, last, target, mask, cells, valid)
+        if not self.stage_heads:
+            return pixels
         if self.hog is None:
             losses = self._pixel_losses(stages, target, mask, cells, valid) | {len(stages) - 1: pixels.loss}
             return self._together(pixels, losses)
         together = self._together(pixels, self._hog_losses(stages, images, mask, valid))
         return together._replace(loss=together.loss + pixels.loss)
+
+    def _taught(self, out: MimOutput, features: Tensor, taught: Tensor) -> MimOutput:
+        """With 1 less the cosine between a teacher's features and the projected mean of those of a stage."""
+        if self.teacher_head is None:
+            raise UserError("this model has no head for a teacher's features: make it with teacher_width")
+        said = self.teacher_head(features.mean((1, 2))).float()
+        loss = (1 - F.cosine_similarity(said, taught, dim=1)).mean()
+        parts = (out.parts or {"loss": out.loss.detach()}) | {"teacher_loss": loss.detach()}
+        return out._replace(loss=out.loss + self.teacher_weight * loss, parts=parts)
 
     def _pixel_losses(
         self, stages: Sequence[Tensor], target: Tensor, mask: Tensor, cells: int | None, valid: Tensor | None
@@ -161,15 +193,17 @@ class SimMIM(Pretrained):
 
     def description(self) -> Description:
         """What config.json says of this model."""
-        return replace(super().description(), target=self.target, stage_weights=self.stage_weights)
+        heads: dict[str, Any] = {"stage_weights": self.stage_weights, "teacher_width": self.teacher_width}
+        return replace(super().description(), target=self.target, **heads)
 
     @classmethod
     def _arguments(cls, description: Description) -> dict[str, Any]:
-        return {"target": description.target, "stage_weights": description.stage_weights}
+        heads = {"stage_weights": description.stage_weights, "teacher_width": description.teacher_width}
+        return {"target": description.target, **heads}
 
     @classmethod
     def _of_head(cls, name: str) -> bool:
-        return super()._of_head(name) or name.startswith(f"{NAME}.")
+        return super()._of_head(name) or is_head(name)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
         grid = [side // self.encoder.config.patch_size for side in images.shape[2:]]

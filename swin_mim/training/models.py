@@ -25,12 +25,15 @@ from swin_mim.training.config.pretrain_checks import stage_weights, swin_config
 _LOG = logging.getLogger(__name__)
 
 
-def build_simmim(config: PretrainConfig, preprocessing: Preprocessing, *, resuming: bool = False) -> SimMIM:
+def build_simmim(
+    config: PretrainConfig, preprocessing: Preprocessing, *, resuming: bool = False, teacher_width: int = 0
+) -> SimMIM:
     """Build the masked image model of a pretraining, in training mode, with weights that its seed decides.
 
     Args:
         preprocessing: how the images become its input.
         resuming: the weights will come from a checkpoint, whatever `model.pretrained` says.
+        teacher_width: features of the teacher, 0 without one.
 
     Raises:
         UserError: model.pretrained cannot be read, or is of another architecture.
@@ -38,6 +41,7 @@ def build_simmim(config: PretrainConfig, preprocessing: Preprocessing, *, resumi
     settings, train = config.model, config.train
     options: dict[str, Any] = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
     options |= {"target": settings.target, "stage_weights": stage_weights(settings)}
+    options |= {"teacher_width": teacher_width, "teacher_weight": config.teacher.weight}
     swin = swin_config(settings)
     torch.manual_seed(config.run.seed)
     if settings.pretrained and not resuming:

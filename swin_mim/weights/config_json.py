@@ -118,6 +118,8 @@ class Description:
     """Settings of the head of a model for a dense task: see `dense_heads.py`."""
     stage_weights: tuple[float, ...] = ()
     """Of a masked image model in which every stage predicts the target, the weights of their losses."""
+    teacher_width: int = 0
+    """Of one that predicts the features of a teacher too, how many these are."""
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -179,6 +181,7 @@ def document(description: Description) -> dict[str, Any]:
             "config": _written(config),
             **({"target": description.target} if description.kind == "SimMIM" else {}),
             **({"stage_weights": list(description.stage_weights)} if description.stage_weights else {}),
+            **({"teacher_width": description.teacher_width} if description.teacher_width else {}),
             **({"num_classes": description.num_classes, **labels, "head": dict(description.head)} if dense else {}),
             "channels": None if preprocessing.channels is None else list(preprocessing.channels),
             **_of_rasters(preprocessing),
@@ -231,6 +234,7 @@ def describe(document: Mapping[str, Any], where: str) -> Description:
         _preprocessing(document, own, config.in_channels, where),
         read_settings(kind, own, where),
         _stage_weights(own.get("stage_weights"), kind, config.num_stages, where),
+        _teacher_width(own.get("teacher_width", 0), kind, where),
     )
 
 
@@ -320,6 +324,13 @@ def _labels(value: Any, num_classes: int, where: str) -> tuple[str, ...] | None:
             f"{where}: label_names is {short(value)}: expected {counted(num_classes, 'text')}, as num_classes says"
         )
     return tuple(value)
+
+
+def _teacher_width(value: Any, kind: Kind, where: str) -> int:
+    if not is_int(value) or value < 0 or (value and kind != "SimMIM"):
+        raise UserError(f"{where}: swin_mim.teacher_width is {short(value)}: expected a number of features of a SimMIM")
+    check_limit("teacher_width", value, where)
+    return int(value)
 
 
 def _stage_weights(value: Any, kind: Kind, stages: int, where: str) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swin_mim.errors import UserError
 from swin_mim.kernels.window_geometry import relative_coordinates
-from swin_mim.weights.heads import NAME
+from swin_mim.weights.heads import NAME, TEACHER_NAME, is_head
 from swin_mim.weights.layouts import LAYOUTS, OURS, OURS_OF, PARTS, PARTS_OF, REFUSED, Format, Kind, Layout
 
 Shape = tuple[int, ...]
@@ -170,7 +170,7 @@ def to_theirs(
 def left_out(format: Format, names: Collection[str]) -> tuple[str, ...]:
     """Our names among these that the format has no place for, as mask token and decoder of timm and torchvision."""
     layout = _written_layout(format, "SimMIM", version_of(names))
-    absent = [part for part in (*PARTS_OF["SimMIM"], NAME) if getattr(layout, part) is None]
+    absent = [part for part in (*PARTS_OF["SimMIM"], NAME, TEACHER_NAME) if getattr(layout, part) is None]
     return tuple(sorted(name for name in names if name.split(".")[0] in absent))
 
 
@@ -201,6 +201,7 @@ def _names(layout: Layout, depths: Sequence[int]) -> Iterator[tuple[str, ...]]:
         for module in ("norm", "proj"):
             heads = layout.stage_heads
             yield from _weight_and_bias(None if heads is None else _fill(layout, heads, stage) + module)
+    yield from _weight_and_bias(layout.teacher_head)
 
 
 def _block_names(layout: Layout, prefix: str) -> Iterator[tuple[str, ...]]:
@@ -245,7 +246,7 @@ def _optional_part(name: str) -> str:
     """The part that one of our names belongs to, of those that a network may lack; "" for the others."""
     if name.endswith((".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")):
         return "qkv"
-    if ".norm3." in name or name.startswith(f"{NAME}."):
+    if ".norm3." in name or is_head(name):
         return name.rpartition(".")[0]  # each for itself: which blocks or stages have one, a setting decides
     part = name.split(".")[0]
     return part if part in PARTS else ""

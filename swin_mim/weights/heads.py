@@ -11,6 +11,8 @@ BINS, CELL = 9, 8
 """Orientations of a histogram of gradients, and pixels along the side of the square that has one."""
 NAME = "stage_heads"
 """What the names of their tensors begin with."""
+TEACHER, TEACHER_NAME = -1, "teacher_head"
+"""What stands for a stage where a head predicts the features of a teacher, and what its tensors are named by."""
 
 
 def hog_cell(stride: int) -> int:
@@ -18,11 +20,17 @@ def hog_cell(stride: int) -> int:
     return min(CELL, stride)
 
 
-def head_outputs(config: SwinConfig, target: Target, every_stage: bool) -> dict[int, int]:
+def is_head(name: str) -> bool:
+    """Whether a tensor is of such a head."""
+    return name.startswith((f"{NAME}.", f"{TEACHER_NAME}."))
+
+
+def head_outputs(config: SwinConfig, target: Target, every_stage: bool, teacher_width: int = 0) -> dict[int, int]:
     """Outputs for a cell of a stage's grid, by stage, of all heads besides the decoder, which predicts pixels.
 
     Args:
         every_stage: whether every stage predicts, or the last alone.
+        teacher_width: features of a teacher that are predicted too, by the stage before the last (`TEACHER`).
 
     Raises:
         UserError: tokens do not fit the squares of target hog.
@@ -37,10 +45,16 @@ def head_outputs(config: SwinConfig, target: Target, every_stage: bool) -> dict[
     stages = range(last + 1) if every_stage else (last,)
     strides = {stage: config.patch_size * 2**stage for stage in stages}
     if target == "hog":
-        return {
-            stage: config.in_channels * BINS * (stride // hog_cell(stride)) ** 2 for stage, stride in strides.items()
-        }
-    return {stage: config.in_channels * stride**2 for stage, stride in strides.items() if stage < last}
+        squares = {stage: (stride // hog_cell(stride)) ** 2 for stage, stride in strides.items()}
+        outputs = {stage: config.in_channels * BINS * number for stage, number in squares.items()}
+    else:
+        outputs = {stage: config.in_channels * stride**2 for stage, stride in strides.items() if stage < last}
+    return outputs | ({TEACHER: teacher_width} if teacher_width else {})
+
+
+def taught_stage(config: SwinConfig) -> int:
+    """The stage that predicts the features of a teacher."""
+    return max(0, config.num_stages - 2)
 
 
 def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
@@ -49,6 +63,8 @@ def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
     for name, shape in shapes.items():
         if name.startswith(f"{NAME}.") and name.endswith(".proj.weight"):
             found[int(name.split(".")[1])] = shape[0]
+    if f"{TEACHER_NAME}.weight" in shapes:
+        found[TEACHER] = shapes[f"{TEACHER_NAME}.weight"][0]
     return found
 
 
@@ -62,7 +78,7 @@ def told_by(heads: Mapping[int, int], config: SwinConfig) -> tuple[Target, bool]
     for target in targets:
         for every_stage in (False, True):
             try:
-                if head_outputs(config, target, every_stage) == heads:
+                if head_outputs(config, target, every_stage, heads.get(TEACHER, 0)) == heads:
                     return target, every_stage
             except UserError:  # no such target with these strides
                 continue

@@ -6,6 +6,7 @@ from typing import Any
 from swin_mim.errors import UserError
 
 _LARGEST = {
+    "teacher_width": 1 << 16,
     "image_size": 1 << 16,
     "patch_size": 1 << 10,
     "in_channels": 1 << 12,

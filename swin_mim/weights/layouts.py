@@ -63,6 +63,8 @@ class Layout:
     decoder: str | None = "decoder.0"
     stage_heads: str | None = None
     """Of a masked image model of ours: what each stage may have for its predictions."""
+    teacher_head: str | None = None
+    """What it may have to predict the features of a teacher."""
     position_index: str | None = None
     """Buffer of a block that its window decides."""
     flat_index: bool = False
@@ -77,6 +79,7 @@ OURS = Layout(
     "swin_mim",
     ("SimMIM", "Swin", "SwinClassifier", "SwinSegmenter", "SwinDetector"),
     stage_heads="stage_heads.{stage}.",
+    teacher_head="teacher_head",
 )
 MICROSOFT = Layout(
     "microsoft",
@@ -130,10 +133,19 @@ MMPRETRAIN = Layout(
 )
 
 _OF_V1 = (
-    replace(OURS, format="timm", mask_token=None, decoder=None, stage_heads=None),
+    replace(OURS, format="timm", mask_token=None, decoder=None, stage_heads=None, teacher_head=None),
     OURS,
     replace(OURS, format="checkpoint", kinds=tuple(kind for kind in OURS.kinds if kind != "Swin"), prefix="encoder."),
-    replace(OURS, format="checkpoint", kinds=("Swin",), head=None, mask_token=None, decoder=None, stage_heads=None),
+    replace(
+        OURS,
+        format="checkpoint",
+        kinds=("Swin",),
+        head=None,
+        mask_token=None,
+        decoder=None,
+        stage_heads=None,
+        teacher_head=None,
+    ),
     replace(
         MICROSOFT,
         kinds=("SimMIM",),

@@ -7,7 +7,7 @@ from swin_mim.architecture import POSITION_HIDDEN, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Kind
 from swin_mim.weights.formats import version_of
-from swin_mim.weights.heads import NAME, heads_in
+from swin_mim.weights.heads import NAME, TEACHER, TEACHER_NAME, heads_in, taught_stage
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -149,6 +149,9 @@ def expected_shapes(
         yield "decoder.0.weight", (pixels, config.num_features, 1, 1)
         yield "decoder.0.bias", (pixels,)
         for stage, outputs in heads.items():
+            if stage == TEACHER:
+                yield from _linear(TEACHER_NAME, outputs, config.stage_dim(taught_stage(config)))
+                continue
             if stage < config.num_stages - 1:
                 yield from _norm(f"{NAME}.{stage}.norm", config.stage_dim(stage))
             yield from _linear(f"{NAME}.{stage}.proj", outputs, config.stage_dim(stage))

@@ -1,6 +1,7 @@
 """Images of six channels and 16 bits with gaps, which are not square: a run from the files to the published model."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import tifffile
 import torch
 from conftest import TINY, Recipe
 from PIL import Image
+from safetensors.torch import load_file
 
-from swin_mim import SimMIM, Swin, SwinClassifier
+from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.data.blue_marble.tiles import climate_zones, package_file
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sources.open import open_source
@@ -120,6 +122,43 @@ def test_runs_with_other_heads_continue(rasters: Recipe, name: str) -> None:
     assert len(list((folder / "samples").glob("*.png"))) == 2
     loaded = SimMIM.from_pretrained(folder / "export")
     assert set(loaded.part_names) == {"loss", *others[name]}
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """A Swin of three channels, with weights that are not those of any other."""
+    encoder = Swin(SwinConfig(64, embed_dim=8, depths=(1, 1, 1), num_heads=(1, 2, 4), window_size=4, version=2))
+    return encoder.save_pretrained(tmp_path / "teacher")
+
+
+def test_a_run_with_a_teacher_continues_with_this_teacher_alone(rasters: Recipe, teacher: Path) -> None:
+    """Which sees three of six channels, and is in no checkpoint."""
+    flags = ["--teacher.model", str(teacher), "--teacher.weight", "0.5", "--teacher.channels", "relief", "blue", "zone"]
+    rasters.run("taught_whole", *flags)
+    rasters.run("taught_stopped", *flags, "--train.stop_after", "4 steps")
+    kept = teacher.with_name("kept")
+    teacher.rename(kept)
+    other = Swin(SwinConfig(64, embed_dim=8, depths=(1, 1, 1), num_heads=(1, 2, 4), window_size=4, version=2))
+    other.save_pretrained(teacher)
+    assert "was written with teacher" in rasters.run("taught_stopped", *flags, expect=2)
+    shutil.rmtree(teacher)
+    kept.rename(teacher)
+    assert "resumed at step 4" in rasters.run("taught_stopped", *flags)
+    rasters.assert_same_run("taught_whole", "taught_stopped")
+    folder = rasters.path("taught_whole")
+    names = load_file(folder / "checkpoints" / "step_0000000010" / "model.safetensors").keys()
+    heads = sorted(name for name in names if not name.startswith("encoder."))
+    assert heads == ["decoder.0.bias", "decoder.0.weight", "mask_token", "teacher_head.bias", "teacher_head.weight"]
+    assert SimMIM.from_pretrained(folder / "export").teacher_width == 16
+
+
+@pytest.mark.slow
+def test_how_a_batch_is_cut_changes_nothing_with_a_teacher(rasters: Recipe, teacher: Path) -> None:
+    flags = ["--teacher.model", str(teacher), "--model.supervise", "stages"]
+    rasters.run("taught_one", *flags)
+    rasters.launch("taught_two", *flags, "--train.micro_batch", "4")
+    for a, b in zip(rasters.metrics("taught_one"), rasters.metrics("taught_two"), strict=True):
+        assert b == pytest.approx(a, abs=1e-5, rel=1e-4)
 
 
 @pytest.mark.slow

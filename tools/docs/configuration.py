@@ -50,6 +50,7 @@ Nobody has yet run them to their end with this code.
 | `simmim_swin_base_192_800ep` | Swin-B, 192 px, window 6 | 84.0 at 224 px |
 | `simmim_swin_large_192_800ep` | Swin-L, 192 px, window 12 | 85.4 at 224 px |
 | `simmim_swin_tiny_192_100ep` | Swin-T, 192 px, window 6 | none (ours, for one GPU) |
+| `continued_swin_base_192` | Swin-B, 192 px, from ImageNet-22k, with a teacher | see its head (GFM, on aerial images) |
 | `simmim_swinv2_small_192_800ep` | SwinV2-S, 192 px, window 12 | 84.08 at 224 px |
 | `simmim_swinv2_base_192_800ep` | SwinV2-B, 192 px, window 12 | 85.04 at 224 px |
 | `simmim_swinv2_large_192_800ep` | SwinV2-L, 192 px, window 12 | 85.91 at 224 px |

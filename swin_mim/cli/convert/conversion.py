@@ -23,7 +23,7 @@ from swin_mim.weights.adapt import Method, adapt
 from swin_mim.weights.config_json import Description, read_document
 from swin_mim.weights.dense_heads import is_dense_head
 from swin_mim.weights.formats import KeyMap, left_out, merges_unfolded, third
-from swin_mim.weights.heads import NAME as HEADS
+from swin_mim.weights.heads import is_head
 from swin_mim.weights.layouts import Format
 from swin_mim.weights.pickled_file import is_pickled, load_pickled
 from swin_mim.weights.weights_file import load_tensors, write_safetensors
@@ -144,10 +144,10 @@ def chosen_parts(weights: Weights, to: Target, encoder_only: bool) -> tuple[Desc
         left += [Left(in_file[source], why) for source in theirs if name in unwanted]
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in unwanted}
     description = weights.description
-    if any(name.startswith(f"{HEADS}.") for name in unwanted):  # what is left decodes pixels
+    if any(map(is_head, unwanted)):  # what is left decodes pixels
         target: Any = "normalized" if description.target == "normalized" else "pixels"
-        description = replace(description, target=target, stage_weights=())
-    if any(not name.startswith(f"{HEADS}.") for name in unwanted) and description.kind != "Swin":
+        description = replace(description, target=target, stage_weights=(), teacher_width=0)
+    if any(not is_head(name) for name in unwanted) and description.kind != "Swin":
         description = replace(description, kind="Swin", target="pixels", num_classes=0, labels=None, head={})
     return description, tensors, tuple(left)
 

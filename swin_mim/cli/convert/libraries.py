@@ -73,7 +73,12 @@ def build_ours(description: Description, weights: Weights) -> Peer:
     model: Swin | SimMIM | SwinClassifier | SwinSegmenter
     with torch.device("meta"):  # nothing is drawn: every tensor is given
         if description.kind == "SimMIM":
-            model = SimMIM(config, target=description.target, stage_weights=description.stage_weights)
+            model = SimMIM(
+                config,
+                target=description.target,
+                stage_weights=description.stage_weights,
+                teacher_width=description.teacher_width,
+            )
         elif description.kind == "SwinClassifier":
             model = SwinClassifier(config, description.num_classes)
         elif description.kind == "SwinSegmenter":

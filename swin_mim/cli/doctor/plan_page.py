@@ -142,6 +142,8 @@ def assumptions(plan: Plan, config: PretrainConfig, images: int, origin: str) ->
             cluster.nodes > 1
         )
         yield fact("links", f"{text}; {hops}; {OVERLAP:.0%} of a pass can hide communication")
+    if config.teacher.model:
+        yield fact("teacher", "neither its weights nor its forward passes are counted")
     if "epoch" in config.train.duration:
         yield fact("images", f"{images:,} in an epoch: {origin}")
     yield fact(

@@ -120,6 +120,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """A frozen network whose features are predicted besides the pixels."""
+
+    model: str | None = None
+    """Its weights: a Swin as in model.pretrained, or timm: and a name that timm has pretrained weights of. It sees
+    whole images; the stage before the last is to predict the mean of its features there, by their cosine."""
+    weight: float = 1.0
+    """Weight of the loss of the features, 1 less the cosine."""
+    channels: tuple[str, ...] | None = None
+    """Channels that the teacher sees, in its order, by name or number; None takes those that it names."""
+
+
+@dataclass(frozen=True)
 class MaskConfig:
     """Masks."""
 
@@ -314,6 +327,7 @@ class PretrainConfig:
     run: RunConfig
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -21,6 +21,7 @@ from swin_mim.training.config.pretrain import (
     ModelConfig,
     PretrainConfig,
     ProbeConfig,
+    TeacherConfig,
 )
 from swin_mim.weights.heads import head_outputs, hog_cell
 
@@ -95,6 +96,7 @@ def check(config: PretrainConfig) -> None:
         common_checks.crop_constraints(data.crop_scale, data.crop_ratio),
         _model_constraints(config.model, config.mask, data),
         _channel_constraints(data, config.model, log),
+        _teacher_constraints(config.teacher),
         _log_constraints(data, log, config.probe),
         common_checks.hub_constraints(config.hub),
         common_checks.training_constraints(config.optim, config.train, config.save),
@@ -131,6 +133,13 @@ def _check_probes(config: PretrainConfig) -> None:
             f"probe.every {every!r} would read all of data.source for its labels, which data.streaming is to avoid: "
             "name labelled images with probe.source"
         )
+
+
+def _teacher_constraints(teacher: TeacherConfig) -> common_checks.Constraints:
+    yield "teacher.weight", teacher.weight > 0, "must be positive: GFM's is 1"
+    named = teacher.model is not None
+    yield "teacher.weight", named or teacher.weight == TeacherConfig().weight, "is of teacher.model, which is not given"
+    yield "teacher.channels", named or teacher.channels is None, "are of teacher.model, which is not given"
 
 
 def _log_constraints(data: DataConfig, log: LogConfig, probe: ProbeConfig) -> common_checks.Constraints:

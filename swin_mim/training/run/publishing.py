@@ -298,6 +298,7 @@ def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Re
 def _method(config: PretrainConfig) -> dict[str, str]:
     return {
         "Method": f"SimMIM, target {config.model.target}{', of every stage' * (config.model.supervise == 'stages')}",
+        **({"Teacher": name_of(config.teacher.model)} if config.teacher.model else {}),
         "Mask": f"{config.mask.ratio:.0%} of squares of {config.mask.unit} pixels",
     }
 
