@@ -78,7 +78,12 @@ class Started:
             TimeoutError: it is killed after so many seconds.
         """
         late = threading.Event()
-        alarm = threading.Timer(timeout, lambda: (late.set(), self._process.kill()))
+
+        def kill() -> None:
+            late.set()
+            self._process.kill()
+
+        alarm = threading.Timer(timeout, kill)
         alarm.start()
         with self.stdout:
             said = self.stdout.read()
