@@ -15,13 +15,13 @@ from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.targets.hog import Hog, masked_l2
 from swin_mim.models.targets.normalized import local_statistics
-from swin_mim.models.targets.pixels import MaskedCells, MimOutput, PixelDecoder, decoded
+from swin_mim.models.targets.pixels import HeadsOutput, MaskedCells, MimOutput, PixelDecoder, decoded
 from swin_mim.models.targets.stages import check_stage_weights, stage_heads
 from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
 from swin_mim.weights.heads import Target, hog_cell, is_head, taught_stage
 
-__all__ = ["MimOutput", "SimMIM"]
+__all__ = ["HeadsOutput", "MimOutput", "SimMIM"]
 
 
 class SimMIM(Pretrained):
@@ -82,7 +82,7 @@ class SimMIM(Pretrained):
         cells: int | None = None,
         valid: Tensor | None = None,
         taught: Tensor | None = None,
-    ) -> MimOutput:
+    ) -> MimOutput | HeadsOutput:
         """Loss and prediction.
 
         Args:
@@ -108,7 +108,7 @@ class SimMIM(Pretrained):
 
     def _predicted(
         self, images: Tensor, stages: Sequence[Tensor], mask: Tensor, cells: int | None, valid: Tensor | None
-    ) -> MimOutput:
+    ) -> MimOutput | HeadsOutput:
         """The decoder's pixels, and the losses of all heads that predict the target."""
         target = self.targets(images, valid)
         # of a target that is not pixels the decoder only looks on
@@ -122,14 +122,14 @@ class SimMIM(Pretrained):
         together = self._together(pixels, self._hog_losses(stages, images, mask, valid))
         return together._replace(loss=together.loss + pixels.loss)
 
-    def _taught(self, out: MimOutput, features: Tensor, taught: Tensor) -> MimOutput:
+    def _taught(self, out: MimOutput | HeadsOutput, features: Tensor, taught: Tensor) -> HeadsOutput:
         """With 1 less the cosine between a teacher's features and the projected mean of those of a stage."""
         if self.teacher_head is None:
             raise UserError("this model has no head for a teacher's features: make it with teacher_width")
         said = self.teacher_head(features.mean((1, 2))).float()
         loss = (1 - F.cosine_similarity(said, taught, dim=1)).mean()
-        parts = (out.parts or {"loss": out.loss.detach()}) | {"teacher_loss": loss.detach()}
-        return out._replace(loss=out.loss + self.teacher_weight * loss, parts=parts)
+        parts = out.parts if isinstance(out, HeadsOutput) else {"loss": out.loss.detach()}
+        return HeadsOutput(out.loss + self.teacher_weight * loss, out.pixels, parts | {"teacher_loss": loss.detach()})
 
     def _pixel_losses(
         self, stages: Sequence[Tensor], target: Tensor, mask: Tensor, cells: int | None, valid: Tensor | None
@@ -155,17 +155,17 @@ class SimMIM(Pretrained):
             losses[int(name)] = masked_l2(predicted, target, mask, valid)
         return losses
 
-    def _together(self, pixels: MimOutput, losses: Mapping[int, Tensor]) -> MimOutput:
+    def _together(self, pixels: MimOutput, losses: Mapping[int, Tensor]) -> HeadsOutput:
         """With the weighted sum of the stages' losses, and everything that is measured by name."""
         weighted = [self.stage_weights[stage] * loss if self.stage_weights else loss for stage, loss in losses.items()]
         loss = torch.stack(weighted).sum()
         measured = [pixels.loss, *(losses[int(stage)] for stage in self.stage_heads)]
         parts = {name: value.detach() for name, value in zip(self.part_names, measured, strict=True)}
-        return pixels._replace(loss=loss, parts=parts)
+        return HeadsOutput(loss, pixels.pixels, parts)
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """Names of `MimOutput.parts`: the decoder's loss, and that of each head, by stage from 1; () without heads."""
+        """Names of `HeadsOutput.parts`: the loss of the decoder, and of each head, by stage from 1; () without heads."""
         if not self.stage_heads:
             return ()
         kind = "loss" if self.hog is None else "hog_loss"
@@ -209,7 +209,7 @@ class SimMIM(Pretrained):
         grid = [side // self.encoder.config.patch_size for side in images.shape[2:]]
         mask = (torch.arange(math.prod(grid)).view(grid) % 3 > 0).expand(len(images), -1, -1)
         out = self(images, mask)
-        return [out.loss, out.pixels, *out.parts.values()]
+        return [out.loss, out.pixels, *(out.parts.values() if isinstance(out, HeadsOutput) else ())]
 
 
 def _check_valid(valid: Tensor, images: Tensor) -> None:

@@ -13,12 +13,21 @@ from swin_mim.masking import pixel_mask
 
 class MimOutput(NamedTuple):
     loss: Tensor
-    """(), the mean absolute error over the masked pixels; with heads besides the decoder, the sum that is trained."""
+    """(), the mean absolute error over the masked pixels."""
     pixels: Tensor
     """(B, C, H, W), the prediction for every pixel, in the units of the target; (B, cells, C, s, s) if only so many
     cells of s x s pixels were decoded."""
-    parts: dict[str, Tensor] = {}  # noqa: RUF012 - nobody changes it
-    """Of a model with heads besides the decoder, every () that was measured, without gradients, by name."""
+
+
+class HeadsOutput(NamedTuple):
+    """Of a model with heads besides the decoder."""
+
+    loss: Tensor
+    """(), the sum that is trained."""
+    pixels: Tensor
+    """As of `MimOutput`."""
+    parts: dict[str, Tensor]
+    """Every () that was measured, without gradients, by name."""
 
 
 def decoded(
