@@ -165,7 +165,7 @@ class SimMIM(Pretrained):
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """Names of `HeadsOutput.parts`: the loss of the decoder, and of each head, by stage from 1; () without heads."""
+        """Names of `HeadsOutput.parts`: the losses of the decoder and of each head, by stage from 1; or ()."""
         if not self.stage_heads:
             return ()
         kind = "loss" if self.hog is None else "hog_loss"
