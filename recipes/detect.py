@@ -30,8 +30,7 @@ from swin_mim.evaluation.dense.measure_detection import evaluator_of, measure
 from swin_mim.evaluation.measure import metrics_text
 from swin_mim.models.dense.detector import total_loss
 from swin_mim.models.preprocessing import Preprocessor
-from swin_mim.training.checkpoints.state import Best, better, published_step, published_weights
-from swin_mim.training.checkpoints.store import path_of
+from swin_mim.training.checkpoints.state import Best, better, published_step
 from swin_mim.training.config.commands import detect_config
 from swin_mim.training.config.dense.detect import DetectConfig
 from swin_mim.training.config.dense.detect_checks import best_by
@@ -42,7 +41,7 @@ from swin_mim.training.dense.images_with_objects import detection_transform, to_
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
-from swin_mim.training.run.export import Exporter, check_export
+from swin_mim.training.run.export import Exporter, check_export, take_published
 from swin_mim.training.run.folder import reported
 from swin_mim.training.run.jsonl import disk_may_fail
 from swin_mim.training.run.run import open_run
@@ -128,10 +127,7 @@ def main(config: DetectConfig, fit: Callable[..., bool] = fit) -> int:
         with reported(run.folder, state, schedule.total_steps, main=run.is_main):
             if fit(run, trained, loss_of, loader, schedule, checkpoints, evaluations, exporter):
                 run.stop.leave()
-                step = published_step(state, config.save.export, run.checkpoints)
-                if step != published_step(state, config.save.export):
-                    run.log_info("the checkpoint of the best step could not be written: the last one is published")
-                trained.full.model.load_state_dict(published_weights(path_of(run.checkpoints, step)))
+                step = take_published(run, trained.full.model, state, config.save.export)
                 outcome = evaluator.outcome(trained.full.model)
                 if run.is_main:
                     evaluator.write(reports, outcome, step=step)

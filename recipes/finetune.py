@@ -32,8 +32,7 @@ from swin_mim.evaluation.measure import measure, metrics_text
 from swin_mim.evaluation.reader import Reader
 from swin_mim.models.classifier import classification_loss
 from swin_mim.models.preprocessing import Preprocessor
-from swin_mim.training.checkpoints.state import Best, better, published_step, published_weights
-from swin_mim.training.checkpoints.store import path_of
+from swin_mim.training.checkpoints.state import Best, better, published_step
 from swin_mim.training.config.commands import finetune_config
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.finetune_checks import best_by, mixes
@@ -42,7 +41,7 @@ from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
 from swin_mim.training.models import build_classifier
-from swin_mim.training.run.export import Exporter, check_export, export_classifier
+from swin_mim.training.run.export import Exporter, check_export, export_classifier, take_published
 from swin_mim.training.run.folder import reported
 from swin_mim.training.run.jsonl import disk_may_fail
 from swin_mim.training.run.run import open_run
@@ -130,10 +129,7 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
         with reported(run.folder, state, schedule.total_steps, main=run.is_main):
             if fit(run, trained, loss_of, loader, schedule, checkpoints, evaluations, exporter):
                 run.stop.leave()
-                step = published_step(state, config.save.export, run.checkpoints)
-                if step != published_step(state, config.save.export):
-                    run.log_info("the checkpoint of the best step could not be written: the last one is published")
-                trained.full.model.load_state_dict(published_weights(path_of(run.checkpoints, step)))
+                step = take_published(run, trained.full.model, state, config.save.export)
                 outcome = evaluator.outcome(trained.full.model)
                 if run.is_main:
                     evaluator.write(reports, outcome, step=step)

@@ -31,8 +31,7 @@ from swin_mim.evaluation.dense.segmentation import metrics
 from swin_mim.evaluation.measure import metrics_text
 from swin_mim.models.dense.segmenter import segmentation_loss
 from swin_mim.models.preprocessing import Preprocessor
-from swin_mim.training.checkpoints.state import Best, better, published_step, published_weights
-from swin_mim.training.checkpoints.store import path_of
+from swin_mim.training.checkpoints.state import Best, better, published_step
 from swin_mim.training.config.commands import segment_config
 from swin_mim.training.config.dense.segment import SegmentConfig
 from swin_mim.training.config.dense.segment_checks import best_by
@@ -42,7 +41,7 @@ from swin_mim.training.dense.segmenter import build_segmenter
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
-from swin_mim.training.run.export import Exporter, check_export
+from swin_mim.training.run.export import Exporter, check_export, take_published
 from swin_mim.training.run.folder import MASK_COUNTS, reported
 from swin_mim.training.run.jsonl import disk_may_fail
 from swin_mim.training.run.run import open_run
@@ -129,10 +128,7 @@ def main(config: SegmentConfig, fit: Callable[..., bool] = fit) -> int:
         with reported(run.folder, state, schedule.total_steps, main=run.is_main):
             if fit(run, trained, loss_of, loader, schedule, checkpoints, evaluations, exporter):
                 run.stop.leave()
-                step = published_step(state, config.save.export, run.checkpoints)
-                if step != published_step(state, config.save.export):
-                    run.log_info("the checkpoint of the best step could not be written: the last one is published")
-                trained.full.model.load_state_dict(published_weights(path_of(run.checkpoints, step)))
+                step = take_published(run, trained.full.model, state, config.save.export)
                 folder = Path(config.predictions) if config.predictions else None
                 outcome = evaluator.outcome(trained.full.model, folder)
                 if run.is_main:

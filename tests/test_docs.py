@@ -47,7 +47,9 @@ def commands(pattern: str) -> list[str]:
 
 
 LAUNCHED_TOOLS = commands("accelerate launch .*-m swin_mim ")
-RECIPE_COMMANDS = commands(r"swin-mim (pretrain|finetune|segment|detect)\b|accelerate launch (?!.*-m swin_mim )|(\w+=\w+ )?torchrun")
+RECIPE_COMMANDS = commands(
+    rf"swin-mim ({'|'.join(RECIPES)})\b|accelerate launch (?!.*-m swin_mim )|(\w+=\w+ )?torchrun"
+)
 TOOL_COMMANDS = [command for command in commands("swin-mim ") if command not in RECIPE_COMMANDS] + LAUNCHED_TOOLS
 DEVELOPERS = commands(r"python -m tools\.")
 PLAIN = commands(r"make \w|pip install |pytest |export \w+=|python -m venv ")

@@ -228,6 +228,7 @@ def test_what_the_card_says_runs(hub, client_environment, publish, tmp_path):
         finished(process)
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_keeps_the_model_and_says_how_to_go_on(hub, client_environment, tmp_path):
     folder = randomised(SimMIM(CONFIG)).save_pretrained(tmp_path / "model")
     repo = f"{hub.user}/unlucky"

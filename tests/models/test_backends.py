@@ -45,9 +45,13 @@ def loss_and_gradients(backend, compiled=False, config=CONFIG, batch=2, **option
 @pytest.mark.parametrize(
     ("backend", "compiled"),
     [
-        *((backend, compiled) for backend in CPU_BACKENDS for compiled in (False, True)),
-        ("triton", False),
-        pytest.param("triton", True, marks=pytest.mark.slow),
+        *((backend, False) for backend in (*CPU_BACKENDS, "triton")),
+        ("auto", True),
+        *(
+            pytest.param(backend, True, marks=pytest.mark.slow)
+            for backend in (*CPU_BACKENDS, "triton")
+            if backend != "auto"
+        ),
     ],
 )
 def test_backends_agree(backend, compiled):

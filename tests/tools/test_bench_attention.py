@@ -86,6 +86,7 @@ def test_a_backend_that_refuses_the_device_is_named_once(bench, monkeypatch):
     assert refused["ours sdpa"].reason == "attention sdpa does not run on cpu"
 
 
+@pytest.mark.slow
 def test_a_peer_without_such_a_network_is_named_once(report_of):
     report, tables = report_of(*TINY, "--window-size", "3", "--systems", "ours,torchvision", "--no-ceilings")
     assert "one window for all stages" in report["not_measured"]["torchvision"]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tools.bench.commands.loader import SYSTEMS as OPENERS
 from tools.bench.peers import BUILDERS
 from tools.bench.settings import LOADERS, SYSTEMS
@@ -20,6 +22,7 @@ parse(["step", "--device", "cpu"])
 """
 
 
+@pytest.mark.slow
 def test_step_attention_and_curves_need_torch_alone():
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -98,9 +98,7 @@ def _legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> Image.Imag
     legend = Image.new("RGB", (width, top + _LINE), "white")
     draw = ImageDraw.Draw(legend)
     for left, top, name, colour in places:
-        draw.rectangle(
-            (left, top + 4, left + 11, top + 15), fill=tuple(colour.tolist()), outline="#808080"
-        )
+        draw.rectangle((left, top + 4, left + 11, top + 15), fill=tuple(colour.tolist()), outline="#808080")
         draw.text((left + 17, top + 2), name, fill="#303040", font=font)
     return legend
 

@@ -10,7 +10,7 @@ from swin_mim.data.sources.inventory import save_inventory
 from swin_mim.hub import repository
 from swin_mim.models.saving import Pretrained
 from swin_mim.training.checkpoints.manager import Checkpoints
-from swin_mim.training.checkpoints.state import RunState, published_step
+from swin_mim.training.checkpoints.state import RunState, published_step, published_weights
 from swin_mim.training.checkpoints.store import path_of
 from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
@@ -53,6 +53,19 @@ def export_pretrained(
     facts = publishing.RunFacts(run.folder, origin, publishing.devices_text(run.device, run.world), run.precision)
     about = publishing.about_run(facts, run.config, state, images=len(images.training), heldout=len(images.heldout))
     model.save_pretrained(run.folder / EXPORT, about=about, transformers=run.config.hub.transformers)
+
+
+def take_published(run: Run, model: Pretrained, state: RunState, export: str) -> int:
+    """Give the full model the weights that are published -> the step they are of.
+
+    Args:
+        export: "best" or "last"; where the best could not be written, the last are taken, and that is said.
+    """
+    step = published_step(state, export, run.checkpoints)
+    if step != published_step(state, export):
+        run.log_info("the checkpoint of the best step could not be written: the last one is published")
+    model.load_state_dict(published_weights(path_of(run.checkpoints, step)))
+    return step
 
 
 def export_classifier(

@@ -332,7 +332,7 @@ print(starts == list(range(0, 80, 4)))
 """
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_small_dev_shm(size: int) -> None:
     """Two workers whose batches are of 0.75 MiB."""
     mount = f"mount -t tmpfs -o size={size}m tmpfs /dev/shm && exec "

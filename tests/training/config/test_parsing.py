@@ -19,7 +19,7 @@ from swin_mim.training.config.yaml_file import to_yaml
 
 BASE = Path(__file__).with_name("base.yaml")
 NAME = "run: {name: a}\n"
-SECTIONS = ["run", "data", "model", "mask", "optim", "train", "log", "save", "probe", "hub"]
+SECTIONS = ["run", "data", "model", "teacher", "mask", "optim", "train", "log", "save", "probe", "hub"]
 DEFAULTS = PretrainConfig(RunConfig("x"))
 
 

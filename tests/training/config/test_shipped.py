@@ -36,7 +36,7 @@ def test_a_file_or_the_name_of_a_shipped_config(tmp_path: Path, monkeypatch: pyt
     [
         ("simmim_swin_tiny", "simmim_swin_tiny_192_100ep"),
         ("finetune_demmo.yaml", "finetune_demo"),
-        ("qqq", "the shipped ones are blue_marble_20min, demo, "),
+        ("qqq", "the shipped ones are blue_marble_20min, continued_swin_base_192, demo, "),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_ones(name: str, near: str) -> None:

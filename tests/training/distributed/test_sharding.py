@@ -80,6 +80,7 @@ def test_parts_are_whole_again(tmp_path: Path) -> None:
     in_two_processes(tmp_path, SCRIPT, "fsdp")
 
 
+@pytest.mark.slow
 def test_unsharded_parts_are_whole_and_no_thread_outlives_the_processes_work(tmp_path: Path) -> None:
     """A thread of gloo that was at work when the interpreter ended aborted one run in twenty: so they end in earnest.
 
