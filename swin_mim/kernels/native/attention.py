@@ -71,7 +71,8 @@ def _difference(dtype: torch.dtype, by_cosines: bool) -> str:
     scale = torch.tensor([[3.0], [7.0]], device="cpu") if by_cosines else None
     ours = (_forward(qkv, table, fill, scale, *geometry), *_backward(upstream, qkv, table, fill, scale, *geometry))
     exact = _exact(upstream.double(), qkv.double(), table.double(), fill.double(), scale, geometry)
-    for name, got, expected in zip(NAMES, ours, exact, strict=False):  # without cosines there is no scale
+    there = len(exact)  # without cosines there is no scale
+    for name, got, expected in zip(NAMES[:there], ours[:there], exact, strict=True):
         off = ((got.double() - expected).abs().max() / expected.abs().max()).item()
         if not off <= TOLERANCES[dtype]:
             return f"in {dtype} its {name} is off by {off:.1e} of the largest value"
