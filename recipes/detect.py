@@ -27,17 +27,18 @@ from swin_mim.errors import one_line_errors
 from swin_mim.evaluation.classification_evaluator import last_report
 from swin_mim.evaluation.dense.detection import metrics
 from swin_mim.evaluation.dense.measure_detection import evaluator_of, measure
-from swin_mim.evaluation.measure import metrics_text
-from swin_mim.models.dense.detector import total_loss
+from swin_mim.evaluation.finished import metrics_text
+from swin_mim.evaluation.report.keep import report_kept
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.training.checkpoints.state import Best, better, published_step
 from swin_mim.training.config.commands import detect_config
 from swin_mim.training.config.dense.detect import DetectConfig
 from swin_mim.training.config.dense.detect_checks import best_by
 from swin_mim.training.dense.detection_batches import images_and_targets
-from swin_mim.training.dense.detection_export import export_detector
 from swin_mim.training.dense.detectors import build_detector, finds_shapes
+from swin_mim.training.dense.exports import export_detector
 from swin_mim.training.dense.images_with_objects import detection_transform, to_train_and_evaluate
+from swin_mim.training.dense.small_objects import warn_of_small_objects
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.trainer import Evaluation, fit
@@ -56,16 +57,17 @@ def main(config: DetectConfig, fit: Callable[..., bool] = fit) -> int:
     optim, train = config.optim, config.train
     if config.evaluate:
         return measure(config)
-    with open_run(config) as run:
+    with open_run(config) as run, report_kept(run) as page:
         # Images with objects: to train on, and to evaluate on.
         images, evaluated = to_train_and_evaluate(config.data)
         pictures, names, masks = PicturesWithObjects(images), images.names, finds_shapes(config, images)
-        schedule = TrainingSchedule.from_config(config, images=len(images), accumulation=run.accumulation)
+        schedule = TrainingSchedule.from_config(run.config, images=len(images), accumulation=run.accumulation)
 
         # Model: new weights, those of model.pretrained, or the run's own newest checkpoint.
         torch.manual_seed(config.run.seed)
         options = {"attention": train.attention, "activation_checkpointing": train.activation_checkpointing}
         model = build_detector(config.model, config.data, names, masks=masks, checkpoint=run.newest, **options)
+        warn_of_small_objects(images, model)
         origin = check_export(run, model, pictures)
         optimizer = partial(
             adamw, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps, layer_decay=optim.layer_decay
@@ -74,16 +76,16 @@ def main(config: DetectConfig, fit: Callable[..., bool] = fit) -> int:
         checkpoints = run.begin(model, trained, schedule, pictures, **{"evaluation images": evaluated.fingerprint})
         state = checkpoints.state
 
-        # Task: jittered in the workers, normalised on the device -> the sum of the losses of proposals and of objects.
+        # Task: jittered in the workers, normalised on the device -> the losses of proposals and of objects, by name.
         # What these draw is decided by the run's seed and the position of the micro batch, as the loop seeds them.
         preprocess, size = Preprocessor(model.preprocessing, run.device), as_pair(model.encoder.config.image_size)
 
-        def loss_of(batch: Batch) -> torch.Tensor:
-            return total_loss(trained.model(*images_and_targets(preprocess(batch.images), batch.targets)))
+        def loss_of(batch: Batch) -> dict[str, torch.Tensor]:
+            return trained.model(*images_and_targets(preprocess(batch.images), batch.targets))
 
         loader = TrainingLoader(
             pictures,
-            detection_transform(config, model.preprocessing, size, masks=masks),
+            detection_transform(config, model.preprocessing, size, pictures, masks=masks),
             seed=config.run.seed,
             global_batch=train.global_batch,
             micro_batch=train.micro_batch,
@@ -103,7 +105,8 @@ def main(config: DetectConfig, fit: Callable[..., bool] = fit) -> int:
                     evaluator.write(reports, outcome, step=step)
             return measured
 
-        evaluations = [Evaluation(schedule.steps(config.log.evaluate_every), evaluate, metrics_text)]
+        every = schedule.steps(config.log.evaluate_every)
+        evaluations = [Evaluation(every, evaluate, metrics_text), Evaluation(every, page)]
 
         # Publishing: export/ of the run's folder, and the same on the Hub if hub.repo names a repository.
         exporter = Exporter(

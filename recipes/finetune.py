@@ -28,8 +28,10 @@ from swin_mim.data.transforms.mixup import Mixing, multi_hot, soft_targets
 from swin_mim.errors import one_line_errors
 from swin_mim.evaluation.classification import metrics
 from swin_mim.evaluation.classification_evaluator import ClassificationEvaluator, last_report
-from swin_mim.evaluation.measure import measure, metrics_text
+from swin_mim.evaluation.finished import metrics_text
+from swin_mim.evaluation.measure import measure
 from swin_mim.evaluation.reader import Reader
+from swin_mim.evaluation.report.keep import report_kept
 from swin_mim.models.classifier import classification_loss
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.training.checkpoints.state import Best, better, published_step
@@ -56,11 +58,11 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
     data, augment, optim, train = config.data, config.augment, config.optim, config.train
     if config.evaluate:
         return measure(config)
-    with open_run(config) as run:
+    with open_run(config) as run, report_kept(run) as page:
         # Images with labels: to train on, and to evaluate on.
         images, evaluated = to_train_and_evaluate(data)
         names, targets = images.names, torch.from_numpy(images.targets).to(run.device)
-        schedule = TrainingSchedule.from_config(config, images=len(images), accumulation=run.accumulation)
+        schedule = TrainingSchedule.from_config(run.config, images=len(images), accumulation=run.accumulation)
 
         # Model: new weights, those of model.pretrained, or the run's own newest checkpoint.
         torch.manual_seed(config.run.seed)
@@ -112,7 +114,8 @@ def main(config: FinetuneConfig, fit: Callable[..., bool] = fit) -> int:
                     evaluator.write(reports, outcome, step=step)
             return measured
 
-        evaluations = [Evaluation(schedule.steps(config.log.evaluate_every), evaluate, metrics_text)]
+        every = schedule.steps(config.log.evaluate_every)
+        evaluations = [Evaluation(every, evaluate, metrics_text), Evaluation(every, page)]
 
         # Publishing: export/ of the run's folder, and the same on the Hub if hub.repo names a repository.
         exporter = Exporter(

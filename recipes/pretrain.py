@@ -20,9 +20,10 @@ from swin_mim.architecture import as_pair
 from swin_mim.data.loading.loader import Batch, TrainingLoader
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.errors import one_line_errors
-from swin_mim.evaluation.probes import Prober, as_metrics
+from swin_mim.evaluation.probes import Prober, as_metrics, probe_text
 from swin_mim.evaluation.reader import Reader
 from swin_mim.evaluation.reconstruction_evaluator import EVALUATION_SEED, ReconstructionEvaluator
+from swin_mim.evaluation.report.keep import report_kept
 from swin_mim.masking import BlockMasks
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.models.swin import Swin
@@ -47,10 +48,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         fit: the training loop.
     """
     data, optim, train, log = config.data, config.optim, config.train, config.log
-    with open_run(config) as run:
+    with open_run(config) as run, report_kept(run) as page:
         # Images: to train on, and held out to measure on.
         images = open_pretraining_images(config)
-        schedule = TrainingSchedule.from_config(config, images=len(images.training), accumulation=run.accumulation)
+        schedule = TrainingSchedule.from_config(run.config, images=len(images.training), accumulation=run.accumulation)
 
         # Model: new weights, those of model.pretrained, or the run's own newest checkpoint.
         lessons = lessons_of(config, images.preprocessing, run)
@@ -84,9 +85,9 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         # Evaluators: always the same held-out images under the same masks; and images with labels, if there are any.
         batch = max(train.micro_batch, log.pictures)
         reader = Reader(preprocess, size, run.reduce, run.watch, batch, run.loader_options())
-        heldout = ReconstructionEvaluator.open(images, reader, masks, log.picture_channels)
-        probe_every = schedule.steps(config.probe.every)
-        prober = Prober.open(config, images.channels, reader, EVALUATION_SEED) if probe_every else None
+        heldout = ReconstructionEvaluator.open(images, reader, masks, log.picture_channels, lessons)
+        probe_every, first_probe = (schedule.steps(length) for length in (config.probe.every, config.probe.first))
+        prober = Prober.open(config, images.channels, reader, EVALUATION_SEED) if probe_every or first_probe else None
 
         def reconstruct(step: int) -> dict[str, float]:
             return heldout.loss(trained.full.gather())
@@ -102,7 +103,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         evaluations = [
             Evaluation(schedule.steps(log.evaluate_every), reconstruct, heldout_text),
             Evaluation(schedule.steps(log.pictures_every) if log.pictures else 0, draw),
-            Evaluation(probe_every, probe, probe_text),
+            Evaluation(probe_every, probe, probe_text, first_probe),
+            Evaluation(schedule.steps(log.evaluate_every), page),
         ]
 
         # Publishing: export/ of the run's folder, and the same on the Hub if hub.repo names a repository.
@@ -118,10 +120,12 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         run.announce((config.model.name, images.text(size)), model.encoder, trained, schedule, checkpoints.state.step)
         with reported(run.folder, checkpoints.state, schedule.total_steps, main=run.is_main):
             if not len(images.heldout):
-                run.log_info("no image is held out (under 10 images, or data.heldout 0): nothing will be evaluated")
-                evaluations = []
+                run.log_info(
+                    "no image is held out (under 10 images, or data.heldout 0): no reconstruction is evaluated"
+                )
+                evaluations = evaluations[2:]
             elif not checkpoints.state.step:
-                run.log.metrics(0, heldout.inpainting_baselines(model))
+                run.log.metrics(0, heldout.baselines(model))
             if prober and not checkpoints.state.step:
                 untrained = Swin(swin, attention=train.attention).to(run.device)
                 run.log.metrics(0, as_metrics(prober.stages(untrained), "random_"))
@@ -135,13 +139,6 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
 
 def heldout_text(measured: dict[str, float]) -> str:
     return f"held-out loss {measured['heldout_loss']:.4f}"
-
-
-def probe_text(measured: dict[str, float]) -> str:
-    """The linear probe of every stage."""
-    return (
-        f"linear probe {', '.join(f'{value:.3f}' for key, value in measured.items() if key.startswith('linear_stage'))}"
-    )
 
 
 if __name__ == "__main__":

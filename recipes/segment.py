@@ -28,14 +28,15 @@ from swin_mim.errors import one_line_errors
 from swin_mim.evaluation.classification_evaluator import last_report
 from swin_mim.evaluation.dense.measure_segmentation import evaluator_of, measure
 from swin_mim.evaluation.dense.segmentation import metrics
-from swin_mim.evaluation.measure import metrics_text
+from swin_mim.evaluation.finished import metrics_text
+from swin_mim.evaluation.report.keep import report_kept
 from swin_mim.models.dense.segmenter import segmentation_loss
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.training.checkpoints.state import Best, better, published_step
 from swin_mim.training.config.commands import segment_config
 from swin_mim.training.config.dense.segment import SegmentConfig
 from swin_mim.training.config.dense.segment_checks import best_by
-from swin_mim.training.dense.about import export_segmenter
+from swin_mim.training.dense.exports import export_segmenter
 from swin_mim.training.dense.pairs import joint_transform, to_train_and_evaluate
 from swin_mim.training.dense.segmenter import build_segmenter
 from swin_mim.training.loop.optim import adamw
@@ -56,11 +57,11 @@ def main(config: SegmentConfig, fit: Callable[..., bool] = fit) -> int:
     data, optim, train = config.data, config.optim, config.train
     if config.evaluate:
         return measure(config)
-    with open_run(config) as run:
+    with open_run(config) as run, report_kept(run) as page:
         # Images with masks: to train on, and to evaluate on.
         counts = run.folder / MASK_COUNTS
         pairs, evaluated = to_train_and_evaluate(data, counts)
-        schedule = TrainingSchedule.from_config(config, images=len(pairs), accumulation=run.accumulation)
+        schedule = TrainingSchedule.from_config(run.config, images=len(pairs), accumulation=run.accumulation)
 
         # Model: new weights, those of model.pretrained, or the run's own newest checkpoint.
         torch.manual_seed(config.run.seed)
@@ -110,7 +111,8 @@ def main(config: SegmentConfig, fit: Callable[..., bool] = fit) -> int:
                         evaluator.write(reports, outcome, whole, step=step)
             return measured
 
-        evaluations = [Evaluation(schedule.steps(config.log.evaluate_every), evaluate, metrics_text)]
+        every = schedule.steps(config.log.evaluate_every)
+        evaluations = [Evaluation(every, evaluate, metrics_text), Evaluation(every, page)]
 
         # Publishing: export/ of the run's folder, and the same on the Hub if hub.repo names a repository.
         exporter = Exporter(
@@ -118,7 +120,7 @@ def main(config: SegmentConfig, fit: Callable[..., bool] = fit) -> int:
             schedule,
             checkpoints,
             ready=checkpoints.writer.wait,  # what is published is read from the newest checkpoint or the best one
-            write=lambda: export_segmenter(run, state, origin, (len(pairs), len(pairs.names)), last_report(reports)),
+            write=lambda: export_segmenter(run, state, origin, pairs, last_report(reports)),
         )
 
         # Loop.

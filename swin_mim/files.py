@@ -1,14 +1,18 @@
 """Files that are replaced in one step, hashed and locked."""
 
+import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from swin_mim.errors import CANNOT_WRITE, UserError
 
 _POLL = 0.05  # seconds between two attempts to take a lock
 
@@ -52,6 +56,31 @@ def replace_json(path: Path, value: dict[str, Any]) -> None:
     replace_text(path, json.dumps(value, indent=1) + "\n")
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A disk that does not take it: a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        way_out = "make room, the same command goes on where this one ended" if full else "name another folder"
+        message = f"cannot write {folder}: {error.strerror or error}: {way_out}"
+        raise UserError(message, code=CANNOT_WRITE) from error
+
+
+@contextmanager
+def said_of_disk(path: Path) -> Iterator[None]:
+    """Raise a `UserError` where a file cannot be written, also by torch's writer of archives."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # all that torch says of a disk
+            raise
+        raise UserError(f"{path} could not be written: the disk is full, or takes no files there") from error
+
+
 def flush(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -89,8 +118,12 @@ def lock(path: Path, *, cancelled: Callable[[], bool] | None = None) -> FileLock
         OSError: the file cannot be opened for writing, or its file system has no locks.
     """
     held = FileLock(path, thread_local=False, fallback_to_soft=False)
-    try:
-        held.acquire(blocking=cancelled is not None, poll_interval=_POLL, cancel_check=cancelled)
-    except Timeout:
-        raise LockHeld(str(path)) from None
-    return held
+    while True:
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            if cancelled is None or cancelled():
+                raise LockHeld(str(path)) from None
+            time.sleep(_POLL)
+        else:
+            return held

@@ -44,6 +44,11 @@ def public_url(url: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
+def with_public_urls(text: str) -> str:
+    """As `without_secrets`; of http(s) addresses anywhere in a text the query, which may be a signature, goes too."""
+    return _QUERY.sub(r"\1", without_secrets(text))
+
+
 def without_paths(text: str) -> str:
     """Shorten absolute paths, whoever's they are, to their last part: "/home/x/images" -> "images".
 
@@ -58,6 +63,7 @@ def name_of(path: str) -> str:
     return without_paths(f'"{path}"')[1:-1]
 
 
+_QUERY = re.compile(r"""(https?://[^\s?"'<>]*)\?[^\s"'<>]*""", re.IGNORECASE)
 _START = r"(?:(?:file://)?(?:~(?:[A-Za-z_][\w.-]*)?/|(?<!:)/+|(?<=:)/|(?<=file://)/)|[A-Za-z]:[\\/]+|\\\\)(?=[^\s/\\])"
 _PATH = re.compile(
     rf"""(?<=["']){_START}[^"'\n]*(?=["'])"""  # in quotes a path may hold spaces

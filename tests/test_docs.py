@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import swin_mim
-from swin_mim import SimMIM, SwinConfig, block_mask, errors
+from swin_mim import SimMIM, SwinClassifier, SwinConfig, block_mask, errors
 from swin_mim.cli.main import COMMANDS
 from swin_mim.training.config.fields import RENAMED
 from swin_mim.training.config.shipped import config_path
@@ -112,7 +112,9 @@ def test_the_index_names_every_page():
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert {name for name in pages if f"]({name})" not in TEXTS["docs/README.md"]} == set()
     assert {name for name in pages if f"](docs/{name})" not in TEXTS["README.md"]} <= {
+        "dense-protocol.md",
         "performance-log.md",
+        "pretraining-protocol.md",
         "transfer-protocol.md",
     }
 
@@ -254,16 +256,21 @@ def test_other_commands_parse(command, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", DEVELOPERS)
 def test_commands_for_developers_parse(command):
+    from tools import characters, dense_study
     from tools.bench import __main__ as bench
-    from tools.bench import planned
+    from tools.bench import planned, targets
     from tools.bench.gpu import __main__ as gpu
     from tools.chaos import __main__ as chaos
+    from tools.pretraining_study import __main__ as pretraining_study
+    from tools.pretraining_study import fonts
 
     module, *words = shlex.split(command)[2:]
     if module == "tools.docs":
         assert not words
         return
     modules = {"tools.bench": bench, "tools.bench.gpu": gpu, "tools.bench.planned": planned, "tools.chaos": chaos}
+    modules |= {"tools.dense_study": dense_study, "tools.characters": characters, "tools.bench.targets": targets}
+    modules |= {"tools.pretraining_study": pretraining_study, "tools.pretraining_study.fonts": fonts}
     assert modules[module].parse(words)
 
 
@@ -284,6 +291,7 @@ EXAMPLES = {
     "README.md": 1,
     "docs/dense-tasks.md": 1,
     "docs/embed-and-predict.md": 1,
+    "docs/export.md": 1,
     "docs/python-api.md": 4,
     "docs/quickstart.md": 1,
     "docs/weights-and-hub.md": 4,
@@ -332,16 +340,30 @@ def test_the_python_of_weights_and_hub_runs(left_by_a_demo):
 @pytest.mark.parametrize("page", [name for name in EXAMPLES if name != "docs/weights-and-hub.md"])
 def test_the_python_of_other_pages_runs(page, left_by_a_demo, monkeypatch):
     monkeypatch.setattr(swin_mim, "pretrain", pretrain_in_name)
+    if page == "docs/export.md":
+        export_a_classifier()
     for example in python_examples()[page]:
         exec(example, left_by_a_demo)
     if page == "docs/python-api.md":
         check_the_comments(left_by_a_demo)
     elif page == "docs/dense-tasks.md":
         assert [tuple(level.shape) for level in left_by_a_demo["maps"]] == [(1, 16, 16, 16), (1, 32, 8, 8)]
+    elif page == "docs/export.md":
+        assert left_by_a_demo["logits"].shape == (2, 2)
+        assert left_by_a_demo["labels"] == ["cat", "dog"]
     elif page == "docs/embed-and-predict.md":
         assert left_by_a_demo["found"].features.shape == (1, 32)
     else:
         assert left_by_a_demo["features"].shape == (1, 8, 8, 32)
+
+
+def export_a_classifier() -> None:
+    """As the page's second command does."""
+    model = SwinClassifier(SwinConfig(32, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4), 2)
+    model.labels = ("cat", "dog")
+    model.save_pretrained("runs/mine_fine/export")
+    words = ["runs/mine_fine", "--to", "onnx", "--preprocess", "nhwc", "--out", "classifier.onnx"]
+    assert exit_code("export", words) == 0
 
 
 def check_the_comments(scope: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from swin_mim.redaction import (
     RedactingFormatter,
     public_url,
+    with_public_urls,
     without_home,
     without_paths,
     without_secrets,
@@ -121,3 +122,22 @@ def test_absolute_paths_become_their_last_part(text: str, expected: str) -> None
 )
 def test_what_is_no_absolute_path_stays(text: str) -> None:
     assert without_paths(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "data.source: 'https://me:pass@host/a.tar?X-Amz-Signature=abc' -> 'HTTP://h/{0..9}.tar?sig=d&x=y'",
+            "data.source: 'https://***@host/a.tar' -> 'HTTP://h/{0..9}.tar'",
+        ),
+        (f"hub {TOKEN}, s3://user:key@bucket/a?.tar", "hub hf_..., s3://***@bucket/a?.tar"),
+        (
+            "['http://h/a?k=1', 'http://h/b?k=2'], (https://h/c?k=3) why?",
+            "['http://h/a', 'http://h/b'], (https://h/c why?",
+        ),
+        ("optim.lr: 0.1 -> 0.2", "optim.lr: 0.1 -> 0.2"),
+    ],
+)
+def test_addresses_within_a_line_lose_user_and_query(text: str, expected: str) -> None:
+    assert with_public_urls(text) == expected == with_public_urls(expected)

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -118,6 +120,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--config", help="configuration of a Hub data set that has several")
     add("--split", help="of a data set (default: train)")
     add("--column", help="of the images; of streamed tars their suffix, or '*' for all")
+    add("--exclude", metavar="FILE", help="names of images to leave out, one a line, as data.exclude of a training")
     group = parser.add_argument_group("reading", "as data.* of a training")
     add = group.add_argument
     text = "processes that decode images, for each that computes (default: its cores less one, at most 4 on a CPU)"
@@ -125,7 +128,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--max_pixels", "--max-pixels", type=int, metavar="N", help="max pixels of an image (default: 67108864)")
     text = "of RGB images (default: convert, to sRGB)"
     add("--color_profile", "--color-profile", choices=("convert", "ignore"), help=text)
-    text = "read parquet or tar shards through a cache; of itself with addresses and .tar files"
+    text = "read parquet or tar shards through a cache; of itself with addresses, .tar files and patterns (*.parquet)"
     add("--streaming", action="store_true", default=None, help=text)
     add("--cache", metavar="DIR", help="for streamed shards (default: ~/.cache/swin_mim/shards)")
     add("--cache_gb", "--cache-gb", type=float, metavar="GB", help="max size of it (default: 20)")
@@ -134,20 +137,41 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def given_source_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What was given of these, as settings of data.*; None: not given."""
-    names = ("config", "split", "column", "workers", "max_pixels", "color_profile", "streaming", "cache", "cache_gb")
+    source = ("config", "split", "column", "exclude", "streaming", "cache", "cache_gb")
+    names = (*source, "workers", "max_pixels", "color_profile")
     return {name: getattr(options, name) for name in names} | given_channels(options)
 
 
-def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Add how a finished model is run on every image: batch, precision, threads, and whether results are replaced."""
+def add_job_options(parser: argparse.ArgumentParser, batch: int | None = 64, usual: str = "64") -> None:
+    """Add how a finished model is run on every image: batch, precision, threads, and whether results are replaced.
+
+    Args:
+        batch: unless it is given; `usual` says so.
+    """
     add = parser.add_argument_group("computing").add_argument
-    add("--batch", type=int, default=64, metavar="N", help="images of one forward (default: 64)")
+    add("--batch", type=int, default=batch, metavar="N", help=f"images of one forward (default: {usual})")
     text = "auto is bf16 on a GPU that has it, else fp32 (default: auto)"
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=text)
     add(
         "--threads", type=int, default=0, metavar="N", help="CPU threads of a process (default: its share of the cores)"
     )
     add("--overwrite", action="store_true", help="begin anew, and replace what is there of an earlier command")
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Show what the package says of a source while it is opened, of several processes by the first alone."""
+    log, first = logging.getLogger("swin_mim"), os.environ.get("RANK", "0") == "0"
+    before, terminal = log.level, logging.StreamHandler()
+    shown = first and not log.hasHandlers()
+    log.setLevel(logging.INFO if first else logging.ERROR)
+    if shown:
+        log.addHandler(terminal)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(terminal)
 
 
 def check_numbers(options: argparse.Namespace, parser: Parser) -> None:

@@ -50,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options = parse(arguments)
+        from swin_mim.data.sources.folder import printable
         from swin_mim.evaluation.outputs.drawings import Masking, draw
 
         settings = {"max_pixels": options.max_pixels, "color_profile": options.color_profile}
@@ -62,4 +63,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings | given_channels(options),
             options.picture_channels,
         ):
-            print(path)
+            print(printable(str(path)))

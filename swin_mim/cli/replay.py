@@ -64,6 +64,7 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], RecipeConfig]":
     Raises:
         UserError: the folder is not one of a run.
     """
+    from swin_mim.training.config.dense.detect import DetectConfig
     from swin_mim.training.config.dense.segment import SegmentConfig
     from swin_mim.training.config.finetune import FinetuneConfig
     from swin_mim.training.config.parsing import from_mapping
@@ -75,8 +76,15 @@ def recipe_of(run: Path) -> "tuple[Callable[..., int], RecipeConfig]":
         raise UserError(f"{run} is not a folder of a run: it has no config.yaml")
     values = read_yaml(path)
     (values.get("data") or {}).setdefault("color_profile", "ignore")  # what a run did before there was the setting
-    name = "pretrain" if "mask" in values else "segment" if "head" in (values.get("model") or {}) else "finetune"
-    configs: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "segment": SegmentConfig}
+    model = values.get("model") or {}
+    marks = {"pretrain": "mask" in values, "segment": "head" in model, "detect": "masks" in model, "finetune": True}
+    name = next(name for name, marked in marks.items() if marked)
+    configs: dict[str, Any] = {
+        "pretrain": PretrainConfig,
+        "segment": SegmentConfig,
+        "detect": DetectConfig,
+        "finetune": FinetuneConfig,
+    }
     return import_module(f"swin_mim.recipes.{name}").main, from_mapping(configs[name], values, path)
 
 
@@ -85,13 +93,13 @@ def quiet(config: Any, root: Path, precision: str | None) -> Any:
     changes: dict[str, dict[str, Any]] = {
         "run": {"root": str(root)},
         "train": {"compile": False, "fsdp": False, "activation_checkpointing": False, "stop_after": "0 steps"},
-        "log": {"trackers": ()},
+        "log": {"trackers": (), "report": False},
         "hub": {"repo": None},
     }
     if precision:
         changes["train"]["precision"] = precision
     if hasattr(config, "probe"):
-        changes["probe"] = {"every": "0 steps"}
+        changes["probe"] = {"every": "0 steps", "first": "0 steps"}
     sections = {name: replace(getattr(config, name), **values) for name, values in changes.items()}
     return replace(config, **sections)
 

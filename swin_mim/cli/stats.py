@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from swin_mim.cli.options import add_json_option, add_raster_options, channels_of, text_stream, write_json
+from swin_mim.cli.options import add_json_option, add_raster_options, channels_of, text_stream, told_once, write_json
 from swin_mim.counts import counted
 from swin_mim.data.decoding.decode_limits import MAX_PIXELS
 from swin_mim.errors import Parser, UserError, one_line_errors
@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str] | None) -> "tuple[argparse.Namespace, Channel
     add("--config", help="configuration of a Hub data set that has several")
     add("--split", default="train", help="of a data set (default: train)")
     add("--column", help="of the images")
+    add("--exclude", metavar="FILE", help="names of images to leave out, one a line, as data.exclude")
     add("--images", type=int, default=2000, metavar="N", help="to look at, at most, evenly spread (default: 2000)")
     cores = len(os.sched_getaffinity(0))
     add("--workers", type=int, default=cores, metavar="N", help="processes; 0 works in this one (default: each core)")
@@ -64,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         decoding = DecodeOptions(options.max_pixels, options.color_profile)
         if bands is not None:
             bands = replace(bands, max_pixels=options.max_pixels)
-        where = {"config": options.config, "split": options.split, "column": options.column}
-        source = open_source(options.source, **where, bands=bands, stack=options.stack, decoding=decoding)
+        where = {name: getattr(options, name) for name in ("config", "split", "column", "stack", "exclude")}
+        with told_once():
+            source = open_source(options.source, **where, bands=bands, decoding=decoding)
         names = source.channels or RGB
         found = DatasetStats.of(source, options.images, options.workers)
         if found.statistics is None:

@@ -70,8 +70,9 @@ def classes_of_files(
     cells = [listed.columns[name] for name in chosen]
     row_of: dict[int, int] = {}
     for row, file in enumerate(listed.files.tolist()):
-        if file >= 0 and any(column[row_of.setdefault(file, row)] != column[row] for column in cells):
-            first, name = row_of[file], listed.columns[listed.column][row]
+        first = row_of.setdefault(file, row) if file >= 0 else row
+        if first != row and any(column[first] != column[row] for column in cells):
+            name = listed.columns[listed.column][row]
             labels = " and ".join(repr(column[at]) for column in cells for at in (first, row))
             raise UserError(f"{where} says two things of {name!r}, {labels}: leave one of the rows")
     files = np.array(sorted(row_of), dtype=np.int64)

@@ -20,10 +20,11 @@ from swin_mim.data.label_columns import LABEL_COLUMNS, classes_of, classes_of_fi
 from swin_mim.data.label_columns import NoLabels as NoLabels  # part of what this module offers
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
 from swin_mim.data.sources.base import Source, Subset
+from swin_mim.data.sources.exclude import part_without_excluded
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.listed import is_table_file, list_files, tables_beside
 from swin_mim.data.sources.listing import counts_text, warn_once
-from swin_mim.data.sources.open import SourceOptions, check_no_table, open_any, opened_images
+from swin_mim.data.sources.open import SourceOptions, check_no_table, kept_of, open_any, opened_images
 from swin_mim.data.sources.stacks import StackSource
 from swin_mim.data.sources.tables import Table, columns_text
 from swin_mim.errors import UserError
@@ -82,12 +83,15 @@ class LabelOptions(SourceOptions, total=False):
     """Where a table of file names has no split "train": rows that are left out, because they are for evaluation."""
 
 
-def open_labelled(spec: str, **options: Unpack[LabelOptions]) -> Labelled:
+def open_labelled(spec: str, *, exclude: str | None = None, **options: Unpack[LabelOptions]) -> Labelled:
     """Open a folder of class folders or with a table of labels, such a table, a table of images, or blue_marble.
 
     The first folder on the path of an image, below the source, is its class, unless a table of file names and labels
     lies at the top and there are no class folders, or options ask for it. In a table the labels are classes of the
     `datasets` library, texts, or whole numbers. Other options as in `open_source`.
+
+    Args:
+        exclude: a file of names of images that are left out, as `kept_indices` takes it.
 
     Raises:
         UserError: an image without a label, a class folder without an image, or a table that does not fit the files;
@@ -96,7 +100,7 @@ def open_labelled(spec: str, **options: Unpack[LabelOptions]) -> Labelled:
     given = options.get("label_column")
     columns = (given,) if isinstance(given, str) else tuple(given or ())
     if spec == "blue_marble":
-        return _of_tiles(columns, options)
+        return part_without_excluded(_of_tiles(columns, options), exclude)
     labels = options.get("labels")
     if is_table_file(spec):
         if labels is not None:
@@ -106,16 +110,19 @@ def open_labelled(spec: str, **options: Unpack[LabelOptions]) -> Labelled:
             )
         spec, labels = os.path.dirname(spec) or ".", spec
     opened = open_any(spec, options)
-    images = opened_images(opened, spec, options)
     if isinstance(opened, Table):
         if labels is not None or len(columns) > 1:
             setting = f"data.labels {labels!r}" if labels is not None else "a data.label_column of several"
             raise UserError(f"{setting} goes with image files, and data.source {spec!r} is a table of images")
-        return _of_table(opened, images, *columns[:1] or (None,), multi_label=options.get("multi_label", False))
+        images = opened_images(opened, spec, options)
+        multi_label = options.get("multi_label", False)
+        found = _of_table(opened, images, *columns[:1] or (None,), multi_label=multi_label)
+        return part_without_excluded(found, exclude)
     if labels is None:
         labels = _table_beside(opened.paths, spec, options)
     if labels is not None:
-        return _of_files(Path(os.path.expanduser(labels)), images, opened.paths, spec, columns, options)
+        images, table = opened_images(opened, spec, options), Path(os.path.expanduser(labels))
+        return part_without_excluded(_of_files(table, images, opened.paths, spec, columns, options), exclude)
     check_no_table(spec, options)
     multi_label = options.get("multi_label", False)
     if multi_label or columns:
@@ -125,7 +132,9 @@ def open_labelled(spec: str, **options: Unpack[LabelOptions]) -> Labelled:
         raise UserError(text) if columns else NoLabels(text)
     if isinstance(opened, FolderSource):
         _check_class_folders(opened, spec)
-    return _of_folder(images, opened.paths, spec)
+    kept = kept_of(opened, spec, None, exclude)
+    paths = opened.paths if kept is None else [opened.paths[index] for index in kept]
+    return _of_folder(opened_images(opened, spec, options, kept), paths, spec)
 
 
 def _of_tiles(columns: Sequence[str], options: LabelOptions) -> Labelled:

@@ -13,9 +13,10 @@ from swin_mim.data.labels import Labelled
 from swin_mim.evaluation.classification import Outcome, confusions, predict, report, write_predictions
 from swin_mim.evaluation.confusion import save_confusion
 from swin_mim.evaluation.reader import Reader
+from swin_mim.evaluation.worst_images import save_worst
 from swin_mim.files import replace_json
 
-REPORT, PICTURE = "metrics.json", "confusion.png"
+REPORT, PICTURE, WORST = "metrics.json", "confusion.png", "worst.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ClassificationEvaluator:
     def write(
         self, folder: Path, outcome: Outcome, *, step: int | None, about: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Write metrics.json, and with one label each confusion.png.
+        """Write metrics.json, worst.json, and with one label each confusion.png.
 
         Args:
             step: after which the weights were these; None: nobody knows.
@@ -53,6 +54,7 @@ class ClassificationEvaluator:
         folder.mkdir(parents=True, exist_ok=True)
         if not outcome.multi_label:
             save_confusion(folder / PICTURE, confusions(outcome), self.images.names)
+        save_worst(folder / WORST, outcome, self.images, step=step)
         replace_json(folder / REPORT, {"step": step, **about, **report(outcome, self.images.names)})
 
     def write_predictions(self, path: Path, outcome: Outcome, *, labelled: bool = True) -> None:

@@ -16,13 +16,16 @@ NOTHING = 255
 _PART = 0.02  # of the pixels that become quite dark, and quite bright
 
 
-def shown_channels(chosen: Sequence[str] | None, names: Sequence[str]) -> tuple[int, ...]:
+def shown_channels(
+    chosen: Sequence[str] | None, names: Sequence[str], setting: str = "log.picture_channels"
+) -> tuple[int, ...]:
     """Which of the channels a picture shows: three, or one.
 
     Args:
         chosen: their names, or numbers from 1. None: the visible ones by their names, else the first three, or the
             first where there are two.
         names: of the channels.
+        setting: that chose them, for the message.
 
     Raises:
         UserError: no such channel, or neither one nor three.
@@ -35,7 +38,7 @@ def shown_channels(chosen: Sequence[str] | None, names: Sequence[str]) -> tuple[
     unknown = [name for name in chosen if name.lower() not in numbered]
     if unknown or len(chosen) not in (1, 3):
         raise UserError(
-            f"log.picture_channels {tuple(chosen)} must be one or three of the channels: {', '.join(names)}"
+            f"{setting} {' '.join(chosen) or '(none)'} must be one or three of the channels: {', '.join(names)}"
         )
     return tuple(numbered[name.lower()] for name in chosen)
 

@@ -6,7 +6,7 @@ probe, at the best stage rather than the last one, and at how far it is above th
 What counts in the end is fine-tuning with few labels: `swin-mim transfer`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +52,12 @@ def as_metrics(scores: Sequence[Score], prefix: str = "") -> dict[str, float]:
         for stage, score in enumerate(scores, start=1)
         for kind, value in score._asdict().items()
     }
+
+
+def probe_text(measured: Mapping[str, float]) -> str:
+    """The linear probe of every stage, for a line of the log."""
+    linear = [f"{value:.3f}" for key, value in measured.items() if key.startswith("linear_stage")]
+    return f"linear probe {', '.join(linear)}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from swin_mim.data.loading.loader import Batch, LoaderOptions, heldout_batches
+from swin_mim.data.loading.loader import Batch, LoaderOptions, WholeTransform, heldout_batches
 from swin_mim.data.sources.base import Source
 from swin_mim.data.transforms.crops import EvaluationTransform
 from swin_mim.models.preprocessing import Preprocessor
@@ -24,6 +24,7 @@ class Reader:
         batch: images of one forward.
         options: rank, world and workers of this process.
         replaces: another image takes the place of one that cannot be read, see `heldout_batches`.
+        wrap: makes the transform of that which every evaluation has; None: it is that.
     """
 
     preprocess: Preprocessor
@@ -33,11 +34,13 @@ class Reader:
     batch: int
     options: LoaderOptions
     replaces: bool = True
+    wrap: Callable[[EvaluationTransform], WholeTransform] | None = None
 
     def batches(self, source: Source, starts: Sequence[int] | None = None) -> Iterable[Batch]:
         """Decode the images that this process has to evaluate; `starts` as in `heldout_batches`."""
         known = self.preprocess.preprocessing
-        transform = EvaluationTransform(self.size, known.interpolation, known.crop_pct)
+        usual = EvaluationTransform(self.size, known.interpolation, known.crop_pct)
+        transform = self.wrap(usual) if self.wrap else usual
         options = replace(self.options, pixel_bytes=self.preprocess.pixel_bytes)
         batches = heldout_batches(source, transform, self.batch, options, starts=starts, replaces=self.replaces)
         return self.watch(batches)

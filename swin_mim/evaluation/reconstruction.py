@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from swin_mim.evaluation.validation import evaluation_mode
@@ -67,7 +68,14 @@ def save_reconstruction(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
+        picture.save(temporary, format="PNG", optimize=True, pnginfo=_blocks(len(images)))
+
+
+def _blocks(rows: int) -> PngInfo:
+    """How many blocks lie side by side, for whoever has less room than a wide page."""
+    info = PngInfo()
+    info.add_text("blocks", str(GridLayout(rows, 1, 1).blocks))
+    return info
 
 
 def reconstruction_grid(

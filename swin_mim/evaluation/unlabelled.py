@@ -12,6 +12,7 @@ from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.open import as_rasters, open_source
 from swin_mim.models.classifier import SwinClassifier
+from swin_mim.training.config.common_checks import has_images_to_evaluate
 from swin_mim.training.config.finetune import LabelledDataConfig
 from swin_mim.training.images import decode_options, named_channels
 
@@ -53,6 +54,7 @@ def _source(data: LabelledDataConfig) -> Source:
             bands=bands,
             stack=data.stack,
             decoding=decode_options(data),
+            exclude=None if has_images_to_evaluate(data) else data.exclude,
         )
     return open_image_file(spec, bands, decode_options(data))
 

@@ -52,10 +52,12 @@ def evaluate_parts(
     draw_mask: Callable[[Batch], Tensor],
     reduce: Callable[[Tensor], Tensor],
     names: Sequence[str] = (),
+    taught: Sequence[Tensor] = (),
 ) -> dict[str, float]:
-    """The mean over all held-out images of several parts of a loss; the arguments but `names` are those of `evaluate`.
+    """The mean over all held-out images of several parts of a loss; the other arguments are those of `evaluate`.
 
     Args:
+        taught: what a teacher says of the images of each batch, the model's argument of this name; none: no teacher.
         names: of the parts that the model's result has in its third field; none: "loss", its first field, alone.
             `reduce` gets float64 (parts + 1,).
 
@@ -66,9 +68,10 @@ def evaluate_parts(
     losses: list[list[Tensor]] = [[] for _ in names]
     counts = []
     with evaluation_mode(model):
-        for batch in batches:
+        for place, batch in enumerate(batches):
             images = prepare(batch.images)
-            out = model(images, draw_mask(batch), **batch.valid_on(images.device))
+            said = {"taught": taught[place]} if taught else {}
+            out = model(images, draw_mask(batch), **batch.valid_on(images.device), **said)
             parts = [out[0]] if names == ("loss",) else [out[2][name] for name in names]
             for found, part in zip(losses, parts, strict=True):
                 found.append(part.detach())

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from swin_mim.errors import UserError
+from swin_mim.hub.exports import NAMES
 from swin_mim.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def push_command(folder: Path, repo: str, *, private: bool, revision: str | None
 
 def is_published(name: str) -> bool:
     """Whether a repository's file is part of a published model, so that the next push may replace or delete it."""
-    return name in OURS or re.fullmatch(r"(loss|reconstructions|card_[\w-]+)\.png", name) is not None
+    pictures = r"(loss|reconstructions|card_[\w-]+)\.png"
+    return name in OURS or any(re.fullmatch(pattern, name) for pattern in (pictures, NAMES))
 
 
 # Fetching.

@@ -3,20 +3,27 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swin_mim.kernels.product import WORTH, Norm, is_plain_cpu, onednn_is_faster, product, transposed
+from swin_mim.kernels.native.gelu import gelu, gelu_backward
+from swin_mim.kernels.product import (
+    WORTH,
+    Norm,
+    add_transposed,
+    is_plain_cpu,
+    multiplies_cheaply,
+    onednn_is_faster,
+    product,
+)
 
 AGAIN = 384
-"""Most channels for which the hidden layer is computed again in the backward pass instead of being kept.
+"""Most channels for which the hidden layer is computed again in the backward pass instead of being kept, where products
+are cheap (`multiplies_cheaply`).
 
-Training, fp32, 16 images of Swin-T on 2 cores: at 96 channels that is 1.3 times as fast, at 192 as fast, and at 384
-1.1 times slower, which is 2 % of a step for 4 % of its memory.
+Training, fp32, 16 images of Swin-T on 2 cores of Zen 5: at 96 channels that is 1.3 times as fast, at 192 as fast, and
+at 384 1.1 times slower, which is 2 % of a step for 4 % of its memory. On Zen 4 keeping is faster at all widths.
 """
-
-
 CACHE = 16 << 20
 """Bytes of a hidden layer that a processor's shared cache holds: with MKL's products there is nothing to gain below,
 and nothing with more than 96 channels."""
@@ -34,12 +41,19 @@ def pays(x: Tensor, hidden: Tensor) -> bool:
     return cold and x.shape[-1] <= 96 and torch.is_grad_enabled()
 
 
+def again() -> int:
+    """Most channels for which `mlp` computes the hidden layer again instead of keeping it."""
+    if not onednn_is_faster():
+        return 96
+    return AGAIN if multiplies_cheaply() else 0
+
+
 def mlp(x: Tensor, norm: Norm | None, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """x (..., D), w1 (hidden, D), b1 (hidden,), w2 (D, hidden), b2 (D,) -> (..., D). GELU is the exact one.
 
     Of the normalised x, if there is a norm.
     """
-    keep = torch.is_grad_enabled() and x.shape[-1] > AGAIN
+    keep = torch.is_grad_enabled() and x.shape[-1] > again()
     return _Mlp.apply(x, *(norm or (None, None, 0.0)), w1, b1, w2, b2, keep)
 
 
@@ -59,32 +73,33 @@ class _Mlp(torch.autograd.Function):
     ) -> Tensor:
         tokens = x.flatten(0, -2).contiguous()  # (n, D)
         out = torch.empty_like(tokens)
-        kept = tokens.new_empty(len(tokens), len(w1)) if keep else None
+        kept = []
         for part in _chunks(tokens, w1):
             hidden = product(_normed(tokens[part], scale, offset, eps)[0], w1, b1)
-            if kept is not None:
-                kept[part] = hidden
-            out[part] = product(F.gelu(hidden), w2, b2)
-        ctx.save_for_backward(x, scale, offset, w1, b1, w2, kept)
+            if keep:
+                kept.append(hidden)
+            out[part] = product(gelu(hidden), w2, b2)
+        ctx.save_for_backward(x, scale, offset, w1, b1, w2, *kept)
         ctx.eps = eps
         return out.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, offset, w1, b1, w2, kept = ctx.saved_tensors
+        x, scale, offset, w1, b1, w2, *kept = ctx.saved_tensors
         tokens, upstream = x.flatten(0, -2).contiguous(), upstream.flatten(0, -2).contiguous()
         to_x = torch.empty_like(tokens)
-        to_w1, to_b1, to_w2 = (torch.zeros_like(p) for p in (w1, b1, w2))
+        to_w1, to_w2 = (torch.empty_like(w) if len(tokens) else torch.zeros_like(w) for w in (w1, w2))
+        to_b1 = torch.zeros_like(b1)
         to_scale, to_offset = (None if p is None else torch.zeros_like(p) for p in (scale, offset))
-        for part in _chunks(tokens, w1):
+        for number, part in enumerate(_chunks(tokens, w1)):
             token, u = tokens[part], upstream[part]
             normed, mean, rstd = _normed(token, scale, offset, ctx.eps)
-            hidden = product(normed, w1, b1) if kept is None else kept[part]
-            to_w2 += transposed(u, F.gelu(hidden))
-            to_hidden = torch.ops.aten.gelu_backward(product(u, w2.mT), hidden)
-            to_w1 += transposed(to_hidden, normed)
-            to_b1 += to_hidden.sum(0)
+            hidden = kept[number] if kept else product(normed, w1, b1)
+            active, to_hidden, to_bias = gelu_backward(hidden, product(u, w2.mT))
+            add_transposed(to_w2, u, active, first=number == 0)
+            add_transposed(to_w1, to_hidden, normed, first=number == 0)
+            to_b1 += to_bias
             to_normed = product(to_hidden, w1.mT)
             if scale is None:
                 to_x[part] = to_normed

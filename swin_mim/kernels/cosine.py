@@ -20,7 +20,7 @@ def cosine(qkv: Tensor, scale: Tensor) -> Tensor:
     Returns:
         of qkv's shape and dtype; the values as they are. Lengths and quotients are computed in fp32 at least.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         q, k, v = qkv.unbind(-3)
         return torch.stack([_unit(q, scale), _unit(k, None), v], dim=-3)
     return _Cosine.apply(qkv, scale)

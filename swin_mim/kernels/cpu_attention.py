@@ -60,7 +60,7 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     buffer = getattr(_buffers, key, None)
     if buffer is None or len(buffer) < size:
         with torch.inference_mode(False):  # who comes next may be a training
-            buffer = torch.empty(size, dtype=dtype)
+            buffer = torch.empty(size, dtype=dtype, device="cpu")
         setattr(_buffers, key, buffer)
     return buffer[:size].view(*shape)
 

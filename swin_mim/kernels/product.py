@@ -1,5 +1,6 @@
 """The matrix product that a CPU is fastest with, and the linear layer made of it."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,10 @@ CHUNK = 1536
 """Tokens at a time where that keeps what lies between in a cache."""
 WORTH = 1 << 21
 """Multiplications from which on a product pays for its overhead."""
+ZEN_5 = 26
+"""Family of AMD's first processors that multiply 512 bits at once."""
+_CPU_INFO = Path("/proc/cpuinfo")
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Norm(NamedTuple):
@@ -29,11 +34,23 @@ def onednn_is_faster() -> bool:
     """Whether fp32 products are to be oneDNN's, which torch has beside MKL.
 
     MKL, which torch uses for them, leaves AVX-512 to Intel's own processors. Measured on an AMD EPYC (Zen 5), 2 cores:
-    450 GFLOP/s against 210. Held to AVX2 the two were equal, so that older processors have nothing to gain.
+    450 GFLOP/s against 210; on one of Zen 4, which takes 512 bits in halves, 1 core: 103 to 113 against 97 to 104. Held
+    to AVX2 the two were equal, so that older processors have nothing to gain.
     """
-    info = Path("/proc/cpuinfo")
-    intel = not info.exists() or "GenuineIntel" in info.read_text()
+    intel = not _CPU_INFO.exists() or "GenuineIntel" in _CPU_INFO.read_text()
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not intel
+
+
+@cache
+def multiplies_cheaply() -> bool:
+    """Whether products are so fast that memory is what counts: with oneDNN's on units of 512 bits (AMD from Zen 5 on).
+
+    There a product is done again sooner than its result is kept, and copies are made so that oneDNN can be taken.
+    """
+    if not onednn_is_faster():
+        return False
+    found = re.search(r"^cpu family\s*: (\d+)$", _CPU_INFO.read_text(), re.MULTILINE)
+    return found is not None and int(found[1]) >= ZEN_5
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,14 +71,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: Norm | N
 
 
 def is_plain_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether it is fp32 on a CPU, to be computed here and now."""
+    """Whether it is fp32 in the memory of a CPU, to be computed here and now."""
+    plain = type(x) in _PLAIN and type(weight) in _PLAIN  # a FakeTensor has no memory
     fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and fp32 and not torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return plain and x.device.type == "cpu" and fp32 and not traced
 
 
-def transposed(x: Tensor, y: Tensor) -> Tensor:
-    """x (n, a), y (n, b) -> x^T y (a, b). The narrower of the two is the one that is written out transposed."""
-    return product(x.mT.contiguous(), y.mT) if x.shape[1] <= y.shape[1] else product(y.mT.contiguous(), x.mT).mT
+def add_transposed(total: Tensor, x: Tensor, y: Tensor, *, first: bool) -> None:
+    """total (a, b) += x^T y, of x (n, a) and y (n, b); the first time total = x^T y, whatever it held.
+
+    MKL adds as it multiplies. For oneDNN the narrower of the two is written out transposed.
+    """
+    if not multiplies_cheaply():
+        torch.addmm(total, x.mT, y, beta=0 if first else 1, out=total)
+        return
+    narrower = x.shape[1] <= y.shape[1]
+    found = product(x.mT.contiguous(), y.mT) if narrower else product(y.mT.contiguous(), x.mT).mT
+    if first:
+        total.copy_(found)
+    else:
+        total += found
 
 
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -105,9 +135,9 @@ class _Linear(torch.autograd.Function):
                 to_x, tokens, tokens.shape[1:], mean, rstd, scale, offset, [True, True, True]
             )
         if for_weight:
-            to_weight = torch.zeros_like(weight)
-            for part, u in zip(tokens.split(CHUNK), upstream.split(CHUNK), strict=True):
+            to_weight = torch.empty_like(weight) if len(tokens) else torch.zeros_like(weight)
+            for number, (part, u) in enumerate(zip(tokens.split(CHUNK), upstream.split(CHUNK), strict=True)):
                 normed = part if scale is None else F.layer_norm(part, part.shape[1:], scale, offset, ctx.eps)
-                to_weight += transposed(u, normed)
+                add_transposed(to_weight, u, normed, first=number == 0)
         to_bias = upstream.sum(0) if for_bias else None
         return None if to_x is None else to_x.view(x.shape), to_weight, to_bias, to_scale, to_offset, None

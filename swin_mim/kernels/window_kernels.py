@@ -19,7 +19,7 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2_E = tl.constexpr(1.4426950408889634)
 APART = tl.constexpr(-100.0 * 1.4426950408889634)
-"""Added to the score of tokens that only the cyclic shift brought together: -100, as in `models.window_attention`."""
+"""Added to the score of tokens that only the cyclic shift brought together: -100, as in `window_attention`."""
 
 LOWEST = tl.constexpr(-65504.0)
 """Of fp16."""

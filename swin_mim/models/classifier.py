@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
+from swin_mim.models.blocks.window_attention import Backend
 from swin_mim.models.saving import Pretrained, check_labels
 from swin_mim.models.swin import Swin, SwinConfig, initialise
-from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
 
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from swin_mim.kernels.product import onednn_is_faster
 from swin_mim.kernels.window_plan import MOST_TOKENS
+from swin_mim.models.blocks.window_attention import resolve_backend
 from swin_mim.models.swin import Block, PatchEmbed, PatchMerging, Swin
 from swin_mim.models.targets.hog import Hog
 from swin_mim.models.targets.pixels import MaskedCells
-from swin_mim.models.window_attention import resolve_backend
 
 PARTS = (PatchEmbed, PatchMerging, Block, MaskedCells, Hog)
 """Modules that are compiled, besides the final norm. What is between them is one operation at most."""

@@ -99,7 +99,9 @@ HALF = Storage(stream=2, inner=2)
 FP32 = Storage()
 """On a GPU in fp32."""
 CPU_ONEDNN = Storage(normed=False, again=384, lengths=False)
-"""On a CPU in fp32 with oneDNN's products (`kernels.product.onednn_is_faster`), of all but tiny layers."""
+"""On a CPU in fp32 with oneDNN's products, of all but tiny layers, where they are cheap; elsewhere `again` is another
+(`kernels.chunked_mlp.again`). A CPU keeps less of the first block and the last: how much less is up to the masks
+(`models.masked_windows`), and is not counted."""
 CPU_MKL = Storage(again=96, lengths=False)
 """On other CPUs in fp32, where a hidden layer is larger than a cache (`kernels.chunked_mlp.pays`)."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
-from swin_mim.hub import pretrained, repository
+from swin_mim.hub import pretrained, repository, saved
 from swin_mim.hub.about import About
 from swin_mim.hub.card import card
 from swin_mim.weights.adapt import Method, adapt
@@ -152,8 +152,8 @@ class Pretrained(nn.Module):
         caution = unsupported_reason("timm", description)
         if caution:
             _LOG.warning("%s: %s", target, caution)
-        with pretrained.replacing(target) as staging:
-            pretrained.write(staging, description, tensors, transformers=transformers)
+        with saved.replacing(target) as staging:
+            saved.write(staging, description, tensors, transformers=transformers)
             for picture in about.pictures:
                 shutil.copyfile(picture.file, staging / picture.name)
             parameters = sum(tensor.numel() for name, tensor in tensors.items() if not pretrained.is_mim_head(name))

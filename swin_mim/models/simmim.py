@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
-from swin_mim.models.linear import Linear
+from swin_mim.models import masked_windows
+from swin_mim.models.blocks.linear import Linear
+from swin_mim.models.blocks.window_attention import Backend
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, SwinConfig
 from swin_mim.models.targets.hog import Hog, masked_l2
 from swin_mim.models.targets.normalized import local_statistics
 from swin_mim.models.targets.pixels import HeadsOutput, MaskedCells, MimOutput, PixelDecoder, decoded
 from swin_mim.models.targets.stages import check_stage_weights, stage_heads
-from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
 from swin_mim.weights.heads import Target, hog_cell, is_head, taught_stage
 
@@ -98,13 +99,29 @@ class SimMIM(Pretrained):
         if valid is not None:
             _check_valid(valid, images)
             images = images.where(valid[:, None], 0)
+        stages = self.encode(images, mask, cells)
+        out = self._predicted(images, stages, mask, cells, valid)
+        return out if taught is None else self._taught(out, stages[taught_stage(self.encoder.config)], taught)
+
+    def encode(self, images: Tensor, mask: Tensor, cells: int | None = None) -> list[Tensor]:
+        """(B, h_i, w_i, D_i) of each stage, the final norm applied to the last; the arguments as of `forward`.
+
+        On a CPU of the last one only the cells that are decoded, (B, cells, D), if nothing else reads it.
+        """
+        begun = masked_windows.first_block(self.encoder, images, mask, self.mask_token)
+        tokens = self._masked(images, mask) if begun is None else begun
+        *_, last = self.encoder.blocks()
+        read = self.hog is not None or (self.teacher_width and self.encoder.config.num_stages == 1)
+        some = cells is not None and not read and mask.device.type == "cpu" and not masked_windows.observed(last)
+        chosen = self.masked_cells.chosen(mask, cells) if some and cells is not None else None
+        return self.encoder.encode_stages(tokens, begun=begun is not None, cells=chosen)
+
+    def _masked(self, images: Tensor, mask: Tensor) -> Tensor:
+        """(B, h, w, D), the encoder's tokens, with one vector in place of those that are masked."""
         tokens = self.encoder.embed(images)
         if mask.dtype != torch.bool or mask.shape != tokens.shape[:3]:
             raise UserError(f"mask must be bool {tuple(tokens.shape[:3])}, not {mask.dtype} {tuple(mask.shape)}")
-        tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        stages = self.encoder.encode_stages(tokens)
-        out = self._predicted(images, stages, mask, cells, valid)
-        return out if taught is None else self._taught(out, stages[taught_stage(self.encoder.config)], taught)
+        return torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def _predicted(
         self, images: Tensor, stages: Sequence[Tensor], mask: Tensor, cells: int | None, valid: Tensor | None

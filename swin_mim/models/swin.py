@@ -16,18 +16,19 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_mim.architecture import SwinConfig, nearest_multiple
 from swin_mim.errors import UserError
+from swin_mim.kernels.graph_windows import is_exporting
 from swin_mim.kernels.product import linear
-from swin_mim.models import blocks_v1, blocks_v2
+from swin_mim.models.blocks import v1, v2
+from swin_mim.models.blocks.window_attention import Backend, resolve_backend
 from swin_mim.models.saving import Pretrained
-from swin_mim.models.window_attention import Backend, resolve_backend
 
 __all__ = ["Swin", "SwinConfig", "attention_text", "freeze", "initialise"]
 
-Block = blocks_v1.Block | blocks_v2.Block
-PatchMerging = blocks_v1.PatchMerging | blocks_v2.PatchMerging
+Block = v1.Block | v2.Block
+PatchMerging = v1.PatchMerging | v2.PatchMerging
 _PARTS: dict[int, tuple[type[Block], type[PatchMerging]]] = {
-    1: (blocks_v1.Block, blocks_v1.PatchMerging),
-    2: (blocks_v2.Block, blocks_v2.PatchMerging),
+    1: (v1.Block, v1.PatchMerging),
+    2: (v2.Block, v2.PatchMerging),
 }
 
 
@@ -78,9 +79,12 @@ class Swin(Pretrained):
         *_, last = self.stage_outputs(tokens)
         return self.norm(last)
 
-    def encode_stages(self, tokens: Tensor) -> list[Tensor]:
-        """(B, h, w, D) -> (B, h_i, w_i, D_i) of each stage; the last is that of `encode`, the others have no norm."""
-        *stages, last = self.stage_outputs(tokens)
+    def encode_stages(self, tokens: Tensor, *, begun: bool = False, cells: Tensor | None = None) -> list[Tensor]:
+        """(B, h, w, D) -> (B, h_i, w_i, D_i) of each stage; the last is that of `encode`, the others have no norm.
+
+        `begun` and `cells` as in `stage_outputs`.
+        """
+        *stages, last = self.stage_outputs(tokens, begun=begun, cells=cells)
         return [*stages, self.norm(last)]
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
@@ -91,17 +95,30 @@ class Swin(Pretrained):
         """All blocks, from the input to the output."""
         return (block for block in self.modules() if isinstance(block, Block))
 
-    def stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
-        """(B, h, w, D) -> (B, h_i, w_i, D_i) of each stage, without the final norm."""
+    def stage_outputs(self, x: Tensor, *, begun: bool = False, cells: Tensor | None = None) -> Iterator[Tensor]:
+        """(B, h, w, D) -> (B, h_i, w_i, D_i) of each stage, without the final norm.
+
+        Args:
+            begun: x is what `first_block` gave.
+            cells: int64 (B, n): of the last stage only these cells of each image, (B, n, D_i); None: all.
+        """
         if not x.is_floating_point():
             raise UserError(f"tokens are {_dtype(x)}: they must be floating-point numbers, as `embed` gives them")
-        x = self.dropout(x)
+        x = x if begun else self.dropout(x)
+        *_, last = self.blocks()
         for stage in self.layers:
             assert isinstance(stage, Stage)
             x = stage.downsample(x)
-            for block in stage.blocks:
-                x = checkpoint(block, x, use_reentrant=False) if self.activation_checkpointing else block(x)
+            for block in list(stage.blocks)[begun and stage is self.layers[0] :]:
+                x = self._called(block, x, *([] if cells is None or block is not last else [cells]))
             yield x
+
+    def first_block(self, tokens: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w, D)."""
+        return self._called(next(self.blocks()), self.dropout(tokens))
+
+    def _called(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        return checkpoint(block, *inputs, use_reentrant=False) if self.activation_checkpointing else block(*inputs)
 
 
 def attention_text(encoder: Swin, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
@@ -149,7 +166,7 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, nn.LayerNorm | nn.Conv2d):
             child.reset_parameters()
-        elif isinstance(child, blocks_v1.WindowAttention | blocks_v2.WindowAttention):
+        elif isinstance(child, v1.WindowAttention | v2.WindowAttention):
             child.initialise()
 
 
@@ -163,19 +180,26 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, h, w, D)."""
+        return self.project(self.cut(images))
+
+    def cut(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h, w, C p p)."""
         patch, channels = self.proj.kernel_size[0], self.proj.in_channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise UserError(f"images must be (B, {channels}, H, W), not {tuple(images.shape)}")
         if not images.is_floating_point():
             raise UserError(f"images are {_dtype(images)}, not normalised floats: give model.preprocess(images)")
-        for side in images.shape[2:]:
+        for side in () if is_exporting() else images.shape[2:]:  # a graph's sides are no numbers
             if side % patch:
                 nearest = nearest_multiple(side, patch)
                 raise UserError(
                     f"image side {side} is not a multiple of patch_size {patch}: resize or pad it to {nearest}"
                 )
         patches = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, h, p, w, p)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, h, w, C p p)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """(..., C p p) -> (..., D)."""
         # One matrix product: faster than the convolution that it is, most of all backward. The cast is for
         # DeepSpeed, which keeps the weights themselves in bf16, without autocast.
         weight = self.proj.weight.flatten(1)

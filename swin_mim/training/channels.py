@@ -92,7 +92,8 @@ def _numbered(channels: Sequence[str] | None) -> bool:
 
 def warn_of_other_gaps(preprocessing: Preprocessing, nodata: float | None, mask_channel: str | None, name: str) -> None:
     """Warn where a model was trained on images whose gaps were marked in another way."""
-    theirs, ours = (preprocessing.nodata, preprocessing.mask_channel), (nodata, mask_channel)
+    marked = nodata == nodata  # NaN is no pixel without being named
+    theirs, ours = (preprocessing.nodata, preprocessing.mask_channel), (nodata if marked else None, mask_channel)
     if preprocessing.scale == 1 and theirs != ours:
         _LOG.warning(
             "%s was trained with data.nodata %s and data.mask_channel %s, and here these are %s and %s: gaps that are "

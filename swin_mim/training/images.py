@@ -8,6 +8,7 @@ from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.decoding.rgb import decoder_text
 from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.exclude import without_excluded
 from swin_mim.data.sources.open import open_source
 from swin_mim.training.channels import preprocessing_of
 from swin_mim.training.config.pretrain import DataConfig, ImagesConfig, PretrainConfig
@@ -59,7 +60,8 @@ def open_pretraining_images(config: PretrainConfig) -> Images:
     """
     data = config.data
     if data.source == "blue_marble":
-        return Images(*open_blue_marble(), None, preprocessing_of(data, None))
+        training, heldout = open_blue_marble()
+        return Images(without_excluded(training, data.exclude), heldout, None, preprocessing_of(data, None))
     source = open_source_of(data, channels_of_settings(config))
     channels = source.channels
     return Images(*source.split(data.heldout, config.run.seed), channels, preprocessing_of(data, channels))
@@ -75,8 +77,9 @@ def open_source_of(data: DataConfig, bands: ChannelSpec | None) -> Source:
     where["bands"] = bands
     where["decoding"] = decode_options(data)
     if not data.streaming:
-        return open_source(data.source, stack=data.stack, **where)
+        return open_source(data.source, stack=data.stack, exclude=data.exclude, **where)
     from swin_mim.data.streaming.source import CacheOptions, open_streamed  # what does not stream needs none of it
 
     cache = CacheOptions(data.cache, data.cache_gb)
+    where["exclude"] = data.exclude
     return open_streamed(data.source, shards_at_once=data.shards_at_once, cache=cache, **where)

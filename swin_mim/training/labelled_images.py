@@ -17,6 +17,7 @@ from swin_mim.data.sources.listed import is_table_file
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.data.transforms.crops import FinetuneTransform
 from swin_mim.errors import UserError
+from swin_mim.training.config.common_checks import has_images_to_evaluate
 from swin_mim.training.config.finetune import FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.pretrain import DataConfig, PretrainConfig
 from swin_mim.training.images import decode_options, named_channels
@@ -37,9 +38,10 @@ def to_train_and_evaluate(data: LabelledDataConfig) -> tuple[Labelled, Labelled]
     """
     # of a table of file names, what is evaluated on is never trained on
     other = data.validation_split if data.validation is None else None
-    training = open_labelled(data.source, split=data.split, labels=data.labels, other_split=other, **_columns(data))
+    options = {"split": data.split, "labels": data.labels, "other_split": other, **_columns(data)}
+    training = open_labelled(data.source, exclude=data.exclude, **options)
     check_classes(training, data.source)
-    if data.validation is None and data.validation_split is None and data.source != "blue_marble":
+    if not has_images_to_evaluate(data):
         training, evaluated = split_labelled(training, data.heldout, HELDOUT_SEED)
         if not len(evaluated):
             raise UserError(
@@ -77,6 +79,7 @@ def named_by(config: PretrainConfig, channels: tuple[str, ...] | None) -> Labell
         channels=own.channels or channels,  # as they were chosen: other files may have no names
         **_gaps(own, probe.source),
         stack=probe.stack if probe.source else own.stack,
+        exclude=None if probe.source else own.exclude,
         max_pixels=own.max_pixels,
         color_profile=own.color_profile,
     )
@@ -119,7 +122,9 @@ def to_evaluate(data: LabelledDataConfig) -> Labelled:
     # the table may be of both; one that is named as data.validation says its labels itself
     labels = None if data.validation and is_table_file(data.validation) else data.labels
     try:
-        return open_labelled(data.validation or data.source, split=split, labels=labels, **_columns(data))
+        exclude = None if has_images_to_evaluate(data) else data.exclude
+        spec = data.validation or data.source
+        return open_labelled(spec, exclude=exclude, split=split, labels=labels, **_columns(data))
     except UserError as error:
         if data.validation is None:
             raise

@@ -1,9 +1,7 @@
-"""The models that settings name: the masked image model of a pretraining; the classifier that a fine-tuning starts
-from, measures, publishes."""
+"""The models that runs start from: the masked image model of a pretraining, the classifier of a fine-tuning."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,13 @@ from swin_mim.errors import UserError
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.saving import Preprocessing
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.swin import freeze, initialise
-from swin_mim.training.channels import check_channels, warn_of_other_channels, warn_of_other_gaps
-from swin_mim.training.checkpoints.state import TRAINER, published_weights
+from swin_mim.models.swin import initialise
+from swin_mim.training.channels import warn_of_other_channels
 from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
 from swin_mim.training.config.finetune_checks import check_architecture, new_encoder, sizes
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import stage_weights, swin_config
+from swin_mim.training.starting import make_ready
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,44 +76,15 @@ def build_classifier(
         built = _pretrained(model, names, **options)
     else:
         built = SwinClassifier(new_encoder(model, data.channels), len(names), **options)
-        if data.channels is not None:
-            assert data.mean is not None and data.std is not None, "checked with the settings"  # noqa: PT018
-            built.preprocessing = Preprocessing(data.mean, data.std, data.channels, scale=1)
-    preprocessing = built.preprocessing
-    check_channels(preprocessing, data.channels, model.pretrained or "the model")
-    if model.pretrained is not None and checkpoint is None:
-        warn_of_other_gaps(preprocessing, data.nodata, data.mask_channel, model.pretrained)
-    built.preprocessing = replace(
-        preprocessing,
-        mean=data.mean or preprocessing.mean,
-        std=data.std or preprocessing.std,
+    make_ready(
+        built,
+        model,
+        data,
+        names,
+        resumed=checkpoint is not None,
         interpolation=data.interpolation,
         crop_pct=data.crop_pct,
-        nodata=data.nodata,
-        mask_channel=data.mask_channel,
     )
-    built.labels = tuple(names)
-    built.train()
-    freeze(built.encoder, model.freeze)
-    return built
-
-
-def open_classifier(model: ClassifierConfig, **options: Any) -> SwinClassifier:
-    """A finished classifier as it is, with the head that it has.
-
-    Raises:
-        UserError: there is none, it cannot be read, or it has no head.
-    """
-    if model.pretrained is None:
-        raise UserError("nothing to evaluate: the run has no checkpoint, and model.pretrained names no classifier")
-    path = Path(model.pretrained).expanduser()
-    if (path / TRAINER).is_file() and not sizes(model):
-        built = load_published(path, **options)
-    else:
-        built = SwinClassifier.from_pretrained(
-            model.pretrained, **sizes(model), bias_tables=model.bias_tables, pickles=True, **options
-        )
-    check_architecture(model, built.encoder.config)
     return built
 
 
@@ -135,18 +104,6 @@ def class_names(model: SwinClassifier, names: Sequence[str]) -> Sequence[str]:
         )
     _LOG.warning("the model does not name its classes: taken to be those of the images, in their order")
     return names
-
-
-def load_published(path: Path, **options: Any) -> SwinClassifier:
-    """The classifier that a checkpoint would publish: with the average of the weights, if there is one.
-
-    Raises:
-        UserError: it is gone or broken.
-    """
-    weights = published_weights(path)
-    built = SwinClassifier.from_pretrained(path, **options)
-    built.load_state_dict(weights)
-    return built
 
 
 def _pretrained(model: ClassifierConfig, names: Sequence[str], **options: Any) -> SwinClassifier:

@@ -44,6 +44,9 @@ class Lessons:
             return {"taught": self.teacher(images, **valid)}
 
 
+NO_LESSONS = Lessons(None, torch.float32)
+
+
 def lessons_of(config: PretrainConfig, preprocessing: Preprocessing, run: Run) -> Lessons:
     """Open teacher.model, if there is one.
 

@@ -6,6 +6,7 @@ and our own, `swin_mim`, from which everything else follows.
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from swin_mim.weights.json_values import (
     are_numbers,
     are_texts,
     check_limit,
+    is_finite,
     is_int,
     is_number,
     read_object,
@@ -83,6 +85,8 @@ class Preprocessing:
         object.__setattr__(self, "std", tuple(map(float, self.std)))
         if self.channels is not None:
             object.__setattr__(self, "channels", tuple(self.channels))
+        if self.nodata is not None and math.isnan(self.nodata):  # which is no pixel anyway, and no number of JSON
+            object.__setattr__(self, "nodata", None)
         counts = {len(values) for values in (self.mean, self.std, self.channels) if values is not None}
         if len(counts) > 1:
             raise UserError(
@@ -361,7 +365,7 @@ def _preprocessing(document: Mapping[str, Any], own: Mapping[str, Any], in_chann
     nodata: Any = own.get("nodata")
     crop_pct: Any = cfg.get("crop_pct")
     interpolation, mask_channel = cfg.get("interpolation"), own.get("mask_channel")
-    if not (nodata is None or is_number(nodata)) or not (mask_channel is None or isinstance(mask_channel, str)):
+    if not (nodata is None or is_finite(nodata)) or not (mask_channel is None or isinstance(mask_channel, str)):
         raise UserError(
             f"{where}: swin_mim has nodata {short(nodata)} and mask_channel {short(mask_channel)}: expected a number "
             "and a text, or null"

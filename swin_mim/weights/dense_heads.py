@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swin_mim.errors import UserError
-from swin_mim.weights.json_values import check_limit, is_int, short
+from swin_mim.weights.json_values import is_int, short
 from swin_mim.weights.layouts import Kind
 
 DENSE_PARTS: dict[Kind, tuple[str, ...]] = {
@@ -24,6 +24,10 @@ _SETTINGS: dict[Kind, dict[str, tuple[str, ...] | type]] = {
     "SwinDetector": {"masks": bool, "channels": int},
 }
 """What config.json says of them, and the values that are possible."""
+_OPTIONAL: dict[Kind, dict[str, tuple[str, ...] | type]] = {"SwinDetector": {"smallest_anchor": int}}
+"""What it says only where it is another value than the usual one."""
+_LARGEST = 1 << 14
+"""Of their whole numbers."""
 _ALL = frozenset(part for parts in DENSE_PARTS.values() for part in parts)
 
 BACKBONE = "backbone."
@@ -47,15 +51,14 @@ def read_settings(kind: Kind, own: Mapping[str, Any], where: str) -> dict[str, A
         UserError: one is missing, unknown, or has a value that no head has.
     """
     known, found = _SETTINGS.get(kind, {}), own.get("head", {})
-    if not isinstance(found, dict) or found.keys() != known.keys():
+    possible = known | _OPTIONAL.get(kind, {})
+    if not isinstance(found, dict) or not known.keys() <= found.keys() <= possible.keys():
         raise UserError(f"{where}: swin_mim.head is {short(found)}: a {kind} has {', '.join(known) or 'none'}")
-    for key, allowed in known.items():
-        value = found[key]
+    for key, value in found.items():
+        allowed = possible[key]
         fits = value in allowed if isinstance(allowed, tuple) else type(value) is allowed
-        if not fits or (is_int(value) and value < 1):
+        if not fits or (is_int(value) and not 1 <= value <= _LARGEST):
             raise UserError(f"{where}: swin_mim.head.{key} is {short(value)}, which no {kind} has")
-        if is_int(value):
-            check_limit("embed_dim", value, f"{where}: swin_mim.head")
     return dict(found)
 
 

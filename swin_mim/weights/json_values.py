@@ -1,5 +1,6 @@
 """Values of a config.json that anybody may have written: their kinds and bounds, with messages that name the place."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +70,11 @@ def are_numbers(values: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a number that a float holds; NaN, for which no comparison holds, is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
+
+
+def is_finite(value: Any) -> bool:
+    """As `is_number`, but however large: what marks a gap may be the least number of fp32."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def are_texts(values: Any) -> bool:

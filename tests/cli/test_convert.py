@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import swin_transformer as torchvision_swin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
-from swin_mim.hub import pretrained
+from swin_mim.hub import saved
 from swin_mim.kernels.window_geometry import relative_coordinates
-from swin_mim.weights.config_json import Preprocessing, timm_arguments, timm_name
+from swin_mim.weights.config_json import Preprocessing, document, timm_arguments, timm_name
 from swin_mim.weights.library_configs import transformers_documents
 from swin_mim.weights.pickled_file import load_pickled
 
@@ -202,7 +202,7 @@ def microsoft_pretraining(model, path, **simmim):
     if config.version == 2:
         sizes = {"WINDOW_SIZE": config.window_size, "PRETRAINED_WINDOW_SIZES": list(config.pretrained_window_sizes)}
         settings["MODEL"] |= {"TYPE": "swinv2", "SWIN": {"WINDOW_SIZE": 7}, "SWINV2": sizes}
-    state = pretrained.to_theirs("microsoft", model.description(), our_tensors(model))
+    state = saved.to_theirs("microsoft", model.description(), our_tensors(model))
     save_with_yacs({"model": state, "config": settings, "epoch": 99, "optimizer": {}, "max_accuracy": 0.0}, path)
 
 
@@ -235,8 +235,8 @@ def checkpoint_folder(model, folder):
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
     save_file({"exp_avg/mask_token": torch.zeros(1, 1, 16)}, folder / "optimizer.safetensors")
-    document = pretrained.document(model.description())
-    (folder / "config.json").write_text(json.dumps(document))
+    settings = document(model.description())
+    (folder / "config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def sources_of(config, folder):
     made["microsoft_simmim"], models["microsoft_simmim"] = folder / "simmim.pth", simmim
     microsoft_pretraining(simmim, made["microsoft_simmim"])
     made["microsoft_swin"], models["microsoft_swin"] = folder / "swin.pth", classifier
-    state = pretrained.to_theirs("microsoft", classifier.description(), our_tensors(classifier))
+    state = saved.to_theirs("microsoft", classifier.description(), our_tensors(classifier))
     torch.save({"model": state}, made["microsoft_swin"])
 
     made["torchvision"], models["torchvision"] = folder / "tv.pth", stretched(torchvision_model(config, CLASSES))
@@ -592,7 +592,7 @@ def test_of_student_and_teacher_the_named_one_is_converted(run, refused, sources
 
 def test_another_image_size_and_window_is_what_timm_makes_of_it(run, tmp_path):
     model = stretched(Swin(SwinConfig.named("swin_tiny", image_size=192, window_size=6)))
-    state = pretrained.to_theirs("microsoft", model.description(), our_tensors(model))
+    state = saved.to_theirs("microsoft", model.description(), our_tensors(model))
     torch.save({"model": state}, tmp_path / "swin_tiny.pth")
     text, report = run(
         *(tmp_path / "swin_tiny.pth", tmp_path / "dest", "--to", "timm", "--image-size", "224", "--window-size", "7"),
@@ -736,7 +736,7 @@ def test_what_is_no_swin_is_told(refused, tmp_path):
 
 def test_a_config_of_microsoft_with_nonsense_is_told(refused, tmp_path):
     model = SimMIM(CONFIG)
-    state = pretrained.to_theirs("microsoft", model.description(), our_tensors(model))
+    state = saved.to_theirs("microsoft", model.description(), our_tensors(model))
     for size, words in {"huge": "'huge'", 10**9: "1000000000", True: "True", 32: "image_size 32"}.items():
         save_with_yacs({"model": state, "config": {"DATA": {"IMG_SIZE": size}}}, tmp_path / "model.pth")
         assert words in refused(tmp_path / "model.pth", tmp_path / "dest", "--to", "swin_mim")

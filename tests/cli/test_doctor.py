@@ -26,6 +26,7 @@ from swin_mim.cli.doctor import images as doctor_images
 from swin_mim.cli.doctor import look as doctor_look
 from swin_mim.cli.doctor import page as doctor_page
 from swin_mim.cli.doctor import speed as doctor_speed
+from swin_mim.cli.doctor import suggestions as doctor_suggestions
 from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.packing.pack import PackOptions, pack
@@ -133,8 +134,9 @@ def test_a_good_folder(tmp_path: Path, ask: Callable[..., Said]) -> None:
     assert said.fact("the run").startswith("200 steps: ")
     command = " ".join(said.page[said.page.index("swin-mim pretrain") :].replace("\\\n", " ").split())
     assert command == "swin-mim pretrain --config tiny.yaml --data.source photos --data.workers 1"
-    assert said.errors.splitlines()[:3] == [
+    assert said.errors.splitlines()[:4] == [
         "looking at 40 of 40 images",
+        "filling holes",
         "measuring the loader",
         "measuring training steps",
     ]
@@ -498,7 +500,7 @@ def test_the_loader_limits_a_gpu() -> None:
     assert took.loader_limits
     assert (took.factor, took.images_per_second, took.workers) == (4.0, 900.0, 15)
     assert took.run_seconds == pytest.approx(1000 * 2048 / 900)
-    assert "a worker delivers about 120 images/s" in doctor._why_other_workers(load, took)
+    assert "a worker delivers about 120 images/s" in doctor_suggestions.why_other_workers(load, took)
     assert doctor_page._limit(load, took).startswith("the loader: the model would take 4.0 times")
 
 
@@ -506,7 +508,7 @@ def test_the_model_limits_a_gpu() -> None:
     load, step = loading(8, 900.0, 120.0, 15), steps(300.0)
     took = doctor_speed.duration_of(PLAN, 100_000, load, step)
     assert (took.loader_limits, took.images_per_second, took.workers) == (False, 300.0, 4)
-    assert doctor._why_other_workers(load, took) == ""
+    assert doctor_suggestions.why_other_workers(load, took) == ""
     assert (
         doctor_page._limit(load, took) == "the model: the loader delivers 3.0 times what it takes; 4 workers are enough"
     )
@@ -516,13 +518,13 @@ def test_workers_share_the_cores_with_training_on_a_cpu() -> None:
     load, step = loading(4, 190.0, 100.0, 2), steps(100.0, "CPU")
     took = doctor_speed.duration_of(PLAN, 100_000, load, step)
     assert took.images_per_second == pytest.approx(1 / (1 / 100 + 1 / 200))
-    assert "this machine has cores for 2 workers" in doctor._why_other_workers(load, took)
+    assert "this machine has cores for 2 workers" in doctor_suggestions.why_other_workers(load, took)
     without = loading(0, 100.0, 100.0, 2)
     took = doctor_speed.duration_of(PLAN, 100_000, without, step)
     assert took.images_per_second == pytest.approx(50.0)
-    assert "cores for them are free" in doctor._why_other_workers(without, took)
+    assert "cores for them are free" in doctor_suggestions.why_other_workers(without, took)
     idle = loading(0, 5000.0, 5000.0, 2)
-    assert doctor._why_other_workers(idle, doctor_speed.duration_of(PLAN, 100_000, idle, step)) == ""
+    assert doctor_suggestions.why_other_workers(idle, doctor_speed.duration_of(PLAN, 100_000, idle, step)) == ""
 
 
 @pytest.mark.parametrize(("most", "measured"), [(1000, 128), (100, 64), (1, 1), (0, 0)])
@@ -568,10 +570,10 @@ def test_a_larger_micro_batch_is_measured_and_proposed_if_it_is_faster(monkeypat
     more = doctor_speed._larger_on_gpu(SimpleNamespace(steps=step), config, 12.8, 141.0)
     assert more == doctor_speed.Larger(512, pytest.approx(512 / 5.76), 50.0)
     slow, fast = (replace(steps(rate), larger=more) for rate in (80.0, 88.0))
-    (proposal,) = doctor._batches(config, 10**6, slow)
+    (proposal,) = doctor_suggestions.batches(config, 10**6, slow)
     assert (proposal.key, proposal.value) == ("train.micro_batch", "512")
     assert proposal.reason == "the GPU holds it, and is 11% faster with it, with the same result"
-    assert list(doctor._batches(config, 10**6, fast)) == []
+    assert list(doctor_suggestions.batches(config, 10**6, fast)) == []
     report = SimpleNamespace(loading=None, steps=slow, duration=None)
     assert list(doctor_page._speed(report))[-1].endswith(
         "89 images/s with a micro batch of 512, which takes 50.0 of 80.0 GB"
@@ -593,7 +595,7 @@ def test_a_batch_that_does_not_fit_is_a_reason(
 def test_the_attention_is_tried_for_the_windows_and_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU would try its kernel for others, and compile that for nothing."""
     asked = []
-    monkeypatch.setattr("swin_mim.models.window_attention.resolve_backend", lambda *what: asked.append(what))
+    monkeypatch.setattr("swin_mim.models.blocks.window_attention.resolve_backend", lambda *what: asked.append(what))
     settings = {
         "train.precision": "bf16",
         "model.window_size": [12],
@@ -908,3 +910,58 @@ def write_dicom(path: Path, frame: np.ndarray) -> None:
     file.PhotometricInterpretation = "MONOCHROME2"
     file.PixelData = np.stack([frame, frame]).astype(np.uint16).tobytes()
     file.save_as(path, enforce_file_format=True)
+
+
+def test_images_that_a_list_names_are_not_looked_at(ask: Callable[..., Said], tmp_path: Path) -> None:
+    """Of any kind: one that would be named as the reason why a run cannot start, too."""
+    folder = photos(tmp_path / "photos", 12)
+    (folder / "broken.jpg").write_bytes(b"broken")
+    assert ask("photos").report["images"]["total"] == 13
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    (tmp_path / "list.txt").write_text("\n".join([names[0], "broken.jpg"]))
+    said = ask("photos", "--data.exclude", "list.txt")
+    assert said.report["images"]["total"] == 11
+    assert said.report["images"]["broken"] == 0
+    assert "--data.exclude list.txt" in said.page
+    assert ask("photos", "--data.exclude", "gone.txt").code != 0
+
+
+def test_rows_that_are_left_are_decoded_as_the_settings_say(ask: Callable[..., Said], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (50, 50, 50, 50, 80)]
+    table = datasets.Dataset.from_dict({"image": [Image.fromarray(picture) for picture in pictures]})
+    table.save_to_disk(tmp_path / "table")
+    (tmp_path / "list.txt").write_text("row 1\n")
+    for flags in ((), ("--data.exclude", "list.txt")):
+        said = ask("table", "--data.max_pixels", "4000", *flags)
+        assert said.report["images"]["broken"] == 1
+        assert said.report["images"]["total"] == 5 - bool(flags)
+
+
+def test_what_to_expect_is_foretold(ask: Callable[..., Said], tmp_path: Path) -> None:
+    """In the units and crops of the run, and with the images that have labels."""
+    photos(tmp_path / "photos", 12)
+    said = ask("photos", "--labelled", "4", "--model.image_size", "64", "--mask.unit", "16", "--model.window_size", "4")
+    told = said.report["forecast"]
+    assert [each["unit"] for each in told["filled"]] == [16, 32]
+    assert told["labelled"] == 4
+    assert 0 < told["entropy"] <= 8
+    assert "WHAT TO EXPECT" in said.page
+    assert "images to pretrain on for each of the 4 with labels" in said.fact("labels")
+    with pytest.raises(SystemExit):
+        ask("photos", "--labelled", "0")
+
+
+def test_holes_are_filled_in_images_of_any_channels(ask: Callable[..., Said], tmp_path: Path) -> None:
+    """Normalised as the run would, by the means and stds that were measured; pixels that are missing do not count."""
+    (tmp_path / "tiles").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        values = rng.normal(1000, 50, (5, 5, 4)).repeat(10, 0).repeat(10, 1).astype(np.float32)
+        values[:10, :10] = np.nan
+        np.save(tmp_path / "tiles" / f"{number}.npy", values)
+    channels = ("--data.channels", "1", "2", "3", "4", "--model.in_channels", "4")
+    said = ask("tiles", *channels)
+    (first, *_) = said.report["forecast"]["filled"]
+    assert 0.4 < first["mean_fill"] < 1.2, "in stds of the images"
+    assert said.report["forecast"]["entropy"] <= 8

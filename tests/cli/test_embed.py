@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +22,10 @@ import swin_mim
 from swin_mim import SimMIM, Swin, SwinConfig
 from swin_mim.cli import embed
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
+from swin_mim.errors import UserError
+from swin_mim.evaluation.outputs.images import is_streamed
 from swin_mim.evaluation.outputs.job import part_size
+from swin_mim.evaluation.outputs.parts import Parts
 from swin_mim.models.saving import Preprocessing
 from tools import forked
 
@@ -47,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(rng.integers(0, 255, (20 + number % 5, 27, 3), dtype=np.uint8)).save(path)
     for name in BROKEN:
         (root / "photos" / name).write_bytes(b"broken")
+    (root / "photos" / "notes.txt").write_text("of these")
     for name in names_in(root / "photos")[5:9] + names_in(root / "photos")[38:43]:
         path = root / "few" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +133,8 @@ def test_two_processes_write_the_same_file(folder: Path, whole: tuple[Path, str]
     assert (folder / "two.parquet").read_bytes() == whole[0].read_bytes()
     assert "two.parquet: 70 images" in ends[0].said
     assert "two.parquet" not in ends[1].said
+    said = "data.source 'photos': 1 file is no image and is left out: 1 .txt"
+    assert [end.said.count(said) for end in ends] == [1, 0], "what all processes see is said once"
 
 
 KILLED = """
@@ -163,12 +172,14 @@ def test_a_killed_command_goes_on(folder: Path, whole: tuple[Path, str]) -> None
     assert end.code == -signal.SIGKILL
     assert (parts / "000001.parquet").exists()
     assert (parts / "000000.parquet").stat().st_mtime_ns == first.st_mtime_ns
+    (folder / ".cut.parquet.99999.tmp").touch()  # as if killed while the parts became one
     (end,) = run(folder, "--out", "cut.parquet")
     assert end.code == 0, end.said
+    assert not (folder / ".cut.parquet.99999.tmp").exists()
     assert "70 images, 64 of them before" in end.said
     assert (folder / "cut.parquet").read_bytes() == whole[0].read_bytes()
     (end,) = run(folder, "--out", "cut.parquet")
-    assert end.said == "cut.parquet: finished before, 70 images\n"
+    assert end.said.endswith("\ncut.parquet: finished before, 70 images\n")
 
 
 def embed_here(folder: Path, *words: str) -> None:
@@ -191,6 +202,32 @@ def test_other_results_are_not_replaced_unasked(
     mine.write_bytes(before)
     embed_here(folder, "other", str(folder / "few"), "--out", str(mine), "--overwrite")
     assert mine.read_bytes() != before
+
+
+@pytest.mark.parametrize("first", [[], ["--page", "page.html"]])
+def test_parts_go_on_with_or_without_hashes_as_they_were_begun(
+    first: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whoever wants a page of what was begun without gets it, from hashes that are made afterwards."""
+    monkeypatch.chdir(tmp_path)
+    write, then = Parts.write, [] if first else ["--page", "page.html"]
+
+    def stopped(parts: Parts, number: int, table: Any) -> None:
+        if number:
+            raise KeyboardInterrupt
+        write(parts, number, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "write", stopped)
+        with pytest.raises(SystemExit):
+            embed_here(folder, "mim", str(folder / "photos"), "--out", "x.parquet", *first)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+    embed_here(folder, "mim", str(folder / "photos"), "--out", "x.parquet", *then)
+    assert "70 images, 32 of them before" in capsys.readouterr().out
+    assert ("look" in pq.read_schema("x.parquet").names) == bool(first)
+    assert Path("page.html").exists() == bool(then)
 
 
 def test_all_stages_and_the_function(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +280,28 @@ def test_maps(folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     assert sorted(path.suffix for path in (tmp_path / "maps").iterdir()).count(".parquet") == 1
 
 
+def test_what_lies_in_the_folder_of_maps_is_replaced_if_it_is_ours_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["mim", str(folder / "few"), "--out", str(tmp_path / "maps"), "--maps", "npy", "--overwrite"]
+    mine = {"2024.parquet": b"1", "manifest.json": b"{}", "000000.parquet": b"2", "keep.txt": b"3"}
+    for count in range(1, len(mine) + 1):
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        for name in list(mine)[:count]:
+            (tmp_path / "maps" / name).write_bytes(mine[name])
+        with pytest.raises(SystemExit):
+            embed_here(folder, *words)
+        assert "holds something else, such as" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in (tmp_path / "maps").iterdir()} == dict(
+            list(mine.items())[:count]
+        )
+    shutil.rmtree(tmp_path / "maps")
+    embed_here(folder, *words)
+    (tmp_path / "maps" / "2024.parquet").write_bytes(b"1")  # beside ours
+    embed_here(folder, *words, "--stage", "1")
+    assert {"2024.parquet", "images.parquet"} <= {path.name for path in (tmp_path / "maps").iterdir()}
+
+
 def test_a_part_is_whole_batches_of_bounded_size() -> None:
     assert part_size(64, 4 * 1024, 2**26) == 1024
     assert part_size(64, 2**20, 2**26) == 64
@@ -283,6 +342,10 @@ def test_streamed_shards_and_tables(folder: Path, tmp_path: Path, monkeypatch: p
         with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
             for name in names[5 * shard : 5 * shard + 5]:
                 tar.add(photos / name, arcname=name.replace("/", "_"))
+    assert [is_streamed(spec) for spec in ("a/*.parquet", "a/{0..3}.parquet", "a/?.parquet", "a/[0-3].parquet")] == [
+        True
+    ] * 4
+    assert [is_streamed(spec) for spec in ("a/b.parquet", "a")] == [False] * 2
     streamed = swin_mim.embed(
         str(folder / "mim"), f"{tmp_path}/shards/{{0..1}}.tar", batch=BATCH, workers=0, cache_gb=0.01
     )
@@ -329,6 +392,30 @@ def test_a_users_mistake_is_one_line(
     assert message.format(folder=folder) in said.err
     assert said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch": 0}, "batch 0 must be at least 1"),
+        ({"precision": "fp8"}, "precision 'fp8' must be one of auto, fp32, bf16, fp16"),
+        ({"workers": -1}, "workers -1 must be at least 0"),
+        ({"device": "cuda"}, "device 'cuda' is of a model that is loaded here"),
+        ({"source": "broken.png"}, "the image broken.png cannot be read: "),
+        ({"source": "same_names"}, "none of the 2 images of .*same_names' can be read, the first: "),
+    ],
+)
+def test_mistakes_in_a_call(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    same = {"image": [{"bytes": b"broken", "path": "x.png"}] * 2}
+    (tmp_path / "same_names").mkdir()
+    pq.write_table(pa.table(same), tmp_path / "same_names" / "train.parquet")
+    with pytest.raises(UserError, match=message):
+        swin_mim.embed(
+            Swin(SwinConfig(16, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)),
+            tmp_path / given.pop("source", "none"),
+            **given,
+        )
 
 
 def test_ctrl_c_says_how_to_go_on(

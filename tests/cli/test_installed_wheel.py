@@ -159,8 +159,9 @@ def test_the_wheel_holds_what_a_recipe_needs(installed: Installed) -> None:
     assert (folder.parent / "py.typed").is_file()
     templates = {path.name for path in (ROOT / "swin_mim" / "hub").rglob("*.jinja")}
     assert templates == {path.name for path in (folder.parent / "hub").rglob("*.jinja")}
-    sources = {path.name for path in (ROOT / "swin_mim" / "kernels").rglob("*.cpp")}
-    assert sources == {path.name for path in (folder.parent / "kernels").rglob("*.cpp")} != set()
+    for pattern in ("*.cpp", "*.h"):
+        sources = {path.name for path in (ROOT / "swin_mim" / "kernels").rglob(pattern)}
+        assert sources == {path.name for path in (folder.parent / "kernels").rglob(pattern)} != set()
 
 
 def test_help_is_quick_and_the_version_is_that_of_the_wheel(installed: Installed) -> None:
@@ -194,6 +195,8 @@ def test_what_comes_after_a_run(installed: Installed, run: Path) -> None:
     assert "stage 2" in said
     said = installed.swin_mim("convert", "runs/mine", "native", "--to", "timm")
     assert "differ by" in said
+    assert (run / "report.html").is_file()
+    assert installed.swin_mim("report", "runs/mine").startswith("runs/mine/report.html (")
     assert "step 2 of runs/mine" in installed.swin_mim("replay", "runs/mine", "2")
     assert "usage: swin-mim transfer" in installed.swin_mim("transfer", "--help")
     labelled = ["--model.pretrained", "runs/mine", "--data.source", "photos", "--data.validation", "photos"]

@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, SwinSegmenter
+from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.cli import predict
 from tools import forked
 
@@ -44,7 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier.save_pretrained(root / "fine")
     SimMIM(CONFIG).save_pretrained(root / "mim")
     Swin(CONFIG).save_pretrained(root / "swin")
-    SwinSegmenter(CONFIG, 3, head="fpn").save_pretrained(root / "seg")
     return root
 
 
@@ -96,18 +95,28 @@ def test_parquet_several_labels_and_single_files(folder: Path, tmp_path: Path) -
     assert [row["image"] for row in rows_of(tmp_path / "one.csv")] == ["0.png"]
 
 
+def test_a_list_of_images_to_leave_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "list.txt").write_text("0/deep/4.png\n1/deep/7.png\n")
+    predict_here(folder, "fine", "--out", str(tmp_path / "some.parquet"), "--exclude", str(tmp_path / "list.txt"))
+    assert "list.txt' leaves out 2 of 9 images" in caplog.text
+    left = [f"{number % 2}/deep/{number}.png" for number in (0, 2, 6, 8, 1, 3, 5)]
+    assert pq.read_table(tmp_path / "some.parquet")["image"].to_pylist() == left
+    with pytest.raises(SystemExit) as end:
+        predict_here(folder, "fine", "--out", str(tmp_path / "some.parquet"))
+    assert end.value.code == 2
+    assert "some.parquet is of another source, or its files or --exclude have changed: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (
             "mim",
-            "mim is a SimMIM, not a classifier: swin-mim reconstruct draws what it predicts, swin-mim embed writes",
+            "mim is a SimMIM, not a classifier, segmenter or detector: swin-mim reconstruct draws what",
         ),
-        ("swin", "swin is a Swin, not a classifier: swin-mim embed writes its features, and swin-mim finetune makes a"),
-        (
-            "seg",
-            "seg is a SwinSegmenter, not a classifier: swin-mim segment --evaluate --predictions FOLDER writes its",
-        ),
+        ("swin", "swin is a Swin, not a classifier, segmenter or detector: swin-mim embed writes its "),
         ("none", "does not exist"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a masked image model makes of chosen images, as pictures: seeds, ratios, channels, and what has no head."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,21 @@ def test_four_cells_with_the_masks_that_were_asked_for(
     assert holes(tmp_path / "run" / "x.png", 8).sum() == 4
 
 
+def test_one_of_several_that_cannot_be_read_and_names_that_meet(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(folder / "b" / "x.png", tmp_path / "x_2.png")
+    images = ["@broken.png", "@a/x.jpg", "@b/x.png", f"{tmp_path}/x_2.png"]
+    draw(folder, "@mim", *images, "--out", str(tmp_path / "drawn"))
+    written = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert written == ["x.png", "x_2.png", "x_2_2.png"]
+    assert ["broken.png cannot be read: " in message for message in caplog.messages] == [True]
+    with pytest.raises(SystemExit) as left:
+        draw(folder, "@mim", "@broken.png", "@broken.png", "--out", str(tmp_path / "drawn"))
+    assert left.value.code == 2
+    assert "none of the 2 images can be read, the first: " in capsys.readouterr().err
+
+
 def test_other_channels_in_false_colours(tmp_path: Path) -> None:
     model = SimMIM(SwinConfig(32, in_channels=6, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4))
     model.preprocessing = Preprocessing((500.0,) * 6, (100.0,) * 6, tuple("123456"), scale=1)
@@ -88,6 +104,7 @@ def test_other_channels_in_false_colours(tmp_path: Path) -> None:
         (("@mim", "@none.jpg"), "none.jpg does not exist: name image files"),
         (("@mim", "@a"), "is a folder or a table: name image files"),
         (("@mim", "@broken.png"), "broken.png cannot be read: "),
+        (("@mim", "@a/x.jpg", "--out", "@a"), "a/x.jpg, which a picture could replace: name another"),
         (("@mim", "@a/x.jpg", "--ratio", "2"), "--ratio 2.0 must be between 0 and 1"),
         (("@mim", "@a/x.jpg", "--unit", "12"), "--unit 12 must be a multiple of the patch size 4 and divide"),
         (("@mim", "@a/x.jpg", "--stack", "{image}_{channel}.png"), "--stack is of folders"),
@@ -97,8 +114,17 @@ def test_a_users_mistake_is_one_line(
     folder: Path, tmp_path: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        draw(folder, *words, "--out", str(tmp_path / "drawn"))
+        draw(folder, "--out", str(tmp_path / "drawn"), *words)
     said = capsys.readouterr()
     assert (left.value.code, said.out, said.err.count("\n")) == (2, "", 1)
     assert message in said.err
     assert not (tmp_path / "drawn").exists()
+
+
+def test_a_folder_that_cannot_be(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        draw(folder, "--out", str(tmp_path / "file" / "drawn"), "@mim", "@a/x.jpg")
+    said = capsys.readouterr().err
+    assert f"cannot write {tmp_path}/file/drawn: Not a directory: name another folder" in said
+    assert said.count("\n") == 1

@@ -45,6 +45,18 @@ def failure(capsys: pytest.CaptureFixture[str], main: object, *arguments: str) -
     return left.value.code, said.err
 
 
+def test_images_that_a_list_names_do_not_count(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{number}.npy\n" for number in (0, 2, 4, 6, 7, 8)))
+    command = [str(scenes), "--in_channels", "4", "--workers", "0", "--json", "-"]
+    channels.main([*command, "--exclude", str(tmp_path / "list.txt")])
+    found = json.loads(capsys.readouterr().out)
+    values = np.concatenate([np.load(scenes / f"{number}.npy").reshape(-1, 4) for number in (1, 3, 5, 9)])
+    np.testing.assert_allclose(found["mean"], values.mean(axis=0))
+    assert (found["images"], found["broken"]) == (4, [])
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_table_and_json_against_numpy(scenes: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
     command = [str(scenes), "--in_channels", "4", "--nodata", "0", "--workers", workers, "--json", "-"]

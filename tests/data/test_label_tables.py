@@ -223,6 +223,14 @@ def test_a_table_that_does_not_fit_shows_a_row_and_a_file(tmp_path: Path, rows: 
         open_labelled(root)
 
 
+def test_a_label_that_is_no_number_is_a_missing_one(tmp_path: Path) -> None:
+    root = images(tmp_path, TEN[:3])
+    table = {"file_name": TEN[:3], "label": [1.0, float("nan"), 2.0]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="without a label"):
+        open_labelled(root)
+
+
 def test_rows_of_one_file(tmp_path: Path) -> None:
     root = images(tmp_path, TEN)
     csv(tmp_path / "t.csv", *ROWS, ROWS[0])

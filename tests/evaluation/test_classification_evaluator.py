@@ -13,7 +13,7 @@ from swin_mim.data.labels import Labelled, open_labelled
 from swin_mim.data.loading.loader import LoaderOptions
 from swin_mim.data.transforms.crops import EvaluationTransform, normalize
 from swin_mim.evaluation.classification import confusions, metrics, report
-from swin_mim.evaluation.classification_evaluator import PICTURE, REPORT, ClassificationEvaluator, last_report
+from swin_mim.evaluation.classification_evaluator import PICTURE, REPORT, WORST, ClassificationEvaluator, last_report
 from swin_mim.evaluation.reader import Reader
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.models.saving import Preprocessing
@@ -139,7 +139,7 @@ def test_the_report_is_read_back_with_its_step(model, images, tmp_path, step):
     assert last_report(folder) == {}
     evaluator.write(folder, outcome, step=7)
     evaluator.write(folder, outcome, step=step)
-    assert sorted(os.listdir(folder)) == [PICTURE, REPORT] == ["confusion.png", "metrics.json"]
+    assert sorted(os.listdir(folder)) == [PICTURE, REPORT, WORST] == ["confusion.png", "metrics.json", "worst.json"]
     assert last_report(folder) == json.loads(json.dumps({"step": step, **report(outcome, NAMES)}))
     assert last_report(folder)["metrics"] == metrics(outcome)
     assert last_report(folder)["confusions"] == confusions(outcome).tolist()
@@ -154,7 +154,7 @@ def test_several_labels_have_no_picture(model, images, tmp_path):
     assert outcome.multi_label
     np.testing.assert_allclose(outcome.probabilities, by_hand(model, images, SEEN).sigmoid(), atol=1e-4)
     evaluator.write(tmp_path / "evaluation", outcome, step=1)
-    assert os.listdir(tmp_path / "evaluation") == [REPORT]
+    assert sorted(os.listdir(tmp_path / "evaluation")) == [REPORT, WORST]
     assert set(last_report(tmp_path / "evaluation")["metrics"]) == {
         "heldout_loss",
         "accuracy",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.hub.about import About, Picture
-from swin_mim.hub.pretrained import replacing, write_transformers
+from swin_mim.hub.saved import replacing, write_transformers
 from swin_mim.weights.config_json import Preprocessing
 from swin_mim.weights.network import expected_shapes
 

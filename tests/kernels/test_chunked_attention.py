@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_mim.kernels import chunked_attention
-from swin_mim.models.window_attention import window_attention
+from swin_mim.models.blocks.window_attention import window_attention
 
 GEOMETRY = {"window": (4, 4), "table_window": (5, 4), "shift": (2, 1)}
 

@@ -8,15 +8,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swin_mim.kernels import chunked_mlp, product
 from swin_mim.kernels.product import CHUNK, Norm, linear
-from swin_mim.models.mlp import Mlp
+from swin_mim.models.blocks.mlp import Mlp
 
 
-@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+@pytest.fixture(params=["Zen 5", "Zen 4", "MKL's"])
 def engine(request, monkeypatch):
-    """Either way, whatever processor this is; and no shape is too small."""
-    if request.param and not torch.backends.mkldnn.is_available():
+    """The way of each kind of processor, whatever this one is; and no shape is too small."""
+    onednn, cheap = request.param != "MKL's", request.param == "Zen 5"
+    if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("torch without oneDNN")
-    monkeypatch.setattr(product, "onednn_is_faster", lambda: request.param)
+    for module in (product, chunked_mlp):
+        monkeypatch.setattr(module, "onednn_is_faster", lambda: onednn)
+        monkeypatch.setattr(module, "multiplies_cheaply", lambda: cheap)
     monkeypatch.setattr(product, "WORTH", 0)
 
 
@@ -48,7 +51,7 @@ def test_linear_and_its_gradients(tokens, inside, outside, normed):
     assert_all_close(ours, gradients(F.linear(y, weight, bias), exact[: len(used)]))
 
 
-@pytest.mark.parametrize("dim", [8, chunked_mlp.AGAIN + 8], ids=["hidden layer again", "hidden layer kept"])
+@pytest.mark.parametrize("dim", [8, chunked_mlp.AGAIN + 8], ids=["narrow", "wide"])
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.usefixtures("engine")
 def test_mlp_and_its_gradients(dim, normed):
@@ -82,17 +85,24 @@ def test_where_torchs_own_is_used(monkeypatch):
     assert compiled(x).shape == (64, 256)
 
 
-def test_what_decides_is_the_processor(monkeypatch):
-    for capability, info, expected in [
-        ("AVX512", "AuthenticAMD", True),
-        ("AVX512", "GenuineIntel", False),
-        ("AVX2", "AuthenticAMD", False),
-    ]:
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
-        monkeypatch.setattr(product.Path, "read_text", lambda _, found=info: found)
-        product.onednn_is_faster.cache_clear()
-        assert product.onednn_is_faster() == (expected and torch.backends.mkldnn.is_available())
-    product.onednn_is_faster.cache_clear()
+@pytest.mark.parametrize(
+    ("capability", "vendor", "family", "onednn", "cheap"),
+    [
+        ("AVX512", "AuthenticAMD", 26, True, True),
+        ("AVX512", "AuthenticAMD", 25, True, False),
+        ("AVX512", "GenuineIntel", 6, False, False),
+        ("AVX2", "AuthenticAMD", 23, False, False),
+    ],
+)
+def test_what_decides_is_the_processor(capability, vendor, family, onednn, cheap, monkeypatch, tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 26\n")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(product, "_CPU_INFO", info)
+    assert product.onednn_is_faster.__wrapped__() == onednn
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: onednn)
+    assert product.multiplies_cheaply.__wrapped__() == cheap
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["onednn", "mkl"])
@@ -137,18 +147,36 @@ def test_the_module_takes_chunks_where_they_pay_and_nothing_is_in_between(monkey
         replaced(x, norm)
 
 
-def test_without_gradients_nothing_is_kept(monkeypatch):
-    dim = chunked_mlp.AGAIN + 8
-    x, norm = torch.randn(1, 9, dim), Norm(torch.ones(dim), torch.zeros(dim), 1e-5)
-    weights = (torch.randn(16, dim, requires_grad=True), torch.zeros(16), torch.randn(dim, 16), torch.zeros(dim))
-    made = []
-    new_empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size: made.append(size) or new_empty(self, *size))
-    chunked_mlp.mlp(x, norm, *weights)
-    assert made == [(9, 16)]
+@pytest.mark.parametrize(
+    ("onednn", "cheap", "dim", "kept"),
+    [
+        (True, True, 8, False),
+        (True, True, chunked_mlp.AGAIN + 8, True),
+        (True, False, 8, True),
+        (False, False, 96, False),
+        (False, False, 104, True),
+    ],
+)
+def test_what_is_kept_for_the_backward_pass(onednn, cheap, dim, kept, monkeypatch):
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
+    monkeypatch.setattr(chunked_mlp, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(chunked_mlp, "multiplies_cheaply", lambda: cheap)
+    x, norm = torch.randn(1, 900, dim), Norm(torch.ones(dim), torch.zeros(dim), 1e-5)
+    weights = (torch.randn(768, dim, requires_grad=True), torch.zeros(768), torch.randn(dim, 768), torch.zeros(dim))
+    hidden = 4 * 900 * 768
+
+    def packed():
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            chunked_mlp.mlp(x, norm, *weights)
+        return sum(
+            tensor.nbytes for tensor in saved if tensor.dim() == 2 and tensor.shape[1] == 768 and len(tensor) != dim
+        )
+
+    assert packed() == hidden * kept
     with torch.no_grad():
-        chunked_mlp.mlp(x, norm, *weights)
-    assert made == [(9, 16)]
+        assert packed() == 0
 
 
 @pytest.mark.usefixtures("engine")

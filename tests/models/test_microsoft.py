@@ -12,7 +12,7 @@ import torch
 
 from swin_mim import SimMIM, SwinConfig, block_mask
 from swin_mim.cli.convert import libraries
-from swin_mim.hub import pretrained
+from swin_mim.hub import saved
 from swin_mim.weights.config_json import Description
 from swin_mim.weights.formats import key_map
 
@@ -38,7 +38,7 @@ def test_loss_and_gradients_are_microsofts(name, dtype, tolerance):
                 parameter += 0.3 * torch.randn_like(parameter)
     published = {key.removeprefix("encoder."): value for key, value in ours.state_dict().items()}
     description = Description("SimMIM", config)
-    state = pretrained.to_theirs("microsoft", description, published)
+    state = saved.to_theirs("microsoft", description, published)
     theirs = libraries.build("microsoft", description, state, microsoft=CHECKOUT).model
     theirs.config = SimpleNamespace(NORM_TARGET=SimpleNamespace(ENABLE=True, PATCH_SIZE=47))
     ours.to(dtype), theirs.to(dtype)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
-from swin_mim.hub.pretrained import to_theirs
+from swin_mim.hub.saved import to_theirs
 from swin_mim.weights.formats import key_map, to_ours
 
 TIMM = [

@@ -9,6 +9,7 @@ from swin_mim import SimMIM, Swin, SwinConfig, block_mask
 from swin_mim.errors import UserError
 from swin_mim.kernels.cosine import cosine
 from swin_mim.kernels.window_geometry import relative_coordinates
+from swin_mim.models.blocks import v2
 from swin_mim.models.compilation import compile_model
 
 # dynamo itself looks at the .grad of every tensor it meets
@@ -193,3 +194,14 @@ def test_channels_gaps_and_maps_of_every_stage():
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     assert [tuple(x.shape) for x in model.encoder.pyramid(images)] == [(2, 32, 10, 9), (2, 64, 5, 5)]
+
+
+def test_after_a_look_in_inference_mode_it_still_trains():
+    config = SwinConfig(64, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, version=2)
+    model, images, mask = SimMIM(config), torch.rand(2, 3, 64, 64), block_mask(2, (16, 16), 8, 0.6, seed=0)
+    v2._coordinates_on.cache_clear()
+    with torch.inference_mode():
+        seen = model(images, mask).loss
+    loss = model(images, mask).loss
+    loss.backward()
+    assert_close(loss, seen, atol=1e-6, rtol=0)

@@ -161,7 +161,8 @@ def test_a_run_stops_with_its_launcher(recipe, whole_run):
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(timeout=60)
     until(lambda: status(recipe, "orphan")["status"] == "stopped")
-    assert len(list((recipe.path("orphan") / "checkpoints").glob("step_*"))) == 1
+    # beside it may lie that of an interval, if the signal came late
+    assert (recipe.path("orphan") / "checkpoints" / f"step_{status(recipe, 'orphan')['step']:010d}").is_dir()
 
 
 def process_of_rank(rank: int, script: str) -> int:

@@ -253,12 +253,31 @@ def test_a_run_is_evaluated_on_other_images_beside_its_own(finetune, whole_finet
         (tmp_path / name).symlink_to(labelled / "val" / name)
     flags = ["--evaluate", "--data.validation", "None", "--data.source"]
     output = finetune.run(whole_finetune, *flags, str(tmp_path))
-    assert "the run did not learn from data.source" in output
+    assert "as it is now is not what the run learned from: all of it is evaluated" in output
     other = finetune.path(whole_finetune) / "evaluation_whole" / "metrics.json"
     assert json.loads(other.read_text())["evaluated"] == 15
     assert "the run learned from these images" in finetune.run(whole_finetune, *flags, str(labelled / "train"))
     finetune.run(whole_finetune, "--evaluate")
     assert report(finetune, whole_finetune) == before
+
+
+def test_a_run_is_evaluated_without_the_images_that_were_excluded(finetune, labelled, tmp_path):
+    """With another list nothing tells what it learned from; with a copy of its list that is what was held out."""
+    lists = [tmp_path / name for name in ("list.txt", "same.txt")]
+    for path in lists:
+        path.write_text("blue/00.png\nred/03.png\n")
+    flags = ["--data.validation", "None", "--data.source", str(labelled / "train")]
+    finetune.run("excluding", *flags, "--data.exclude", str(lists[0]), *QUICK)
+    before = report(finetune, "excluding")["evaluated"]
+    output = finetune.run("excluding", *flags, *QUICK, "--evaluate", expect=2).strip()
+    assert "data.exclude is None and that of the run" in output
+    assert output.count("\n") == 0
+    assert f"{before} images" in finetune.run(
+        "excluding", *flags, *QUICK, "--evaluate", "--data.exclude", str(lists[1])
+    )
+    lists[0].write_text("blue/00.png\n")
+    output = finetune.run("excluding", *flags, *QUICK, "--evaluate", "--data.exclude", str(lists[0]))
+    assert "also images that the run may have learned from" in output
 
 
 @pytest.mark.slow

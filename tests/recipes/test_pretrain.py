@@ -218,6 +218,16 @@ def test_probes_while_it_learns(recipe, labelled, whole_run):
     assert recipe.losses("probed") == recipe.losses(whole_run)
 
 
+def test_early_probes_come_at_twice_as_many_steps_each_time(recipe, labelled, whole_run):
+    """And at the end, in a run that is stopped between them too; with every probe the same as in their place."""
+    flags = ["--probe.first", "2 steps", "--probe.source", str(labelled / "train"), "--probe.images", "30"]
+    recipe.run("probed_early", *flags, "--train.stop_after", "5 steps")
+    recipe.run("probed_early", *flags)
+    probed = [row["step"] for row in recipe.metrics("probed_early") if any("stage" in key for key in row)]
+    assert probed == [0, 2, 4, 8, 10]
+    assert recipe.losses("probed_early") == recipe.losses(whole_run)
+
+
 def test_the_first_step_is_a_line_where_there_is_no_progress_bar(recipe):
     """Also after a resume; metrics.jsonl has no more rows for it."""
     flags = ["--log.every", "4 steps", "--log.evaluate_every", "0 steps"]

@@ -105,3 +105,18 @@ def test_other_images_do_not_continue_a_run(recipe, images, tmp_path):
         (tmp_path / "gone.png").rename(images / "00.png")
     assert "the images are not those that this run began with: of 44" in output
     assert "of 44 images then and 43 now, 1 is gone (00.png)" in output
+
+
+def test_other_images_left_out_do_not_continue_a_run(recipe, tmp_path):
+    """The list may move, and may gain names of no image; another one makes other data."""
+    lists = {"first": ["00.png", "07.png"], "moved": ["07.png", "00.png"], "second": ["00.png"]}
+    files = {name: tmp_path / f"{name}.txt" for name in lists}
+    for name, names in lists.items():
+        files[name].write_text("\n".join(names))
+    recipe.run("excluded", "--train.stop_after", "1 step", "--data.exclude", str(files["first"]))
+    output = recipe.run("excluded", "--data.exclude", str(files["second"]), expect=2)
+    assert "of 42 images then and 43 now, 1 is new (07.png)" in output
+    output = recipe.run("excluded", "--data.exclude", "None", expect=2)
+    assert "of 42 images then and 44 now, 2 are new (00.png, 07.png)" in output
+    output = recipe.run("excluded", "--train.stop_after", "2 steps", "--data.exclude", str(files["moved"]))
+    assert "resumed at step 1" in output

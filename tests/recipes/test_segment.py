@@ -110,10 +110,23 @@ def test_a_run_leaves_its_best_model_and_what_it_measured(segment: Recipe, whole
 
 # UperNet's group norms of two channels of one cell, as so few channels have them, know only which is larger
 FPN = ("--model.head", "fpn")
+FSDP = ("--train.fsdp", "true")
+
+
+def interrupted(recipe: Recipe, name: str, *flags: str, zero: int = 0) -> None:
+    recipe.launch(name, *FPN, *HALF, *flags, "--train.stop_after", "4 steps", zero=zero)
+    assert "resumed at step 4" in recipe.launch(name, *FPN, *HALF, *flags, zero=zero)
+
+
 WAYS = {
     "accumulation": lambda recipe, name: recipe.run(name, *FPN, *HALF),
     "workers_2": lambda recipe, name: recipe.run(name, *FPN, "--data.workers", "2"),
     "processes_2": lambda recipe, name: recipe.launch(name, *FPN, *HALF),
+    "zero_1": lambda recipe, name: recipe.launch(name, *FPN, *HALF, zero=1),
+    "zero_2_accumulation": lambda recipe, name: recipe.launch(name, *FPN, "--train.micro_batch", "4", zero=2),
+    "zero_2_interrupted": lambda recipe, name: interrupted(recipe, name, zero=2),
+    "fsdp": lambda recipe, name: recipe.launch(name, *FPN, *HALF, *FSDP),
+    "fsdp_interrupted": lambda recipe, name: interrupted(recipe, name, *FSDP),
 }
 
 
@@ -137,6 +150,66 @@ def test_metrics_are_those_of_one_process(way: str, segment: Recipe, whole_fpn: 
             # a pixel on the border of two classes may fall to the other side
             wide = {"grad_norm": 10, "mean_iou": 100, "pixel_accuracy": 100}.get(key, 1)
             assert b[key] == pytest.approx(a[key], abs=tolerance * wide, rel=tolerance * wide), key
+
+
+def write_panoptic(file: Path, masks: Path) -> None:
+    """Write masks of class numbers as a file of COCO's panoptic segmentation, in other numbers, and its PNGs."""
+    images, annotations = [], []
+    file.with_suffix("").mkdir(parents=True)
+    for number, path in enumerate(sorted(masks.glob("*.png"))):
+        mask = np.asarray(Image.open(path)).astype(int)
+        ids = np.where(mask == 255, 0, 70000 * mask + number + 1)
+        colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2)
+        Image.fromarray(colours.astype(np.uint8)).save(file.with_suffix("") / path.name)
+        segments = [{"id": 70000 * label + number + 1, "category_id": 11 * label + 3} for label in range(3)]
+        images.append({"id": 100 - number, "file_name": f"{path.stem}.jpg"})
+        annotations.append({"image_id": 100 - number, "file_name": path.name, "segments_info": segments})
+    names = [{"id": 25, "name": "town"}, {"id": 3, "name": "water"}, {"id": 14, "name": "forest"}]
+    file.write_text(json.dumps({"images": images, "categories": names, "annotations": annotations}))
+
+
+@pytest.mark.slow
+def test_a_panoptic_file_is_learned_from_as_masks_are(
+    segment: Recipe, whole_segment: str, masked: Path, tmp_path: Path
+) -> None:
+    """To the last bit: the same classes of the same pixels, in a file's own numbers."""
+    flags = ["--data.class_names", "None"]
+    for part, prefix in (("train", ""), ("val", "validation_")):
+        write_panoptic(tmp_path / f"{part}.json", masked / part / "masks")
+        flags += [f"--data.{'validation' if prefix else 'source'}", str(masked / part / "images")]
+        flags += [f"--data.{prefix}masks", str(tmp_path / f"{part}.json")]
+    segment.run("panoptic", *flags)
+    segment.assert_same_run(whole_segment, "panoptic")
+    model = SwinSegmenter.from_pretrained(segment.path("panoptic") / "export")
+    assert model.labels == ("water", "forest", "town")
+    bad = segment.run("panoptic_bad", *flags, "--data.num_classes", "3", expect=2)
+    assert "data.num_classes 3 is for masks of class numbers" in bad
+
+
+@pytest.mark.slow
+def test_windows_of_large_images_are_the_same_on_one_process_and_on_two(
+    segment: Recipe, whole_segment: str, tmp_path: Path
+) -> None:
+    """Masks byte for byte, and every number of the report."""
+    rng, reports = np.random.default_rng(5), []
+    for part in ("images", "masks"):
+        (tmp_path / "scenes" / part).mkdir(parents=True)
+    for number, size in enumerate([(131, 260), (300, 97), (40, 33), (200, 211), (7, 150)]):
+        mask = rng.integers(0, 3, size, dtype=np.uint8)
+        Image.fromarray(COLOURS[mask].astype(np.uint8)).save(tmp_path / "scenes" / "images" / f"{number}.png")
+        Image.fromarray(mask).save(tmp_path / "scenes" / "masks" / f"{number}.png")
+    flags = ["--evaluate", "--model.pretrained", str(segment.path(whole_segment) / "export")]
+    flags += ["--data.source", str(tmp_path / "scenes"), "--data.validation", "None", "--data.window", "slide"]
+    for key in ("name", "embed_dim", "depths", "num_heads", "image_size", "window_size"):
+        flags += [f"--model.{key}", "None"]
+    for processes in (1, 2):
+        name = f"slid_{processes}"
+        segment.launch(name, *flags, "--predictions", str(tmp_path / name), processes=processes)
+        found = {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}
+        assert list(found) == [f"{number}.png" for number in range(5)]
+        reports.append((json.loads((segment.path(name) / "evaluation" / "metrics.json").read_text()), found))
+    assert reports[0] == reports[1]
+    assert reports[0][0]["evaluated"] == 5
 
 
 @pytest.mark.slow
@@ -181,6 +254,10 @@ def test_evaluating_alone(segment: Recipe, whole_segment: str, masked: Path, tmp
     assert "masks in" in segment.run("bare", *flags, *bare)
     assert len(list((tmp_path / "out").glob("*.png"))) == 24
     assert "has no masks" in segment.run("none", *flags, *bare[:2], expect=2)
+    over = ["--predictions", str(masked / "train/images")]
+    assert "which predictions of the same names would replace" in segment.run(
+        "none", *flags, *bare[:2], *over, expect=2
+    )
 
 
 @pytest.mark.parametrize(

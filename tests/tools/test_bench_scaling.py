@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_mim import SwinConfig
-from swin_mim.models.window_attention import resolve_backend
+from swin_mim.models.blocks.window_attention import resolve_backend
 from tools.bench import picture
 from tools.bench.__main__ import main, parse
 from tools.bench.commands import scaling

@@ -367,3 +367,35 @@ def test_all_images_are_evaluated_where_nothing_is_trained(folder: str, splits: 
         labelled = to_evaluate(LabelledDataConfig(**settings))
         assert (len(labelled), reds(labelled)[0]) == (count, first), settings
     assert isinstance(labelled.targets, np.ndarray)
+
+
+def test_images_that_a_list_names_are_neither_trained_on_nor_held_out(folder: str, tmp_path: Path) -> None:
+    """They leave data.source, whatever is made of it; other sources to evaluate on stay whole."""
+    out = [f"{name}/{number:03}.png" for name in COUNTS for number in range(0, COUNTS[name], 3)]
+    (tmp_path / "list.txt").write_text("\n".join(out))
+    data = LabelledDataConfig(source=folder, exclude=str(tmp_path / "list.txt"), heldout=5)
+    training, heldout = to_train_and_evaluate(data)
+    there = [part.images.path(index) for part in (training, heldout) for index in range(len(part))]
+    assert len(there) == len(set(there)) == sum(COUNTS.values()) - len(out)
+    assert not set(there) & set(out)
+    labels = [part.names[target] for part in (training, heldout) for target in part.targets]
+    assert labels == [str(path).split("/")[0] for path in there]
+    assert len(to_evaluate(data)) == len(there)
+    assert len(to_evaluate(replace(data, validation=folder))) == sum(COUNTS.values())
+    pretraining = PretrainConfig(RunConfig("r"), DataConfig(source=folder, exclude=data.exclude))
+    assert named_by(pretraining, None).exclude == data.exclude
+    assert named_by(replace(pretraining, probe=ProbeConfig(source="elsewhere")), None).exclude is None
+
+
+def test_what_is_left_out_need_not_fit(folder: str, tmp_path: Path) -> None:
+    """A file beside the class folders, the only one of its folder, one of other channels: as if deleted."""
+    first = sorted(COUNTS)[0]
+    Image.new("RGB", (8, 8)).save(Path(folder) / "loose.png")
+    (Path(folder) / "0_alone").mkdir()
+    Image.new("L", (8, 8)).save(Path(folder) / "0_alone" / "a.png")
+    (tmp_path / "list.txt").write_text("loose.png\n0_alone/a.png\n")
+    data = LabelledDataConfig(source=folder, exclude=str(tmp_path / "list.txt"), heldout=5)
+    for channels in (None, ("1", "2", "3")):
+        training, heldout = to_train_and_evaluate(replace(data, channels=channels))
+        assert len(training) + len(heldout) == sum(COUNTS.values())
+        assert training.names[0] == first

@@ -15,7 +15,7 @@ from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.files import replace_json
 from swin_mim.models.saving import Preprocessing
-from swin_mim.training import models
+from swin_mim.training import finished, models
 from swin_mim.training.checkpoints import store
 from swin_mim.training.config.finetune import ClassifierConfig, LabelledDataConfig
 from swin_mim.weights import config_json
@@ -121,8 +121,8 @@ def test_options_reach_the_encoder(simmim: tuple[Path, SimMIM], tmp_path: Path) 
         models.build_classifier(TINY, DATA, NAMES, **options),
         models.build_classifier(ClassifierConfig(str(simmim[0])), DATA, NAMES, **options),
         models.build_classifier(TINY, DATA, NAMES, checkpoint=path, **options),
-        models.load_published(path, **options),
-        models.open_classifier(ClassifierConfig(str(path)), **options),
+        finished.load_published(SwinClassifier, path, **options),
+        finished.open_finished(SwinClassifier, ClassifierConfig(str(path)), **options),
     ]
     for model in built:
         assert model.encoder.activation_checkpointing
@@ -239,7 +239,9 @@ def test_weights_of_another_architecture_are_refused(
     model = ClassifierConfig(str(simmim[0]), depths=(2, 2))
     said = "model.depths is (2, 2) and that of model.pretrained"
     assert error_of(models.build_classifier, model, DATA, NAMES).startswith(said)
-    assert error_of(models.open_classifier, replace(model, pretrained=str(classifier[0]))).startswith(said)
+    assert error_of(finished.open_finished, SwinClassifier, replace(model, pretrained=str(classifier[0]))).startswith(
+        said
+    )
     models.build_classifier(replace(model, depths=(2, 1)), DATA, NAMES)
 
 
@@ -313,8 +315,8 @@ def test_a_checkpoint_publishes_its_average_if_it_has_one(tmp_path: Path) -> Non
     source.labels = NAMES
     average = {name: value + 1 for name, value in weights(source).items()}
     plain, averaged = committed(tmp_path / "a", source), committed(tmp_path / "b", source, average=average)
-    assert_same(weights(models.load_published(plain)), weights(source))
-    found = models.load_published(averaged)
+    assert_same(weights(finished.load_published(SwinClassifier, plain)), weights(source))
+    found = finished.load_published(SwinClassifier, averaged)
     assert_same(weights(found), average)
     assert (found.labels, found.preprocessing, found.encoder.config) == (NAMES, PREPROCESSING, CONFIG)
     assert not found.training
@@ -331,7 +333,7 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path: Path, name: str, damage
         data = bytearray((path / name).read_bytes())
         data[len(data) // 2] ^= 1
         (path / name).write_bytes(bytes(data))
-    message = error_of(models.load_published, path)
+    message = error_of(finished.load_published, SwinClassifier, path)
     assert str(path) in message
     assert name in message
 
@@ -339,7 +341,7 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path: Path, name: str, damage
 def test_a_checkpoint_that_is_gone_is_one_line(tmp_path: Path) -> None:
     path = committed(tmp_path, SwinClassifier(CONFIG, 3))
     shutil.rmtree(path)
-    assert str(path) in error_of(models.load_published, path)
+    assert str(path) in error_of(finished.load_published, SwinClassifier, path)
 
 
 # ---- finished classifiers -------------------------------------------------------------------------------------
@@ -347,7 +349,7 @@ def test_a_checkpoint_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 def test_a_finished_classifier_is_measured_as_it_is(classifier: tuple[Path, SwinClassifier]) -> None:
     folder, source = classifier
-    found = models.open_classifier(ClassifierConfig(str(folder)))
+    found = finished.open_finished(SwinClassifier, ClassifierConfig(str(folder)))
     assert_same(weights(found), weights(source))
     assert (found.labels, found.preprocessing, found.encoder.config) == (NAMES, PREPROCESSING, CONFIG)
     assert not found.training
@@ -356,18 +358,20 @@ def test_a_finished_classifier_is_measured_as_it_is(classifier: tuple[Path, Swin
 
 def test_a_finished_classifier_is_measured_at_another_size(classifier: tuple[Path, SwinClassifier]) -> None:
     folder, source = classifier
-    found = models.open_classifier(ClassifierConfig(str(folder), image_size=(32, 64), window_size=(2,)))
+    found = finished.open_finished(SwinClassifier, ClassifierConfig(str(folder), image_size=(32, 64), window_size=(2,)))
     assert (found.encoder.config.image_size, found.encoder.config.window_size) == ((32, 64), 2)
     assert_same(weights(found.head), weights(source.head))
 
 
 def test_without_a_classifier_there_is_nothing_to_measure(simmim: tuple[Path, SimMIM], tmp_path: Path) -> None:
-    message = error_of(models.open_classifier, ClassifierConfig(name="swin_nano"))
+    message = error_of(finished.open_finished, SwinClassifier, ClassifierConfig(name="swin_nano"))
     assert message == "nothing to evaluate: the run has no checkpoint, and model.pretrained names no classifier"
-    message = error_of(models.open_classifier, ClassifierConfig(str(simmim[0])))
+    message = error_of(finished.open_finished, SwinClassifier, ClassifierConfig(str(simmim[0])))
     assert str(simmim[0]) in message
     assert "head.fc.weight" in message
-    assert str(tmp_path / "none") in error_of(models.open_classifier, ClassifierConfig(str(tmp_path / "none")))
+    assert str(tmp_path / "none") in error_of(
+        finished.open_finished, SwinClassifier, ClassifierConfig(str(tmp_path / "none"))
+    )
 
 
 @pytest.mark.usefixtures("_said")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def test_the_way_images_are_resized_comes_back(interpolation: str, share: float,
     assert describe(json.loads(json.dumps(document(of))), "config.json") == of
 
 
-@pytest.mark.parametrize(("nodata", "mask_channel"), [(None, None), (-9999.0, None), (0.0, "SCL")])
+@pytest.mark.parametrize(
+    ("nodata", "mask_channel"),
+    [(None, None), (-9999.0, None), (0.0, "SCL"), (-3.4028234663852886e38, None), (math.nan, None)],
+)
 def test_units_and_gaps_come_back(nodata: float | None, mask_channel: str | None) -> None:
     seen = Preprocessing(
         (1.0, 2.0, 3.0), (4.0,) * 3, ("a", "b", "c"), scale=1, nodata=nodata, mask_channel=mask_channel

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from swin_mim import SimMIM, Swin, SwinClassifier, SwinConfig, block_mask
 from swin_mim.errors import UserError
-from swin_mim.hub import pretrained
+from swin_mim.hub import pretrained, saved
 from swin_mim.weights.config_json import Preprocessing, timm_arguments
 from swin_mim.weights.library_configs import transformers_documents
 from swin_mim.weights.pickled_file import LARGEST_SIZE, microsoft_settings
@@ -40,7 +40,7 @@ def randomised(model: Any) -> Any:
 def state_of(model: Any, format: Any) -> dict[str, torch.Tensor]:
     """Its weights under the names of another library."""
     tensors = {name.removeprefix("encoder."): value.detach() for name, value in model.state_dict().items()}
-    return pretrained.to_theirs(format, model.description(), tensors)
+    return saved.to_theirs(format, model.description(), tensors)
 
 
 def save_with_yacs(content: dict[str, Any], path: Path, *, zipped: bool = True) -> None:

@@ -2,8 +2,10 @@
 
     python -m tools.bench step --model swin_base --batch 128,256 --precision bf16 --modes eager,compiled
     python -m tools.bench step --model swinv2_tiny --image-size 256 --window-size 8 --memory --microsoft DIR
+    python -m tools.bench dense --threads 2 --repeats 5
     python -m tools.bench attention --model swin_base --batch 128 --precision bf16
     python -m tools.bench loader --images 2000 --workers 0,1,2
+    python -m tools.bench embed --model swin_tiny --images 1000 --workers 1,2
     python -m tools.bench train --steps 50 -- --config simmim_swin_tiny_192_100ep --data.source DIR
     python -m tools.bench curves --backends reference,sdpa --steps 200
     python -m tools.bench decoders --steps 300 --seeds 0,1,2
@@ -26,8 +28,10 @@ import torch
 
 from swin_mim.cli.options import add_json_option
 from swin_mim.errors import Parser, one_line_errors
-from swin_mim.models.window_attention import Backend
+from swin_mim.models.blocks.window_attention import Backend
 from tools.bench.settings import (
+    DENSE,
+    EMBEDDERS,
     LARGEST,
     LAYERS,
     LOADERS,
@@ -38,6 +42,8 @@ from tools.bench.settings import (
     BusySettings,
     CurveSettings,
     DecoderSettings,
+    DenseSettings,
+    EmbedSettings,
     LoaderSettings,
     Mode,
     PeerSettings,
@@ -49,8 +55,10 @@ from tools.bench.settings import (
 
 COMMANDS: dict[str, type] = {
     "step": StepSettings,
+    "dense": DenseSettings,
     "attention": PeerSettings,
     "loader": LoaderSettings,
+    "embed": EmbedSettings,
     "train": TrainSettings,
     "curves": CurveSettings,
     "decoders": DecoderSettings,
@@ -68,8 +76,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     add_step(commands.add_parser("step", help="a SimMIM training step"))
+    add_dense(commands.add_parser("dense", help="a training step of segmentation and of detection"))
     add_attention(commands.add_parser("attention", help="window attention, stage by stage"))
     add_loader(commands.add_parser("loader", help="images from JPEGs to the device, without training"))
+    add_embed(commands.add_parser("embed", help="features of a folder of JPEGs, from the files to an array"))
     add_train(commands.add_parser("train", help="the real recipe, end to end, beside the bare step"))
     add_curves(commands.add_parser("curves", help="the losses of one training with several attention backends"))
     add_decoders(commands.add_parser("decoders", help="the losses of one training with small and with whole decodes"))
@@ -107,6 +117,16 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     add_common(parser, repeats=7)
 
 
+def add_dense(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, batch="2")
+    add = parser.add_argument
+    add("--tasks", type=names_of(DENSE), default=DENSE, help="comma-separated, of " + ",".join(DENSE))
+    add("--warmup", type=int, default=1, help="untimed steps of each system, before all turns")
+    add("--steps", type=int, default=1, help="steps in a turn")
+    parser.set_defaults(image_size=256, window_size=7)
+    add_common(parser, repeats=5)
+
+
 def add_attention(parser: argparse.ArgumentParser) -> None:
     add_model(parser, batch="8")
     add_peers(parser)
@@ -129,6 +149,17 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=numbers, default=(0, 1, 2), help="comma-separated; 0 decodes in the process itself")
     add("--systems", type=names_of(LOADERS), default=LOADERS, help="among " + ",".join(LOADERS))
     add_common(parser, repeats=3)
+
+
+def add_embed(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, batch="64")
+    add = parser.add_argument
+    add("--source", metavar="DIR", help="a folder of JPEGs; default: crops of Blue Marble")
+    add("--images", type=int, default=1000, help="of the folder that is made")
+    add("--sizes", type=pixel_sizes, default=SIZES, help="of the JPEGs that are made, in turn: 500x375,1600x1200")
+    add("--workers", type=numbers, default=(1,), help="comma-separated; 0 decodes in the process itself")
+    add("--systems", type=names_of(EMBEDDERS), default=EMBEDDERS, help="among " + ",".join(EMBEDDERS))
+    add_common(parser, repeats=5)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

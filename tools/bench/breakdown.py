@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swin_mim.models import blocks_v1, blocks_v2
+from swin_mim.models.blocks import v1, v2
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Block, PatchMerging, Stage
 from tools.bench.ceilings import Ceilings
@@ -214,7 +214,7 @@ def called(name: str, stage: int | None, count: int, module: nn.Module, calls: M
 def norms(stage: int, blocks: Sequence[Block], calls: Mapping[nn.Module, Call]) -> Part:
     """Of the blocks of a stage: in V1 those in front of the attention, in V2 all, which are alike."""
     first = blocks[0]
-    if isinstance(first, blocks_v1.Block):
+    if isinstance(first, v1.Block):
         return Part("norms", stage, len(blocks), first.norm1, calls[first.attn].input)
     count = sum(isinstance(module, nn.LayerNorm) for block in blocks for module in block.children())
     return called("norms", stage, count, first.norm1, calls)
@@ -246,42 +246,20 @@ class Embedding(nn.Module):
 
 
 class Decoding(nn.Module):
-    """What a SimMIM does after its encoder: the model itself, whose encoder gives the features that it is handed."""
+    """What a SimMIM does after its encoder: the model itself, which is handed the features of the last stage."""
 
     def __init__(self, model: SimMIM, batch: tuple[Tensor, Tensor]) -> None:
         super().__init__()
         self.decoder = model.decoder
-        config = model.encoder.config
-        tokens = torch.zeros(1, 1, 1, config.embed_dim, device=batch[0].device)
-        handed = Handed(config, tokens.expand(*batch[1].shape, -1))
-        # not registered: its mask token is no part of it
-        self.__dict__ |= {"handed": handed, "model": with_children(model, encoder=handed)}
+        alone = with_children(model)
+        alone.__dict__["encode"] = lambda *_: [self.features]
+        self.__dict__["model"] = alone  # not registered: its encoder and mask token are no part of it
         self.images, self.mask = nn.Buffer(batch[0]), nn.Buffer(batch[1])
-        self.cells = cells_of(config)
+        self.cells = cells_of(model.encoder.config)
 
     def forward(self, features: Tensor) -> Tensor:
-        self.__dict__["handed"].features = features
+        self.features = features
         return self.__dict__["model"](self.images, self.mask, self.cells).loss
-
-
-class Handed(nn.Module):
-    """In the place of an encoder."""
-
-    features: Tensor
-
-    def __init__(self, config: Any, tokens: Tensor) -> None:
-        super().__init__()
-        self.config, self.tokens = config, tokens
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self.tokens
-
-    def encode(self, tokens: Tensor) -> Tensor:
-        return self.features
-
-    def encode_stages(self, tokens: Tensor) -> list[Tensor]:
-        """Of the last stage alone, from which the pixels are decoded."""
-        return [self.features]
 
 
 class OfOneTensor(nn.Module):
@@ -297,14 +275,14 @@ class OfOneTensor(nn.Module):
 
 
 def without_norm(module: nn.Module) -> OfOneTensor:
-    """A module whose further arguments do nothing: its input is normed already."""
-    further = len(inspect.signature(module.forward).parameters) - 1
-    return OfOneTensor(module, (nn.Identity(),) * further)
+    """A module whose further arguments do nothing: its input is normed already, and all cells are wanted."""
+    _, *further = inspect.signature(module.forward).parameters
+    return OfOneTensor(module, tuple(nn.Identity() if name == "norm" else None for name in further))
 
 
-def without_projections(attention: blocks_v1.WindowAttention | blocks_v2.WindowAttention) -> nn.Module:
+def without_projections(attention: v1.WindowAttention | v2.WindowAttention) -> nn.Module:
     """The window attention between its two projections: (B, h, w, 3D) -> (B, h, w, D), by the module's own code."""
-    if isinstance(attention, blocks_v2.WindowAttention):
+    if isinstance(attention, v2.WindowAttention):
         return Attending(with_children(attention, qkv=nn.Identity(), proj=nn.Identity()))
     return without_norm(with_children(attention, qkv=Through(attention.qkv.bias), proj=nn.Identity()))
 

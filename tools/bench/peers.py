@@ -15,7 +15,7 @@ from swin_mim.architecture import SwinConfig
 from swin_mim.cli.convert import libraries
 from swin_mim.cli.convert.libraries import NotBuilt
 from swin_mim.errors import UserError
-from swin_mim.hub import pretrained
+from swin_mim.hub import saved
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.targets.pixels import PixelDecoder, masked_l1
 from swin_mim.training.loop.optim import UNDECAYED
@@ -150,7 +150,7 @@ def peer(format: Format, kind: Kind, config: SwinConfig, weights: Weights, setti
     description = Description(kind, config)
     published = to_ours({name: tensor.clone() for name, tensor in weights.items()}, key_map(weights, "checkpoint"))
     try:
-        theirs = pretrained.to_theirs(format, description, published)
+        theirs = saved.to_theirs(format, description, published)
     except UserError as reason:
         raise NotBuilt(str(reason)) from None
     return libraries.build(format, description, theirs, microsoft=settings.microsoft).model

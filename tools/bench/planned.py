@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from swin_mim.errors import UserError
-from swin_mim.kernels.chunked_mlp import CACHE
+from swin_mim.kernels.chunked_mlp import CACHE, again
 from swin_mim.kernels.product import onednn_is_faster
 from swin_mim.models.cost import CPU_MKL, CPU_ONEDNN, Storage, parts_of
 from swin_mim.training.config.commands import pretrain_config
@@ -50,10 +50,14 @@ class Case(NamedTuple):
     processes: int = 1
     overrides: tuple[str, ...] = ()
     """Words of the recipe's command line."""
+    teacher: str = ""
+    """A named size: a Swin with new weights, for images of the same size."""
 
     @property
     def text(self) -> str:
         again = ", checkpointing" if self.checkpointing else ""
+        again += f", {' '.join(self.overrides)}" if self.overrides else ""
+        again += f", teacher {self.teacher}" if self.teacher else ""
         more = f" x {self.accumulation}" if self.accumulation > 1 else ""
         several = f" in {self.processes} processes" if self.processes > 1 else ""
         return f"{self.model} {self.image_size} px, {self.micro_batch}{more} images{again}, {self.strategy}{several}"
@@ -81,6 +85,8 @@ class Case(NamedTuple):
             "save.every": f"{STEPS} steps",
         }
         base = ["--config", "simmim_swin_tiny_192_100ep", "--log.trackers"]
+        if self.teacher:
+            settings["teacher.model"] = _teacher(folder, self.teacher, self.image_size)
         return [*base, *(word for key, value in settings.items() for word in (f"--{key}", str(value))), *self.overrides]
 
 
@@ -98,6 +104,10 @@ CASES = (
     Case("swin_tiny", 192, 4, accumulation=2),
     Case("swin_small", 192, 8),
     Case("swin_small", 192, 8, checkpointing=True),
+    Case("swin_tiny", 192, 8, overrides=("--model.target", "hog")),
+    Case("swin_tiny", 192, 8, overrides=("--model.supervise", "stages")),
+    Case("swin_tiny", 192, 8, teacher="swin_tiny"),
+    Case("swin_nano", 192, 32, teacher="swin_tiny"),
     Case("swin_tiny", 192, 8, strategy="DDP", processes=2),
     Case("swin_tiny", 192, 8, checkpointing=True, strategy="DDP", processes=2),
     Case("swin_tiny", 192, 8, strategy="FSDP2", processes=2),
@@ -142,8 +152,7 @@ def planned_gb(case: Case, fixed: float) -> float:
         fixed: what libraries take, in GB.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = pretrain_config(case.arguments(Path(folder)))
-    network = Network.of(config)
+        network = Network.of(pretrain_config(case.arguments(Path(folder))))
     options: dict[str, Any] = {"half": False, "storage": _storage(network, case.micro_batch), "fixed": fixed * 1e9}
     training = Training(case.strategy, case.processes, case.checkpointing, case.accumulation > 1, **options)
     planned = memory_of(network, training, case.micro_batch).total
@@ -156,7 +165,7 @@ def planned_gb(case: Case, fixed: float) -> float:
 def _storage(network: Network, micro_batch: int) -> Storage:
     """What layers keep on this CPU."""
     if onednn_is_faster():
-        return CPU_ONEDNN
+        return replace(CPU_ONEDNN, again=again())
     blocks = [part for part in parts_of(network.swin) if part.channels <= CPU_MKL.again]
     cold = any(4 * micro_batch * part.tokens * part.hidden > CACHE for part in blocks)
     return CPU_MKL if cold else replace(CPU_MKL, again=0)
@@ -200,19 +209,19 @@ def _run(folder: Path, arguments: Sequence[str]) -> None:
     from swin_mim.recipes import pretrain
     from swin_mim.training.loop.trainer import Publishing, Trainer
 
-    build, save, before = pretrain.build_simmim, Trainer.save, []
+    lessons, save, before = pretrain.lessons_of, Trainer.save, []
 
     def noted(*args: Any, **options: Any) -> Any:
         Path("/proc/self/clear_refs").write_text("5")
         before.append(resident_peak_gb())
-        return build(*args, **options)
+        return lessons(*args, **options)
 
     def saved(trainer: Trainer, publisher: Publishing | None) -> None:
         file = folder / f"peak_{os.environ.get('RANK', '0')}.json"
         file.write_text(json.dumps(resident_peak_gb() - before[0]))
         save(trainer, publisher)
 
-    pretrain.build_simmim, Trainer.save = noted, saved  # type: ignore[method-assign,assignment]
+    pretrain.lessons_of, Trainer.save = noted, saved  # type: ignore[method-assign,assignment]
     pretrain.main(pretrain_config(arguments))
 
 
@@ -233,6 +242,15 @@ def _ranks(case: Case) -> list[dict[str, str]]:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(case.processes)}
     shared |= {"LOCAL_WORLD_SIZE": str(case.processes)}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(case.processes)]
+
+
+def _teacher(folder: Path, name: str, side: int) -> Path:
+    from swin_mim import Swin, SwinConfig
+
+    where = folder / "teacher"
+    if not where.exists():
+        Swin(SwinConfig.named(name, image_size=side, window_size=6)).save_pretrained(where)
+    return where
 
 
 def _pictures(folder: Path, side: int) -> Path:

@@ -10,7 +10,7 @@ import torch
 from swin_mim.architecture import SwinConfig
 from swin_mim.errors import UserError
 from swin_mim.masking import masked_cells
-from swin_mim.models.window_attention import Backend
+from swin_mim.models.blocks.window_attention import Backend
 
 Precision = Literal["fp32", "bf16"]
 Mode = Literal["eager", "compiled"]
@@ -19,6 +19,8 @@ SYSTEMS = ("ours", "timm", "transformers", "torchvision", "microsoft")
 """Whose step and window attention are measured."""
 LOADERS = ("torchvision", "datasets", "ours", "ours-jpeg", "ours-raw")
 """Whose way from JPEGs to batches is measured. The first one that is measured is what the others are compared to."""
+EMBEDDERS = ("loop", "timm", "ours", "page")
+"""Whose way from JPEGs to features is measured. The first one that is measured is what the others are compared to."""
 LAYERS = ("window", "global", "global-plain")
 NETWORKS = ("swin", "vit")
 """What `scaling` measures against the size of the image."""
@@ -28,6 +30,8 @@ SIZES = ((500, 375), (1600, 1200))
 """(W, H) of the JPEGs that are made, in turn: ImageNet's usual size, and a photograph's."""
 LARGEST = (5000, 2500)
 """(W, H) that are cut from the composite, which has 5400 x 2700 pixels."""
+DENSE = ("segment", "detect")
+"""Tasks of `dense`."""
 PLACES = ("stage1", "stage2", "stage3", "stage4", "rest")
 """Of the parts of a model: the rest are the embedding, the last norm, the decoder and the optimizer."""
 MASK_RATIO = 0.6
@@ -79,6 +83,15 @@ class StepSettings(PeerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseSettings(ModelSettings):
+    tasks: tuple[str, ...]
+    warmup: int
+    """Steps of each system before all turns, at each batch size."""
+    steps: int
+    """In a turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoaderSettings(Settings):
     source: str | None
     images: int
@@ -86,6 +99,16 @@ class LoaderSettings(Settings):
     """(W, H) of the images that are made."""
     image_size: int
     batch: int
+    workers: tuple[int, ...]
+    systems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings(ModelSettings):
+    source: str | None
+    images: int
+    sizes: tuple[tuple[int, int], ...]
+    """(W, H) of the images that are made."""
     workers: tuple[int, ...]
     systems: tuple[str, ...]
 

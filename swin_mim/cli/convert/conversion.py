@@ -15,7 +15,8 @@ from swin_mim.architecture import as_pair
 from swin_mim.cli.convert import libraries as peers
 from swin_mim.cli.convert.report import Comparison, Left, Report, Row, Side, place
 from swin_mim.errors import UserError
-from swin_mim.hub import pretrained, repository
+from swin_mim.files import said_of_disk
+from swin_mim.hub import pretrained, repository, saved
 from swin_mim.hub.about import About
 from swin_mim.hub.pretrained import Weights, is_mim_head
 from swin_mim.models.saving import Pretrained
@@ -174,19 +175,14 @@ def check_dest(dest: Path, to: Target) -> None:
 
 @contextmanager
 def appearing(dest: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `dest` when the block ends well; else nothing stays."""
+    """A path to write to, which becomes `dest` when the block ends well; else nothing stays but its folder."""
     target = dest.absolute()
     staging = target.with_name(f".{target.name}.converting.{os.getpid()}")
     try:
-        staging.mkdir(parents=True)
-        yield staging / target.name
-        (staging / target.name).rename(target)
-    except OSError as error:
-        raise UserError(f"{dest} could not be written: {error.strerror or error}") from error
-    except RuntimeError as error:
-        if "inline_container" not in str(error):  # torch.save's word for a full disk
-            raise
-        raise UserError(f"{dest} could not be written: the disk is full") from error
+        with said_of_disk(dest):
+            staging.mkdir(parents=True)
+            yield staging / target.name
+            (staging / target.name).rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -199,7 +195,7 @@ def write(path: Path, to: Target, description: Description, tensors: Tensors, ab
         model.save_pretrained(path, about=about)
         return
     if to in FILES:
-        state = pretrained.to_theirs(to, description, tensors)
+        state = saved.to_theirs(to, description, tensors)
         if path.suffix == SAFETENSORS:
             write_safetensors(state, path)
         else:
@@ -209,9 +205,9 @@ def write(path: Path, to: Target, description: Description, tensors: Tensors, ab
                 os.fsync(file.fileno())
         return
     if to == "timm":
-        pretrained.to_theirs(to, description, tensors)  # refuses what timm cannot build
+        saved.to_theirs(to, description, tensors)  # refuses what timm cannot build
     path.mkdir()
-    (pretrained.write if to == "timm" else pretrained.write_transformers)(path, description, tensors)
+    (saved.write if to == "timm" else saved.write_transformers)(path, description, tensors)
 
 
 def document_of(path: Path, to: Target) -> dict[str, Any] | None:
@@ -248,7 +244,7 @@ def compare_source(original: Source, microsoft: str | None) -> Comparison:
 def their_state(original: Source) -> Tensors:
     """The source's own tensors, with the buffers of the geometry that it was found to have."""
     weights = original.weights
-    buffers = pretrained.to_theirs(weights.keys.format, weights.description, weights.tensors)
+    buffers = saved.to_theirs(weights.keys.format, weights.description, weights.tensors)
     names = [name for theirs in weights.keys.sources.values() for name in theirs]
     # microsoft's old names of V2 are today's here already
     return buffers | {name: original.raw[name].float() for name in names if name in buffers}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from swin_mim.architecture import SwinConfig, as_pair
-from swin_mim.hub import pretrained
+from swin_mim.hub import saved
 from swin_mim.models.classifier import SwinClassifier
+from swin_mim.models.dense.detector import SwinDetector
 from swin_mim.models.dense.segmenter import SwinSegmenter
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Swin
@@ -25,9 +26,11 @@ from swin_mim.weights.config_json import Description, timm_arguments
 from swin_mim.weights.layouts import Format
 from swin_mim.weights.library_configs import transformers_documents
 
+OURS = (Swin, SimMIM, SwinClassifier, SwinSegmenter, SwinDetector)
 Weights = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
-"""What a network gives, of: features (B, h/8, w/8, 8D), normed; logits (B, classes); pixels (B, C, H, W)."""
+"""What a network gives, of: features (B, h/8, w/8, 8D), normed; logits (B, classes); pixels (B, C, H, W);
+maps of a detector."""
 
 
 class NotBuilt(Exception):
@@ -49,7 +52,7 @@ def build(format: Format, description: Description, weights: Weights, *, microso
 
     Args:
         format: of the names of the weights, and whose class it is.
-        weights: all that the library's model has, under its names (`pretrained.to_theirs`).
+        weights: all that the library's model has, under its names (`saved.to_theirs`).
         microsoft: a checkout of github.com/microsoft/SimMIM, or of microsoft/Swin-Transformer, which has V2 too.
 
     Raises:
@@ -68,37 +71,24 @@ def build(format: Format, description: Description, weights: Weights, *, microso
 
 def build_ours(description: Description, weights: Weights) -> Peer:
     """Weights under our published names."""
-    state = pretrained.to_theirs("checkpoint", description, weights)
-    config = description.config
-    model: Swin | SimMIM | SwinClassifier | SwinSegmenter
+    state = saved.to_theirs("checkpoint", description, weights)
+    ours: Any = next(each for each in OURS if each.kind == description.kind)
     with torch.device("meta"):  # nothing is drawn: every tensor is given
-        if description.kind == "SimMIM":
-            model = SimMIM(
-                config,
-                target=description.target,
-                stage_weights=description.stage_weights,
-                teacher_width=description.teacher_width,
-            )
-        elif description.kind == "SwinClassifier":
-            model = SwinClassifier(config, description.num_classes)
-        elif description.kind == "SwinSegmenter":
-            head = {"head": "head", "channels": "head_channels", "norm": "head_norm"}
-            named = {head[key]: value for key, value in description.head.items()}
-            model = SwinSegmenter(config, description.num_classes, **named)
-        else:
-            model = Swin(config)
+        model = ours(description.config, **ours._arguments(description))
     load(model, state, assign=True)
     model.preprocessing, model.labels = description.preprocessing, description.labels
-    encoder = model if isinstance(model, Swin) else model.encoder
+    encoder = getattr(model, "encoder", model)
 
     def outputs(images: Tensor, mask: Tensor) -> Outputs:
         found = {"features": encoder(images)}
-        if isinstance(model, SimMIM):
+        if description.kind == "SimMIM":
             found["pixels"] = model(images, mask).pixels
-        if isinstance(model, SwinClassifier):
+        if description.kind == "SwinClassifier":
             found["logits"] = model(images)
-        if isinstance(model, SwinSegmenter):
+        if description.kind == "SwinSegmenter":
             found["logits"] = model(images).logits
+        if description.kind == "SwinDetector":
+            found |= {f"map {name}": each for name, each in model.maps(images).items()}
         return found
 
     return Peer(model.eval(), outputs)

@@ -16,21 +16,23 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from swin_mim.cli.doctor import plan as planner
+from swin_mim.cli.doctor.reasons import Reasons
 from swin_mim.cli.options import add_json_option, text_stream, write_json
-from swin_mim.errors import MISTAKE, Parser, UserError, one_line_errors
+from swin_mim.errors import MISTAKE, Parser, one_line_errors
 from swin_mim.training.config.common_checks import accumulation
 from swin_mim.training.config.parsing import load_config
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import check, swin_config, with_packed_channels
 
 if TYPE_CHECKING:
+    from swin_mim.cli.doctor.forecast import Forecast
     from swin_mim.cli.doctor.images import Images
     from swin_mim.cli.doctor.opened import Opened
     from swin_mim.cli.doctor.page import Report, Suggestion
@@ -41,17 +43,12 @@ if TYPE_CHECKING:
 CONFIG = "simmim_swin_tiny_192_100ep"
 """Without --config: the one for one GPU."""
 
-FEW_STEPS = 10
-"""Updates in an epoch that are few."""
-
-_MIN_BATCH = 16
+IMAGES = 2000
+"""To look at, at most, unless --images says otherwise."""
 _LONG = 2 * 86400.0
 """Seconds of a run on a CPU that call for a word."""
-_FASTER = 1.03  # from which gain on another micro batch is worth a word
 _BUSY = 0.5
 """Load of a core by others that spoils the figures."""
-
-Result = TypeVar("Result")
 
 
 class Job(NamedTuple):
@@ -64,6 +61,7 @@ class Job(NamedTuple):
     flags: list[str]
     """Options of the pretraining that were given."""
     images: int
+    labelled: int | None
     json: str | None
 
 
@@ -72,17 +70,20 @@ def parse(arguments: Sequence[str] | None) -> Job:
         prog="swin-mim doctor",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s SOURCE [--config FILE] [--images N] [--json FILE] [--section.option VALUE ...]",
+        usage="%(prog)s SOURCE [--config FILE] [--images N] [--labelled N] [--json FILE] [--section.option VALUE ...]",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a folder of images, a data set of the Hub (user/name), or blue_marble")
     add("--config", default=CONFIG, metavar="FILE", help=f"of a pretraining, or the name of one (default: {CONFIG})")
-    add("--images", type=int, default=2000, metavar="N", help="to look at, at most (default: 2000)")
+    add("--images", type=int, default=IMAGES, metavar="N", help=f"to look at, at most (default: {IMAGES})")
+    add("--labelled", type=int, metavar="N", help="images that have labels, to tell what pretraining may be worth")
     add_json_option(parser)
     own, flags = parser.parse_known_args(arguments)
     if own.images < 1:
         parser.error(f"--images {own.images} must be at least 1")
+    if own.labelled is not None and own.labelled < 1:
+        parser.error(f"--labelled {own.labelled} must be at least 1: leave it out if there are none")
     config = load_config(
         PretrainConfig,
         ["--config", own.config, "--data.source", own.source, *flags],
@@ -91,7 +92,7 @@ def parse(arguments: Sequence[str] | None) -> Job:
         description="The options of a pretraining.",
         complete=with_packed_channels,
     )
-    return Job(config.data.source, config, own.config, flags, own.images, own.json)
+    return Job(config.data.source, config, own.config, flags, own.images, own.labelled, own.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,8 +118,9 @@ def examine(job: Job) -> "Report":
     # the imports wait until the command line is known to be right: torch takes seconds
     from swin_mim.cli.doctor.geometry import geometry_of, near_sizes
     from swin_mim.cli.doctor.page import Report
+    from swin_mim.cli.doctor.suggestions import suggestions_for
 
-    reasons, load = _Reasons(), os.getloadavg()[0]
+    reasons, load = Reasons(), os.getloadavg()[0]
     with _unsaid("swin_mim.data.sources.listing"), _unsaid("swin_mim.data.decoding.tiff_files"):
         config, opened, images, changes = _found(job, reasons)
     varied = not (images and images.channels and not images.channels.varied)
@@ -127,12 +129,13 @@ def examine(job: Job) -> "Report":
         reasons.of(lambda: _fits_this_machine(config))
     count = len(opened.training) if opened else 0
     plan = reasons.of(lambda: _plan(config, count)) if opened and valid else None
-    loading = steps = duration = None
+    loading = steps = duration = forecast = None
     if opened and plan and images and images.broken < images.looked_at:
+        forecast = reasons.of(lambda: _forecast(config, opened, job.labelled))
         loading, steps, duration = _measure(config, opened.training, plan, reasons)
     if images:
         reasons.too_many_broken(images, config, plan)
-    suggestions = (*changes, *_suggestions(config, images, count, loading, steps, duration))
+    suggestions = (*changes, *suggestions_for(config, images, count, loading, steps, duration))
     return Report(
         source=job.source,
         config=job.file,
@@ -152,11 +155,26 @@ def examine(job: Job) -> "Report":
         reasons=tuple(reasons.found),
         suggestions=suggestions,
         command=tuple(_command(job, suggestions)),
+        forecast=forecast,
+        expected=_expected(forecast, config),
     )
 
 
+def _forecast(config: PretrainConfig, opened: "Opened", labelled: int | None) -> "Forecast":
+    from swin_mim.cli.doctor.forecast import forecast_of
+
+    _print_progress("filling holes")
+    return forecast_of(config, opened.training, opened.source.channels, labelled)
+
+
+def _expected(forecast: "Forecast | None", config: PretrainConfig) -> tuple[tuple[str, str], ...]:
+    from swin_mim.cli.doctor.forecast import lines
+
+    return () if forecast is None else tuple(lines(forecast, config))
+
+
 def _found(
-    job: Job, reasons: "_Reasons"
+    job: Job, reasons: "Reasons"
 ) -> "tuple[PretrainConfig, Opened | None, Images | None, tuple[Suggestion, ...]]":
     """The config with what the images need, all of them, what they are, and what that changes."""
     from swin_mim.cli.doctor.opened import open_images
@@ -182,50 +200,6 @@ def _found(
     return config, opened, images, suggestions
 
 
-class _Reasons:
-    """Why a run cannot start, as the recipe would say it."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def of(self, what: Callable[[], Result]) -> Result | None:
-        """Its result, or None and a reason more."""
-        try:
-            return what()
-        except UserError as error:
-            if str(error) not in self.found:
-                self.found.append(str(error))
-            return None
-
-    def too_many_broken(self, images: "Images", config: PretrainConfig, plan: "TrainingSchedule | None") -> None:
-        from swin_mim.training.loop.trainer import BROKEN_GRACE
-
-        most = config.data.max_broken
-        if images.broken == images.looked_at:
-            first = images.first_broken[0]
-            self.found.append(
-                f"none of the {images.looked_at} images of data.source {config.data.source!r} that were tried can be "
-                f"read, the first: {first.name}: {first.reason}"
-            )
-        elif images.broken_share > most and (plan is None or plan.total_steps * plan.global_batch >= BROKEN_GRACE):
-            self.found.append(
-                f"{images.broken} of {images.looked_at} images cannot be read, more than data.max_broken {most:.2%}: "
-                f"a run stops after {BROKEN_GRACE} images; {_for_broken(images, config.data.source)}"
-            )
-
-
-def _for_broken(images: "Images", source: str) -> str:
-    from swin_mim.cli.doctor.page import for_too_large
-
-    if not images.too_large:
-        return "repair or remove them, or raise data.max_broken"
-    way_out, one = for_too_large(images, source), images.too_large == 1
-    if images.too_large == images.broken:
-        return f"{'it is' if one else 'they are'} too large: {way_out}"
-    few = f"{images.too_large} of them {'is' if one else 'are'} too large: {way_out}"
-    return f"{few}; repair or remove the others, or raise data.max_broken"
-
-
 def _is_valid(config: PretrainConfig) -> bool:
     check(config)
     return True
@@ -234,7 +208,7 @@ def _is_valid(config: PretrainConfig) -> bool:
 def _fits_this_machine(config: PretrainConfig) -> None:
     """What a recipe refuses before it looks at an image, beside `check`."""
     from swin_mim.cli.doctor.speed import device_of_runs
-    from swin_mim.models.window_attention import resolve_backend
+    from swin_mim.models.blocks.window_attention import resolve_backend
     from swin_mim.training.distributed import processes
     from swin_mim.training.run import folder as run_folder
 
@@ -267,7 +241,7 @@ def _plan(config: PretrainConfig, images: int) -> "TrainingSchedule":
 
 
 def _measure(
-    config: PretrainConfig, training: "Source", plan: "TrainingSchedule", reasons: _Reasons
+    config: PretrainConfig, training: "Source", plan: "TrainingSchedule", reasons: Reasons
 ) -> "tuple[Loading | None, Steps | None, Duration | None]":
     from swin_mim.cli.doctor.speed import duration_of, measure_loader, measure_steps
 
@@ -284,86 +258,6 @@ def _measure(
     if loading and steps and steps.images_per_second:
         return loading, steps, duration_of(plan, len(training), loading, steps)
     return loading, steps, None
-
-
-def _suggestions(
-    config: PretrainConfig,
-    images: "Images | None",
-    count: int,
-    loading: "Loading | None",
-    steps: "Steps | None",
-    duration: "Duration | None",
-) -> Iterator["Suggestion"]:
-    from swin_mim.cli.doctor.page import Suggestion
-
-    if images and images.broken_share > config.data.max_broken:
-        yield from _reading_more(config, images)
-    yield from _batches(config, count, steps)
-    if loading and duration and (reason := _why_other_workers(loading, duration)):
-        yield Suggestion("data.workers", str(duration.workers), reason)
-
-
-def _reading_more(config: PretrainConfig, images: "Images") -> Iterator["Suggestion"]:
-    """A limit of pixels that reads what is too large, and a share of what stays broken."""
-    from swin_mim.cli.doctor.page import Suggestion
-    from swin_mim.data.decoding.decode_limits import MAX_MEMORY, MAX_PIXELS
-
-    if images.max_pixels:
-        memory = images.max_pixels * MAX_MEMORY / MAX_PIXELS / 2**30
-        why = f"to read the images that are too large, with up to {memory:.1f} GiB of memory in every worker"
-        yield Suggestion("data.max_pixels", str(images.max_pixels), why)
-    share = (images.broken - images.read_with_max_pixels) / images.looked_at
-    if config.data.max_broken < share < 1:
-        enough = f"{min(1.0, math.ceil(120 * share) / 100):g}"
-        yield Suggestion(
-            "data.max_broken", enough, "to replace the broken images by others, if they cannot be repaired"
-        )
-
-
-def _batches(config: PretrainConfig, count: int, steps: "Steps | None") -> Iterator["Suggestion"]:
-    """A global batch with which there are enough updates of `count` images, and a micro batch that fits."""
-    from swin_mim.cli.doctor.page import Suggestion
-
-    train = config.train
-    together = train.global_batch
-    micro = steps.fitting_batch if steps and steps.fitting_batch else train.micro_batch
-    reason = "it fits into the memory; what is missing to the global batch is accumulated, with the same result"
-    if steps and (more := steps.larger) and more.images_per_second > _FASTER * steps.images_per_second:
-        gain = more.images_per_second / steps.images_per_second - 1
-        micro, reason = more.micro_batch, f"the GPU holds it, and is {gain:.0%} faster with it, with the same result"
-    if 0 < count < FEW_STEPS * train.global_batch:
-        world = max(1, _gpus())
-        together = max(_MIN_BATCH * world, world * _power_of_two(count / (2 * FEW_STEPS * world)))
-        if together < train.global_batch:
-            updates = [f"{count / batch:.3g}" for batch in (train.global_batch, together)]
-            why = (
-                f"{train.global_batch} are made for many more images: an epoch of these {count:,} has "
-                f"{updates[0]} updates with them, and {updates[1]} with {together}; the learning rate follows by itself"
-            )
-            yield Suggestion("train.global_batch", str(together), why)
-            if micro > together // world:
-                micro, reason = together // world, "no more than the global batch"
-    if micro != train.micro_batch:
-        yield Suggestion("train.micro_batch", str(micro), reason)
-
-
-def _power_of_two(value: float) -> int:
-    """The largest power of two that is not more."""
-    return 1 << max(0, int(value).bit_length() - 1)
-
-
-def _why_other_workers(loading: "Loading", duration: "Duration") -> str:
-    """Empty if they are right as they are."""
-    from swin_mim.cli.doctor.page import plural, rate
-
-    if not loading.workers and loading.images_per_second > 20 * duration.images_per_second:
-        return ""  # decoding in the training process costs less than 5 %
-    if loading.workers < duration.workers and (duration.loader_limits or not loading.workers):
-        return f"a worker delivers about {rate(loading.alone_per_second)}, and cores for them are free"
-    if loading.workers > loading.room:
-        enough = "it is enough" if duration.workers == 1 else "they are enough, or all that there is"
-        return f"this machine has cores for {plural(loading.room, 'worker')}; {enough}, and more only take memory"
-    return ""
 
 
 def _notes(

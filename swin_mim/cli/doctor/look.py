@@ -22,7 +22,7 @@ from swin_mim.data.decoding.rgb import cut_out, decode_image
 from swin_mim.data.decoding.tiff_files import pictures_beside
 from swin_mim.data.nodata import Suspect, suspects
 from swin_mim.data.offsets import beginning
-from swin_mim.data.sources.base import FileSource, Source
+from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.multichannel import RasterSource
 from swin_mim.data.statistics import Statistics
 from swin_mim.errors import UserError
@@ -106,8 +106,7 @@ def look_at(source: Source, index: int) -> Look:
             image = source.image(index)
             look = look._replace(digest=sha256([image.tobytes()]), format="crops of a picture in memory")
             return look._replace(pixels="RGB 8 bit", size=image.size, flat=is_flat(image))
-        options = source.decoding if isinstance(source, FileSource) else USUAL
-        return _look_at_file(files[0][1], options, look)
+        return _look_at_file(files[0][1], source.decoding, look)
     except BrokenImage as error:
         return _broken(look, error)
 

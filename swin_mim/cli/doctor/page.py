@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from swin_mim.cli.doctor.forecast import Forecast
 from swin_mim.cli.doctor.geometry import Geometry, Pair
 from swin_mim.cli.doctor.images import READABLE, Images
 from swin_mim.cli.doctor.look import plural_channels
@@ -59,6 +60,9 @@ class Report:
     suggestions: tuple[Suggestion, ...]
     command: tuple[str, ...]
     """Its words; the flags that are suggested among them."""
+    forecast: Forecast | None = None
+    expected: tuple[tuple[str, str], ...] = ()
+    """What the page says of it."""
 
     @property
     def can_start(self) -> bool:
@@ -69,6 +73,7 @@ def as_text(report: Report) -> str:
     parts: list[tuple[str, list[str]]] = [
         ("IMAGES", list(_images(report))),
         ("GEOMETRY", list(_geometry(report))),
+        ("WHAT TO EXPECT", [fact(*line) for line in report.expected]),
         ("SPEED", list(_speed(report))),
         ("MEMORY AND TIME", list(_costs(report))),
         ("START", list(_start(report))),

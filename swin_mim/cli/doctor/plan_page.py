@@ -143,7 +143,11 @@ def assumptions(plan: Plan, config: PretrainConfig, images: int, origin: str) ->
         )
         yield fact("links", f"{text}; {hops}; {OVERLAP:.0%} of a pass can hide communication")
     if config.teacher.model:
-        yield fact("teacher", "neither its weights nor its forward passes are counted")
+        yield fact(
+            "teacher",
+            "its weights in fp32 on every GPU, and the products of its forward passes alone, at the same share of the "
+            "peak; not what it reads and writes between them",
+        )
     if "epoch" in config.train.duration:
         yield fact("images", f"{images:,} in an epoch: {origin}")
     yield fact(

@@ -18,6 +18,7 @@ from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.decoding.rgb import decode_image
 from swin_mim.data.nodata import Nodata
+from swin_mim.data.sources.exclude import kept_indices
 from swin_mim.data.sources.open import open_files
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.data.sources.stacks import StackSource
@@ -186,6 +187,7 @@ def _peek(data: DataConfig) -> tuple[tuple[str, ...] | None, Levels | None]:
     try:
         opened = open_files(data.source, **where, bands=bands, stack=data.stack)
         files = opened.images(data.column) if isinstance(opened, Table) else opened
+        kept = range(len(files)) if data.exclude is None else kept_indices(files, data.exclude)
     except UserError:
         if data.stack is not None:
             raise
@@ -196,9 +198,9 @@ def _peek(data: DataConfig) -> tuple[tuple[str, ...] | None, Levels | None]:
     kinds: Counter[tuple[str, ...] | None] = Counter()
     deep: Counter[tuple[str, ...]] = Counter()
     found: list[Levels] = []
-    for index in spread_indices(len(files), PEEKED):
+    for place in spread_indices(len(kept), PEEKED):
         try:
-            content = files.content(index)
+            content = files.content(int(kept[place]))
         except BrokenImage:
             continue
         names, compared = _look_into(content, data, asked)

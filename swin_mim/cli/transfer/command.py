@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from swin_mim.cli.transfer.cells import Cell, Runner
     from swin_mim.cli.transfer.report import Cells
     from swin_mim.models.swin import Swin
+    from swin_mim.training.config.dense.segment import SegmentConfig
     from swin_mim.training.config.finetune import FinetuneConfig
 
 SCRATCH = "scratch"
@@ -187,11 +188,11 @@ def cells_of(options: argparse.Namespace, rates: Mapping[str, Sequence[float]]) 
     """All runs of a comparison, in the order in which they start."""
     from swin_mim.cli.transfer.cells import Cell
 
-    budgets = list(zip(options.labels, options.steps or [None] * len(options.labels), strict=True))
+    budgets = dict.fromkeys(zip(options.labels, options.steps or [None] * len(options.labels), strict=True))
     return [
         Cell(arm, labels, value, seed, steps)
         for seed, (labels, steps), arm in product(range(options.seeds), budgets, rates)
-        for value in rates[arm]
+        for value in dict.fromkeys(rates[arm])
     ]
 
 
@@ -229,8 +230,8 @@ def keep_to_one_plan(path: Path, plan: dict[str, Any]) -> None:
     replace_json(path, plan)
 
 
-def new_weights(encoder: "Swin", settings: "FinetuneConfig") -> list[str]:
-    """Flags of the fine-tuning recipe for the same network with new weights.
+def new_weights(encoder: "Swin", settings: "FinetuneConfig | SegmentConfig") -> list[str]:
+    """Flags of the recipe with these settings for the same network with new weights.
 
     Raises:
         UserError: it has what the recipe has no setting for.

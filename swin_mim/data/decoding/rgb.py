@@ -167,6 +167,11 @@ def _refusals() -> Iterator[None]:
         raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
+_DEPTH, _COLOUR_TYPE = 24, 25  # bytes of a PNG
+_SPREAD_GREY = {(2, 0): 85, (4, 0): 17}
+"""By what Pillow multiplies the values of grey PNGs of so many bits."""
+
+
 def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray], options: DecodeOptions = USUAL) -> np.ndarray:
     """As `decode_image`, but with the channels and the values of the file, upright: (H, W, C).
 
@@ -181,7 +186,7 @@ def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray], option
         file.begin_pixels()
         # Pillow reads 16 bit in grey alone, and leaves a transparent grey in it as it is
         whole = image.mode == "I;16" and "transparency" not in image.info
-        deep = image.format == "PNG" and data[24] == 16 and not whole
+        deep = image.format == "PNG" and data[_DEPTH] == 16 and not whole
         if deep:
             pixels = deep_png(data)
             # Pillow would decode all of it to look for EXIF behind the pixels
@@ -189,6 +194,9 @@ def decode_channels(data: bytes, deep_png: Callable[[bytes], np.ndarray], option
         else:
             image.load()
             turn, pixels = _turn(image), _own_channels(image)
+            if image.format == "PNG" and (data[_DEPTH], data[_COLOUR_TYPE]) in _SPREAD_GREY:
+                pixels = pixels.copy()
+                pixels[:, :, 0] //= _SPREAD_GREY[data[_DEPTH], data[_COLOUR_TYPE]]
         return pixels if turn is None else _turned(pixels, turn)
 
 

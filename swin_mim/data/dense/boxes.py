@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.data.decoding.raster import NamedFile, Raster
 from swin_mim.data.sampling import HELDOUT_EPOCH, epoch_order
 from swin_mim.data.sources.base import Source, Subset
 from swin_mim.errors import UserError
@@ -113,7 +115,8 @@ class PicturesWithObjects(Source):
 
     def __init__(self, labelled: ImagesWithObjects) -> None:
         self._labelled, self._source = labelled, labelled.images
-        self.fingerprint, self.channels = labelled.fingerprint, labelled.images.channels
+        self.fingerprint = labelled.fingerprint
+        self.channels, self.unit = labelled.images.channels, labelled.images.unit
 
     def __len__(self) -> int:
         return len(self._labelled)
@@ -128,8 +131,8 @@ class PicturesWithObjects(Source):
             BrokenImage: it cannot be decoded, or is of another size than the objects were drawn on.
         """
         picture, sizes = self._source.image(index), self._labelled.sizes
-        if sizes is not None and picture.size[::-1] != tuple(sizes[index]):
-            width, height = picture.size
+        if sizes is not None and size_of(picture) != tuple(sizes[index]):
+            height, width = size_of(picture)
             raise BrokenImage(
                 f"has {width} x {height} pixels, and its boxes are for {sizes[index][1]} x {sizes[index][0]}"
             )
@@ -138,8 +141,21 @@ class PicturesWithObjects(Source):
     def path(self, index: int) -> str | None:
         return self._source.path(index)
 
+    def each_path(self) -> Iterator[str | None]:
+        return self._source.each_path()
+
+    def files(self, index: int) -> Sequence[NamedFile]:
+        return self._source.files(index)
+
     def inventory(self) -> Iterator[tuple[str, int]]:
         return self._source.inventory()
+
+
+def size_of(picture: Image.Image | Raster) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    if isinstance(picture, Raster):
+        return picture.values.shape[0], picture.values.shape[1]
+    return picture.height, picture.width
 
 
 def some_images(labelled: ImagesWithObjects, count: int, seed: int) -> ImagesWithObjects:

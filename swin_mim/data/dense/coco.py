@@ -56,13 +56,11 @@ def open_coco(
         UserError: the file cannot be read, says something impossible, or an image is missing.
     """
     path = Path(os.path.expanduser(file))
-    document = _document(path)
+    document = read_document(path)
     folder = path.parent if images is None else Path(os.path.expanduser(images))
-    entries = _by_id(path, document, "images")
-    categories = _by_id(path, document, "categories")
-    names = tuple(str(categories[identity].get("name", identity)) for identity in sorted(categories))
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{path}: two categories are called {twice!r}: give each a name of its own")
+    entries = by_id(path, document, "images")
+    categories = by_id(path, document, "categories")
+    names = category_names(path, categories)
     if not entries or not categories:
         raise UserError(f"{path}: has {counted(len(entries), 'image')} and {len(categories)} categories: nothing to do")
     number = {identity: place for place, identity in enumerate(sorted(categories))}
@@ -129,13 +127,7 @@ class _Reader:
 
     def size(self, identity: int) -> tuple[int, int]:
         """(H, W) of an image."""
-        entry = self._entries[identity]
-        height, width = (entry.get(key) for key in ("height", "width"))
-        if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-            raise UserError(
-                f"{self._path}: image {identity} has height {height!r} and width {width!r}: give its pixels"
-            )
-        return height, width
+        return image_size(self._path, identity, self._entries[identity])
 
     def objects(self, annotations: Any) -> dict[int, Objects]:
         """Objects by the id of their image."""
@@ -146,12 +138,12 @@ class _Reader:
             if not isinstance(annotation, dict):
                 raise UserError(f"{self._path}: annotation number {place} is {str(annotation)[:40]}, not an object")
             identity = annotation.get("id", place)
-            if identity in seen:
+            if identity_of(self._path, identity) in seen:
                 raise UserError(f"{self._path}: two annotations have the id {identity}")
             seen.add(identity)
             image, what = self._image_of(annotation, identity)
             category: Any = annotation.get("category_id")
-            label = self._number.get(category, -1)
+            label = self._number.get(category, -1) if isinstance(category, int) else -1
             if label < 0:
                 raise UserError(f"{what} is of category {category!r}, which the file does not have")
             try:
@@ -172,37 +164,95 @@ class _Reader:
 
     def _image_of(self, annotation: Mapping[str, Any], identity: Any) -> tuple[int, str]:
         image: Any = annotation.get("image_id")
-        if image not in self._entries:
+        if not isinstance(image, int) or image not in self._entries:
             raise UserError(f"{self._path}: annotation {identity} is of image {image!r}, which the file does not have")
         return image, f"{self._path}: annotation {identity} of {self._entries[image].get('file_name')!r}"
 
     def _shape(self, annotation: Mapping[str, Any], image: int, what: str) -> Shape | None:
         drawn = annotation.get("segmentation")
-        if not drawn:
+        return read_shape(drawn, self.size(image), what) if drawn else None
+
+
+def identity_of(path: Path, identity: Any) -> int | str:
+    """The id of an annotation. Raises `UserError`: it is neither a number nor a text."""
+    if not isinstance(identity, int | str):
+        raise UserError(f"{path}: an annotation has the id {str(identity)[:40]}: give a number")
+    return identity
+
+
+def read_shape(drawn: Any, size: tuple[int, int], what: str) -> Shape:
+    """What an annotation's segmentation draws: polygons, or run lengths of an image of `size` (H, W).
+
+    Args:
+        what: it is, for messages.
+
+    Raises:
+        UserError: it is neither, or of an image of another size.
+    """
+    if isinstance(drawn, dict):
+        return _run_lengths(drawn, size, what)
+    if not isinstance(drawn, list) or not all(_is_polygon(each) for each in drawn):
+        raise UserError(f"{what} has a segmentation that is no list of polygons of 3 points or more, nor run lengths")
+    return tuple(np.array(each, np.float32).reshape(-1, 2) for each in drawn)
+
+
+def image_size(path: Path, identity: int, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """(H, W) of an image by its entry in the file. Raises `UserError`: it does not say them."""
+    height, width = (entry.get(key) for key in ("height", "width"))
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise UserError(f"{path}: image {identity} has height {height!r} and width {width!r}: give its pixels")
+    return height, width  # type: ignore[return-value]
+
+
+def category_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the classes in the order of their ids. Raises `UserError`: two are the same."""
+    names = tuple(str(categories[identity].get("name", identity)) for identity in sorted(categories))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{path}: two categories are called {twice!r}: give each a name of its own")
+    return names
+
+
+def _run_lengths(drawn: dict[str, Any], size: tuple[int, int], what: str) -> Shape:
+    counts = drawn.get("counts")
+    if drawn.get("size") != list(size):
+        raise UserError(f"{what} has run lengths of size {drawn.get('size')}, and its image is {list(size)}")
+    if isinstance(counts, list):
+        if not all(isinstance(each, int) and each >= 0 for each in counts):
+            raise UserError(f"{what} has run lengths that are no numbers from 0")
+        if sum(counts) != size[0] * size[1]:
+            raise UserError(f"{what} has run lengths of {sum(counts)} pixels in all, not {size[0] * size[1]}")
+        return dict(coco_masks("a shape in run lengths").frPyObjects(drawn, *size))
+    if not isinstance(counts, str):
+        raise UserError(f"{what} has run lengths without counts")
+    if (lengths := _unpacked(counts)) is None or sum(lengths) != size[0] * size[1]:
+        found = "that are damaged" if lengths is None else f"of {sum(lengths)} pixels in all, not {size[0] * size[1]}"
+        raise UserError(f"{what} has run lengths {found}")
+    return {"size": list(size), "counts": counts.encode()}
+
+
+def _unpacked(text: str) -> list[int] | None:
+    """The run lengths of a text of pycocotools, which reads beyond the end of a torn one; None: it is none.
+
+    Each is a number of 5 bits a character, the lowest first, from the third on the difference to the one but last.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
             return None
-        if isinstance(drawn, dict):
-            return self._run_lengths(drawn, self.size(image), what)
-        if not isinstance(drawn, list) or not all(_is_polygon(each) for each in drawn):
-            raise UserError(
-                f"{what} has a segmentation that is no list of polygons of 3 points or more, nor run lengths"
-            )
-        return tuple(np.array(each, np.float32).reshape(-1, 2) for each in drawn)
-
-    @staticmethod
-    def _run_lengths(drawn: dict[str, Any], size: tuple[int, int], what: str) -> Shape:
-        counts = drawn.get("counts")
-        if list(drawn.get("size") or ()) != list(size):
-            raise UserError(f"{what} has run lengths of size {drawn.get('size')}, and its image is {list(size)}")
-        if isinstance(counts, list):
-            if sum(counts) != size[0] * size[1]:
-                raise UserError(f"{what} has run lengths of {sum(counts)} pixels in all, not {size[0] * size[1]}")
-            return dict(coco_masks("a shape in run lengths").frPyObjects(drawn, *size))
-        if not isinstance(counts, str):
-            raise UserError(f"{what} has run lengths without counts")
-        return {"size": list(size), "counts": counts.encode()}
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        value -= (bits & 16) << (shift - 4)  # the sign
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    return None if shift or min(lengths, default=-1) < 0 else lengths
 
 
-def _document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a file of images, categories and annotations. Raises `UserError`: it is none."""
     try:
         if not path.is_file():
             raise UserError(f"{path} does not exist or is no file: give a JSON file of COCO's instances")
@@ -219,7 +269,8 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _by_id(path: Path, document: Mapping[str, Any], key: str) -> dict[int, dict[str, Any]]:
+def by_id(path: Path, document: Mapping[str, Any], key: str) -> dict[int, dict[str, Any]]:
+    """Entries of one of its lists by their ids. Raises `UserError`: ids are missing, or there twice."""
     found: dict[int, dict[str, Any]] = {}
     for entry in document[key]:
         identity = entry.get("id") if isinstance(entry, dict) else None

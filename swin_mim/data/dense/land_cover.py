@@ -3,6 +3,9 @@
 Tiles are 64 x 64 pixels (4.3 degrees) with two classes at least and some land. The longitudes of "train" are those of
 `blue_marble`'s training tiles. Each of its held-out blocks is cut in two: the western halves are "validation", the
 eastern ones "test"; no tile crosses a border.
+
+Water is what has no climate: of the pixels of these tiles 3 % have one and lie in the sea, 1 % in a lake, as the zones
+reach out beyond the coasts and cover lakes (against the shorelines of `islands.py`).
 """
 
 import numpy as np

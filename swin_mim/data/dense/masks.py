@@ -19,6 +19,7 @@ from swin_mim.data.decoding.rgb import palette_numbers
 from swin_mim.data.dense.limits import MAX_NUMBER
 from swin_mim.data.sources.base import FileSource
 from swin_mim.errors import UserError
+from swin_mim.files import sha256
 
 _INVALID = 65534
 
@@ -61,6 +62,8 @@ class ClassNumbers:
     def numbers(self, labels: np.ndarray) -> np.ndarray:
         """Labels -> numbers as the files have them: uint8 where all fit, else uint16."""
         dtype = np.uint8 if max(self.first + self.count - 1, self.ignore) < 256 else np.uint16
+        if self.first == 0 and self.ignore == self.unlabelled:  # the same, and of a large scene a lot less memory
+            return labels.astype(dtype, copy=False)
         return np.where(labels == self.unlabelled, self.ignore, labels.astype(np.int64) + self.first).astype(dtype)
 
     @cached_property
@@ -120,6 +123,8 @@ class FileMasks(Masks):
         """`indices`, int64 (n,), are those of the files."""
         self._files, self._indices = files, indices
         self.fingerprint = files.fingerprint
+        if len(indices) != len(files):  # what was counted in all masks is not of these
+            self.fingerprint = sha256([files.fingerprint.encode(), indices.astype("<i8").tobytes()])
 
     def __len__(self) -> int:
         return len(self._indices)

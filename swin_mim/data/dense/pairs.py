@@ -43,6 +43,9 @@ class PairSource(Source):
     def path(self, index: int) -> str | None:
         return self._images.path(index)
 
+    def each_path(self) -> Iterator[str | None]:
+        return self._images.each_path()
+
     def files(self, index: int) -> Sequence[NamedFile]:
         return self._images.files(index)
 

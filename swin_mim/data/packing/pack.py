@@ -26,7 +26,7 @@ from swin_mim.data.labels import labels_of_folder
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.packing.orphans import end_with
 from swin_mim.data.packing.rasters import Row, raster_row
-from swin_mim.data.packing.writer import STAGING, ShardFile, check_apart, locked, writing
+from swin_mim.data.packing.writer import STAGING, ShardFile, check_apart, locked
 from swin_mim.data.sampling import Place
 from swin_mim.data.sources.base import FileSource, Source
 from swin_mim.data.sources.folder import FolderSource
@@ -46,7 +46,7 @@ from swin_mim.data.sources.packed import (
 from swin_mim.data.sources.stacks import StackSource
 from swin_mim.data.sources.tables import Table
 from swin_mim.errors import UserError
-from swin_mim.files import replace_text
+from swin_mim.files import replace_text, writing
 
 Format = Literal["jpeg", "raw", "npy"]
 

@@ -1,6 +1,5 @@
 """The files of a packing as they are written: whole or not at all, and through to the disk."""
 
-import errno
 import hashlib
 import io
 import logging
@@ -13,7 +12,7 @@ from typing import Any
 from filelock import lock_descriptor
 
 from swin_mim.data.sources.packed import IMAGE, Shard
-from swin_mim.errors import CANNOT_WRITE, UserError
+from swin_mim.errors import UserError
 from swin_mim.files import replacing
 
 STAGING = ".shard.tmp"
@@ -95,18 +94,6 @@ class _HashingFile(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """A disk that does not take it: a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        way_out = "make room, the same command goes on where this one ended" if full else "name another folder"
-        message = f"cannot write {folder}: {error.strerror or error}: {way_out}"
-        raise UserError(message, code=CANNOT_WRITE) from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A source holds no open file and no lock, so that forked workers share it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,8 @@ class Source(ABC):
     """Names of the channels of an image; None: RGB, or what the files say."""
     unit = "images"
     """What `inventory` names."""
+    decoding = USUAL
+    """How its files are decoded, where an image is one; whoever opens it sets it."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -96,9 +98,25 @@ class Source(ABC):
         """What the data set calls the image: a relative path or the name of a file, as text; None: nothing."""
         return None
 
+    def each_path(self) -> Iterator[str | None]:
+        """Yield `path` of every image; sources that can tell it without reading the images do."""
+        return (self.path(index) for index in range(len(self)))
+
     def inventory(self) -> Iterator[tuple[str, int]]:
         """Yield (name, size) of every image of the data set, also of those that a part of it leaves out."""
         raise NotImplementedError(f"{type(self).__name__} does not list its {self.unit}")
+
+    def find(self, names: Collection[str]) -> dict[str, list[int]]:
+        """Indices of the images that have one of `names` as their path or name, by it."""
+        wanted, found = set(names), dict[str, list[int]]()
+        for index, path in enumerate(self.each_path()):
+            for called in wanted & {path or "", self.name(index)}:
+                found.setdefault(called, []).append(index)
+        return found
+
+    def without(self, kept: np.ndarray) -> "Source":
+        """The data set of these images alone, int64 ascending: the others are no part of it any more."""
+        return Kept(self, kept)
 
     def split(self, count: int, seed: int) -> "tuple[Source, Source]":
         """(training, held out): `count` images, at most a tenth of all, chosen by (seed, number of images) alone."""
@@ -128,9 +146,6 @@ class Source(ABC):
 class FileSource(Source):
     """A source of which an image is a file."""
 
-    decoding = USUAL
-    """How its files are decoded; whoever opens it sets it."""
-
     @abstractmethod
     def content(self, index: int) -> bytes:
         """The bytes of an image file. Raises `BrokenImage`, also for too many or none."""
@@ -150,7 +165,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
-        self.channels, self.unit = source.channels, source.unit
+        self.channels, self.unit, self.decoding = source.channels, source.unit, source.decoding
         self.fingerprint = sha256([source.fingerprint.encode(), self._indices.astype("<i8").tobytes()])
 
     def __len__(self) -> int:
@@ -171,5 +186,21 @@ class Subset(Source):
     def path(self, index: int) -> str | None:
         return self._source.path(int(self._indices[index]))
 
+    def each_path(self) -> Iterator[str | None]:
+        paths = list(self._source.each_path())
+        return (paths[index] for index in self._indices)
+
     def inventory(self) -> Iterator[tuple[str, int]]:
         return self._source.inventory()
+
+
+class Kept(Subset):
+    """A data set of some images of a source, the others left out for good. Made by `Source.without`."""
+
+    def __init__(self, source: Source, kept: np.ndarray) -> None:
+        super().__init__(source, kept)
+        self.whole, self.kept = source, kept
+
+    def inventory(self) -> Iterator[tuple[str, int]]:
+        kept = set(self.kept.tolist())
+        return (entry for index, entry in enumerate(self.whole.inventory()) if index in kept)

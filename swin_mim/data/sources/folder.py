@@ -45,13 +45,23 @@ class FolderSource(FileSource):
 
     def content(self, index: int) -> bytes:
         with reading():
-            return read_file(os.path.join(self._root, self.paths[index]), self.decoding.max_pixels)
+            return read_file(str(self.file(index)), self.decoding.max_pixels)
+
+    def file(self, index: int) -> Path:
+        """Where it lies."""
+        return Path(self._root, self.paths[index])
 
     def path(self, index: int) -> str | None:
         return self.name(index)
 
     def inventory(self) -> Iterator[tuple[str, int]]:
         return ((self.name(index), int(size)) for index, size in enumerate(self._sizes))
+
+    def without(self, kept: np.ndarray) -> "FolderSource":
+        """As if the other files were not there."""
+        folder = FolderSource(Path(self._root), [(self.paths[index], int(self._sizes[index])) for index in kept])
+        folder.decoding, folder.left_out, folder.without_images = self.decoding, self.left_out, self.without_images
+        return folder
 
 
 def printable(path: str) -> str:

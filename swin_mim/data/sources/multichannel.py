@@ -1,7 +1,9 @@
 """Any source of files as a source of rasters."""
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+
+import numpy as np
 
 from swin_mim.counts import counted
 from swin_mim.data.decoding.channel_reader import numbers
@@ -36,6 +38,9 @@ class RasterSource(Source):
     def path(self, index: int) -> str | None:
         return self.source.path(index)
 
+    def each_path(self) -> Iterator[str | None]:
+        return self.source.each_path()
+
     def image(self, index: int) -> Raster:
         return self.decode(self.files(index))
 
@@ -57,6 +62,12 @@ class RasterSource(Source):
 
     def inventory(self) -> Iterator[tuple[str, int]]:
         return self.source.inventory()
+
+    def find(self, names: Collection[str]) -> dict[str, list[int]]:
+        return self.source.find(names)
+
+    def without(self, kept: np.ndarray) -> "RasterSource":
+        return self._of(self.source.without(kept))
 
     def split(self, count: int, seed: int) -> "tuple[RasterSource, RasterSource]":
         training, heldout = self.source.split(count, seed)

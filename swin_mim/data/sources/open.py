@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
+
 from swin_mim.counts import counted
 from swin_mim.data.decoding.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES
 from swin_mim.data.decoding.multichannel import listed
@@ -15,11 +17,13 @@ from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.columns import holds_images
+from swin_mim.data.sources.exclude import kept_indices
 from swin_mim.data.sources.folder import TABLE_SUFFIXES, FolderSource, printable
 from swin_mim.data.sources.listed import files_outside, is_table_file, list_files
 from swin_mim.data.sources.listing import TABLE_FILES, Listing, counts_text, list_images, warn_left_out
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
-from swin_mim.data.sources.packed import IMAGE, MANIFEST, load_packed, read_packed, text_if_nan
+from swin_mim.data.sources.packed import IMAGE, MANIFEST, Packed, load_packed, read_packed, text_if_nan
+from swin_mim.data.sources.reachable import check_reachable, files_in_cache
 from swin_mim.data.sources.stacks import StackSource, check_pattern, group
 from swin_mim.data.sources.tables import Table
 from swin_mim.errors import UserError
@@ -43,18 +47,22 @@ class SourceOptions(TypedDict, total=False):
     """How files are decoded."""
 
 
-def open_source(spec: str, **options: Unpack[SourceOptions]) -> Source:
+def open_source(spec: str, *, exclude: str | None = None, **options: Unpack[SourceOptions]) -> Source:
     """Open a folder of images, a folder of parquet or arrow files, or a data set on the Hugging Face Hub.
 
     A folder that holds image files at any depth is just these images: class folders and metadata files mean
     nothing. What is no image in it is told in the log, by suffix. `config`, `split` and `column` belong to tables, and
     a folder of tables is read like a Hub repository. What swin-mim prepare packed is a table too, read where it lies.
 
+    Args:
+        exclude: a file of names that are left out, as `without_excluded` takes it.
+
     Raises:
         UserError: nothing there, no images in it, no such split or column, other channels than `bands` says, or images
-            of a kind whose package is not installed.
+            of a kind whose package is not installed; as `without_excluded`.
     """
-    return opened_images(open_files(spec, **options), spec, options)
+    opened = open_files(spec, **options)
+    return opened_images(opened, spec, options, kept_of(opened, spec, options.get("column"), exclude))
 
 
 def open_files(spec: str, **options: Unpack[SourceOptions]) -> FolderSource | StackSource | Table:
@@ -72,13 +80,13 @@ def open_any(spec: str, options: SourceOptions) -> FolderSource | StackSource | 
     _check_options(spec, folder, bands, stack)
     if spec and folder.is_dir():
         if stack is not None and bands is not None and not (folder / MANIFEST).exists():
-            return _open_stack(folder, bands, stack)
+            return _open_stack(folder, bands, stack, options.get("decoding", USUAL))
         return _open_folder(folder, options)
     if is_table_file(spec):
         if not folder.is_file():
             raise UserError(f"data.source {spec!r} does not exist or is no file: give a table, or a folder of images")
         return _open_listed(folder, options)
-    if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1:
+    if not spec or folder.exists() or spec.startswith((".", "~", "/")) or spec.count("/") > 1 or _is_file_name(spec):
         found = "is a file" if spec and folder.exists() else "does not exist"
         raise UserError(
             f"data.source {spec!r} {found}: give a folder of images or the name of a Hub data set (user/name)"
@@ -86,30 +94,62 @@ def open_any(spec: str, options: SourceOptions) -> FolderSource | StackSource | 
     return _open_hub(spec, options)
 
 
-def opened_images(opened: FolderSource | StackSource | Table, spec: str, options: SourceOptions) -> Source:
-    """The images of what `open_files` opened. Raises `UserError` as `open_source`."""
+def _is_file_name(spec: str) -> bool:
+    return spec.lower().endswith(RASTER_SUFFIXES)
+
+
+def kept_of(opened: Source | Table, spec: str, column: str | None, exclude: str | None) -> np.ndarray | None:
+    """Indices of the images of what `open_files` opened that a list does not name; None: there is no list.
+
+    Raises:
+        UserError: as `kept_indices`.
+    """
+    return None if exclude is None else kept_indices(files_of(opened, spec, column), exclude)
+
+
+def opened_images(
+    opened: FolderSource | StackSource | Table, spec: str, options: SourceOptions, kept: np.ndarray | None = None
+) -> Source:
+    """The images of what `open_files` opened, or those of some indices. Raises `UserError` as `open_source`."""
     column, bands = options.get("column"), options.get("bands")
     if bands is not None:
-        return as_rasters(opened, spec, column, bands)
+        return as_rasters(opened, spec, column, bands, kept)
     assert not isinstance(opened, StackSource)
-    return opened.images(column) if isinstance(opened, Table) else opened
+    files = files_of(opened, spec, column)
+    return files if kept is None else files.without(kept)
 
 
 def as_rasters(
-    opened: FolderSource | StackSource | Table, spec: str, column: str | None, bands: ChannelSpec
+    opened: Source | Table, spec: str, column: str | None, bands: ChannelSpec, kept: np.ndarray | None = None
 ) -> RasterSource:
-    """What `open_files` opened, as images of any channels. Raises `UserError` as `open_source`."""
-    packed = read_packed(Path(os.path.expanduser(spec))) if isinstance(opened, Table) and spec else None
-    if packed is not None and packed.rasters is not None:
-        column = column or IMAGE
-    files = opened.images(column) if isinstance(opened, Table) else opened
-    names = None
+    """What `open_files` opened, or its images of some indices, as images of any channels.
+
+    Raises:
+        UserError: as `open_source`.
+    """
+    files = files_of(opened, spec, column)
+    if kept is not None:  # before the channels of the first image are looked at, as that one may be left out for them
+        files = files.without(kept)
+    packed, names = _packed_as(opened, spec), None
     if packed is not None and packed.rasters is not None:
         # packing has seen to what marks the gaps, and says which pixels are valid itself
         names, bands = tuple(packed.rasters["channels"]), replace(bands, nodata=None, mask=None)
     source = RasterSource(files, bands, names)
     check_bands(source, spec)
     return source
+
+
+def _packed_as(opened: Source | Table, spec: str) -> Packed | None:
+    return read_packed(Path(os.path.expanduser(spec))) if isinstance(opened, Table) and spec else None
+
+
+def files_of(opened: Source | Table, spec: str, column: str | None) -> Source:
+    """All images of what `open_files` opened, as files. Raises `UserError` as `open_source`."""
+    if not isinstance(opened, Table):
+        return opened
+    packed = _packed_as(opened, spec)
+    rasters = packed is not None and packed.rasters is not None
+    return opened.images(column or IMAGE if rasters else column)
 
 
 def _check_options(spec: str, folder: Path, bands: ChannelSpec | None, stack: str | None) -> None:
@@ -138,7 +178,7 @@ def _check_options(spec: str, folder: Path, bands: ChannelSpec | None, stack: st
             )
 
 
-def _open_stack(folder: Path, bands: ChannelSpec, stack: str) -> StackSource:
+def _open_stack(folder: Path, bands: ChannelSpec, stack: str, decoding: DecodeOptions) -> StackSource:
     check_pattern(stack)
     listing = list_images(folder, rgb=False)
     files = listing.source(folder)
@@ -153,6 +193,7 @@ def _open_stack(folder: Path, bands: ChannelSpec, stack: str) -> StackSource:
     }
     sizes = list(files.inventory())
     parts = FolderSource(folder, [(files.paths[index], sizes[index][1]) for index in taken])
+    parts.decoding = decoding
     return StackSource(parts, stack, images, names)
 
 
@@ -240,10 +281,10 @@ def _no_images(folder: Path, listing: Listing, suffixes: tuple[str, ...]) -> Use
 def _open_hub(spec: str, options: SourceOptions) -> Table:
     import datasets
 
+    check_reachable(spec)
     config, split = options.get("config"), options.get("split", "train")
     # rows of a Hub repository of image files name these files, where the client has put them
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(datasets.config.HF_CACHE_HOME) / "hub")
-    roots = [hub / f"datasets--{spec.replace('/', '--')}", Path(datasets.config.HF_DATASETS_CACHE) / "downloads"]
+    roots = [files_in_cache(spec), Path(datasets.config.HF_DATASETS_CACHE) / "downloads"]
     load = partial(datasets.load_dataset, spec, config, split=split)
     return _open_table(spec, roots, load, options.get("decoding", USUAL))
 

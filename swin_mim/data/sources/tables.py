@@ -17,6 +17,7 @@ from swin_mim.files import sha256
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff")
 """Names that mark the image column of a table where its type does not."""
+_ROWS = 1024  # whose paths are in memory at a time
 
 
 class Table:
@@ -25,6 +26,7 @@ class Table:
     def __init__(self, name: str, dataset: Any, roots: Sequence[Path], decoding: DecodeOptions = USUAL) -> None:
         """`name` is for messages; `roots` are the folders in which the rows may name files."""
         self.name, self.dataset, self._roots, self._decoding = name, dataset, roots, decoding
+        self._opened = dict[str, TableSource]()  # by column: a fingerprint reads all paths and sizes
 
     def images(self, column: str | None) -> "TableSource":
         """Its column of images: the given one, or the only one.
@@ -35,6 +37,8 @@ class Table:
         import datasets
 
         column = image_column(self.name, self.dataset.features, column)
+        if column in self._opened:
+            return self._opened[column]
         rows = self.dataset.with_format(None).select_columns([column])
         try:
             undecoded = rows.cast_column(column, datasets.Image(decode=False))
@@ -45,6 +49,7 @@ class Table:
             ) from error
         images = TableSource(undecoded, column, self._roots)
         images.decoding = self._decoding
+        self._opened[column] = images
         return images
 
 
@@ -82,9 +87,14 @@ class TableSource(FileSource):
 
     def path(self, index: int) -> str | None:
         """What the row calls the image: a relative path, or the name of a file; None: nothing."""
-        path = self._cell(index)[1]
-        # whole paths lead into folders of this machine, which concern nobody
-        return os.path.basename(path) if path and (os.path.isabs(path) or "://" in path) else path
+        return _shown(self._cell(index)[1])
+
+    def each_path(self) -> Iterator[str | None]:
+        import pyarrow.compute as pc
+
+        # the paths alone: their cells have the bytes of all images beside them
+        for rows in self._dataset.with_format("arrow").iter(batch_size=_ROWS):
+            yield from map(_shown, pc.struct_field(rows[self.column], "path").to_pylist())
 
     def inventory(self) -> Iterator[tuple[str, int]]:
         sizes = (int(size) for lengths in self._lengths() for size in lengths)
@@ -105,6 +115,11 @@ class TableSource(FileSource):
             content, path = self._cell(index)
             # paths lead into a cache, which lies elsewhere on another machine
             yield content if content is not None else os.path.basename(path or "").encode()
+
+
+def _shown(path: str | None) -> str | None:
+    # whole paths lead into folders of this machine, which concern nobody
+    return os.path.basename(path) if path and (os.path.isabs(path) or "://" in path) else path
 
 
 def image_column(spec: str, features: Mapping[str, Any], column: str | None) -> str:

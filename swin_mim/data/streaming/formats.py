@@ -139,7 +139,7 @@ def _of_parquet(file: BinaryIO, column: str) -> Iterator[bytes]:
     if not found:
         raise Unusable(
             f"its column {column!r} has the bytes of no image, at most names of files: embed these, as push_to_hub of "
-            "the datasets library does, or leave out data.streaming"
+            "the datasets library does, or give their folder as data.source, not streamed"
         )
 
 

@@ -138,10 +138,9 @@ def _no_shards(spec: str, kinds: Counter[str]) -> UserError:
         if suffix in each.suffixes:
             return UserError(f"{found}, of which no image can be read by itself: unpack them: {each.command} {where}")
     if suffix in RASTER_SUFFIXES and count:
-        return UserError(f"{found}, and data.streaming reads .parquet and .tar: leave out data.streaming")
+        return UserError(f"{found}, and what is streamed is .parquet or .tar: give a folder of images, not streamed")
     return UserError(
-        f"{found}: data.streaming needs shards that are all .parquet or all .tar; without it the data set is read as a "
-        "whole"
+        f"{found}: what is streamed must be all .parquet or all .tar; not streamed, a data set is read as a whole"
     )
 
 

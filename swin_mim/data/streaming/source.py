@@ -10,9 +10,10 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from swin_mim.data.decoding.options import USUAL, DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.sampling import HELDOUT_EPOCH, Place, ShardGroup, ShardOrder, epoch_order
 from swin_mim.data.sources.base import FileSource, Lookahead, StreamStatus
+from swin_mim.data.sources.exclude import kept_indices
 from swin_mim.data.sources.multichannel import RasterSource, check_bands
 from swin_mim.data.streaming.cache import CancelToken, Shard, ShardCache
 from swin_mim.data.streaming.shards import count_all, list_shards
@@ -42,16 +44,28 @@ class CacheOptions:
     """Most bytes in it, in units of 10^9."""
 
 
+class StreamOptions(TypedDict, total=False):
+    """How shards are read. What is left out has its default."""
+
+    config: str | None
+    """Of a Hub data set or a folder."""
+    split: str
+    """The same; "train" by default."""
+    column: str | None
+    """Column of parquet files, or suffix of the images in tars; None: the only one."""
+    bands: ChannelSpec | None
+    """As in `open_source`: the images are of any channels. The first shard is brought to look at one."""
+    decoding: DecodeOptions
+    """How files are decoded."""
+
+
 def open_streamed(
     spec: str,
     *,
-    config: str | None = None,
-    split: str = "train",
-    column: str | None = None,
     cache: CacheOptions = CacheOptions(),
     shards_at_once: int = 4,
-    bands: ChannelSpec | None = None,
-    decoding: DecodeOptions = USUAL,
+    exclude: str | None = None,
+    **options: Unpack[StreamOptions],
 ) -> "StreamedSource | RasterSource":
     """Open the parquet or tar shards of a Hub data set, of a folder, or at addresses that fsspec or a web server opens.
 
@@ -61,20 +75,22 @@ def open_streamed(
 
     Args:
         spec: user/name, a folder, or a pattern: https://host/train-{000..127}.tar, s3://bucket/*.parquet.
-        config, split: of a Hub data set or a folder.
         shards_at_once: shards whose images are mixed.
-        bands: as in `open_source`: the images are of any channels. The first shard is brought to look at one.
+        exclude: a file of names that are left out, as `kept_indices` takes it.
 
     Raises:
         UserError: there are no such shards, they cannot be read, the cache does not hold enough of them, or their
             images have other channels than `bands` says.
     """
-    listed = list_shards(spec, config, split, column, rasters=bands is not None)
+    bands, split = options.get("bands"), options.get("split", "train")
+    listed = list_shards(spec, options.get("config"), split, options.get("column"), rasters=bands is not None)
     kept = ShardCache(Path(cache.folder).expanduser() if cache.folder else default_cache(), int(cache.max_gb * 1e9))
     _check_room([shard.file.size for shard in listed], shards_at_once, kept)
     shards = count_all(spec, listed, kept)
     source = StreamedSource(shards, kept, shards_at_once, [range(shard.rows) for shard in shards])
-    source.decoding = decoding
+    source.decoding = options.get("decoding", USUAL)
+    if exclude is not None:
+        source = source.without(kept_indices(source, exclude))
     if bands is None:
         return source
     rasters = RasterSource(source, bands)
@@ -136,6 +152,26 @@ class StreamedSource(FileSource):
         for shard in self._shards:
             about = ", ".join(filter(None, [f"{shard.rows} rows", shard.file.content[:23]]))
             yield f"{shard.name} ({about})", shard.file.size
+
+    def find(self, names: Collection[str]) -> dict[str, list[int]]:
+        number = {shard.name: place for place, shard in enumerate(self._shards)}
+        found = dict[str, list[int]]()
+        for name in names:
+            shard, _, row = name.rpartition(" row ")
+            if shard in number and row.isascii() and row.isdecimal():
+                place, rows = number[shard], np.asarray(self._rows[number[shard]])
+                at = int(np.searchsorted(rows, int(row)))
+                if at < len(rows) and rows[at] == int(row):
+                    found[name] = [int(self._starts[place]) + at]
+        return found
+
+    def without(self, kept: np.ndarray) -> "StreamedSource":
+        bounds = np.searchsorted(kept, self._starts)
+        parts = [
+            np.asarray(rows)[kept[low:high] - start] if high - low < len(rows) else rows
+            for rows, start, low, high in zip(self._rows, self._starts[:-1], bounds[:-1], bounds[1:], strict=True)
+        ]
+        return self._of(parts)
 
     def order(self, seed: int) -> ShardOrder:
         return ShardOrder(self.sizes, seed, self.at_once)

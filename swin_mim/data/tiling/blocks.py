@@ -13,12 +13,12 @@ from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.multichannel import find_channel, valid_pixels
 from swin_mim.data.packing.orphans import end_with
 from swin_mim.data.sampling import Place
-from swin_mim.data.tiling.find import SceneFiles
-from swin_mim.data.tiling.grid import Window, starts, tile_name
+from swin_mim.data.scenes.find import SceneFiles
+from swin_mim.data.scenes.open import open_scene, refusals
+from swin_mim.data.scenes.scene import Scene, Window
+from swin_mim.data.tiling.grid import starts, tile_name
 from swin_mim.data.tiling.manifest import SceneTiles
-from swin_mim.data.tiling.open import open_scene, refusals
 from swin_mim.data.tiling.options import TileOptions
-from swin_mim.data.tiling.scene import Scene
 from swin_mim.data.tiling.tile_files import tile_content, tile_suffix
 from swin_mim.files import replacing
 
@@ -142,11 +142,13 @@ def _groups(scene: Scene, options: TileOptions) -> Iterator[list[int]]:
 
 def _valid(scene: Scene, values: np.ndarray, mask: np.ndarray | None, mask_channel: str | None) -> np.ndarray | None:
     """bool (h, w): where a pixel is there; None: everywhere."""
-    parts = [valid_pixels(values, scene.nodata), mask]
+    of_mask = None if mask_channel is None else find_channel(scene.channels, mask_channel)
+    measured = set(range(values.shape[2] - scene.alpha)) - {of_mask}
+    parts = [valid_pixels(values[:, :, sorted(measured)], scene.nodata), mask]
     if scene.alpha:
         parts.append(values[:, :, -1] != 0)
-    if mask_channel is not None:
-        channel = values[:, :, find_channel(scene.channels, mask_channel)]
+    if of_mask is not None:
+        channel = values[:, :, of_mask]
         parts.append((channel != 0) & (channel == channel))
     there = [part for part in parts if part is not None]
     return np.logical_and.reduce(there) if there else None

@@ -14,14 +14,15 @@ from swin_mim.counts import counted
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.loading.workers import load_batches
-from swin_mim.data.packing.writer import check_apart, locked, writing
+from swin_mim.data.packing.writer import check_apart, locked
 from swin_mim.data.sampling import Place
+from swin_mim.data.scenes.find import SceneFiles, find_scenes
+from swin_mim.data.scenes.open import open_scene, read_in_parts
 from swin_mim.data.tiling.blocks import BlockCutter, Done, blocks
-from swin_mim.data.tiling.find import SceneFiles, find_scenes
 from swin_mim.data.tiling.manifest import MANIFEST, SceneTiles, Tiles, check_same, read_tiles
-from swin_mim.data.tiling.open import open_scene, read_in_parts
 from swin_mim.data.tiling.options import TileOptions
 from swin_mim.errors import UserError
+from swin_mim.files import writing
 
 _SAVE = 10.0  # seconds between two manifests
 

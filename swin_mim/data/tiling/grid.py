@@ -1,24 +1,6 @@
 """Where the tiles of a scene lie, and what their files are called."""
 
-from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import NamedTuple
-
 _DIGITS = 5
-
-
-class Window(NamedTuple):
-    """A rectangle of pixels; bottom and right are the first ones outside."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.bottom - self.top, self.right - self.left
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -43,12 +25,3 @@ def tile_name(stem: str, top: int, left: int, size: tuple[int, int]) -> str:
     """
     digits = max(_DIGITS, len(str(max(size))))
     return f"{stem}_{top:0{digits}}_{left:0{digits}}"
-
-
-def stems(paths: Sequence[str]) -> list[str]:
-    """Paths without their suffixes, and with them where two scenes would be called the same."""
-    short = [str(PurePosixPath(path).with_suffix("")) for path in paths]
-    counts: dict[str, int] = {}
-    for stem in short:
-        counts[stem] = counts.get(stem, 0) + 1
-    return [path if counts[stem] > 1 else stem for path, stem in zip(paths, short, strict=True)]

@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from swin_mim.data.decoding.channel_reader import import_extra
-from swin_mim.data.tiling.grid import Window
+from swin_mim.data.scenes.georeference import nodata_tag
+from swin_mim.data.scenes.scene import Scene, Window
 from swin_mim.data.tiling.options import Format
-from swin_mim.data.tiling.scene import Scene
 
-_GDAL_METADATA, _GDAL_NODATA, _ORIENTATION = 42112, 42113, 274  # tags
+_GDAL_METADATA, _ORIENTATION = 42112, 274  # tags
 _ASCII, _SHORT = 2, 3  # types of a tag
 _MASK = 4  # kind of a page
 _HORIZONTAL, _FLOATING = 2, 3  # predictors: what makes differences of the values before they are compressed
@@ -34,6 +34,7 @@ def tile_content(
         mask: bool (h, w), False where the scene's own mask says that there is no pixel.
         quality: of JPEG.
     """
+    values = values.astype(bool) if scene.bilevel else values
     buffer = io.BytesIO()
     suffix = tile_suffix(scene, format)
     if suffix == ".tif":
@@ -61,7 +62,7 @@ def _write_tiff(
     if scene.metadata is not None:
         tags.append((_GDAL_METADATA, _ASCII, 0, scene.metadata, True))
     if scene.nodata is not None:
-        tags.append((_GDAL_NODATA, _ASCII, 0, f"{scene.nodata:.17g}", True))
+        tags.append(nodata_tag(scene.nodata))
     if scene.orientation != 1:
         tags.append((_ORIENTATION, _SHORT, 1, scene.orientation, True))
     plain: dict[str, Any] = {"metadata": None, "software": False, "maxworkers": 1}
@@ -69,7 +70,7 @@ def _write_tiff(
     if lossy and (scene.photometric, values.shape[2]) in (("rgb", 3), ("minisblack", 1)):
         how: dict[str, Any] = {"compression": "jpeg", "compressionargs": {"level": quality}}
     else:
-        predictor = _FLOATING if values.dtype.kind == "f" else _HORIZONTAL
+        predictor = {"f": _FLOATING, "b": None}.get(values.dtype.kind, _HORIZONTAL)
         how = {"compression": "zlib", "predictor": predictor}
     with tifffile.TiffWriter(buffer) as writer:
         writer.write(

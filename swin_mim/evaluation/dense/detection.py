@@ -7,7 +7,7 @@ every process computes all numbers from the whole with pycocotools.
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,16 +89,28 @@ def detect(
     with evaluation_mode(model):
         for batch in batches:
             read = read_of(batch).tolist()
-            images, sizes = views(prepare(batch.images), batch.targets), [_original(each) for each in batch.targets]
-            for index, wanted, size, found in zip(
-                batch.indices.tolist(), read, sizes, model(images, sizes=sizes), strict=True
-            ):
-                if wanted:
-                    mine.append(_found(index, size, found))
+            found = found_in(model, prepare(batch.images), batch.targets, batch.indices.tolist())
+            mine += [each for each, wanted in zip(found, read, strict=True) if wanted]
     everything = sorted(gather(mine), key=lambda found: found.image)
     if not everything:
         raise UserError("there is no image to evaluate on that can be read")
     return Outcome(tuple(everything), truth)
+
+
+def found_in(
+    model: nn.Module, pixels: Tensor, targets: Sequence[dict[str, Tensor]], indices: Sequence[int]
+) -> list[Found]:
+    """Look for objects in the images of a batch.
+
+    Args:
+        model: a `SwinDetector` in evaluation mode.
+        pixels: normalised float (B, C, H, W).
+        targets: say the size of each, and that of the image it was made of.
+        indices: of the images in their source.
+    """
+    sizes = [_original(each) for each in targets]
+    found = model(views(pixels, targets), sizes=sizes)
+    return [_found(*each) for each in zip(indices, sizes, found, strict=True)]
 
 
 def views(pixels: Tensor, targets: Sequence[dict[str, Tensor]]) -> list[Tensor]:
@@ -162,7 +174,7 @@ class Precision:
             annotations = _annotations(found, truth, shapes=kind == "segm")
             there.dataset = {"images": images, "categories": categories, "annotations": annotations}
             there.createIndex()
-            here.dataset = {"images": images, "categories": categories, "annotations": _results(found, kind)}
+            here.dataset = {"images": images, "categories": categories, "annotations": results(found, kind)}
             here.createIndex()
             evaluation = COCOeval(there, here, kind)
             evaluation.evaluate()
@@ -196,12 +208,10 @@ def write_predictions(path: Path, outcome: Outcome) -> None:
         {
             "image_id": truth.identity(each["image_id"]),
             "category_id": truth.category(each["category_id"]),
-            "bbox": [round(value, 3) for value in each["bbox"]],
-            "score": round(each["score"], 6),
-            **({"segmentation": _text_of(each["segmentation"])} if "segmentation" in each else {}),
+            **written(each),
             **({} if truth.identities else {"file_name": truth.images.name(each["image_id"])}),
         }
-        for each in _results(outcome.found, "segm")
+        for each in results(outcome.found, "segm")
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,6 +219,12 @@ def write_predictions(path: Path, outcome: Outcome) -> None:
             temporary.write_text(json.dumps(entries) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"predictions {path} cannot be written: {error.strerror or error}") from None
+
+
+def written(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What files say of one of `results`, but for ids: bbox, score, and segmentation if it has one."""
+    rounded = {"bbox": [round(value, 3) for value in result["bbox"]], "score": round(result["score"], 6)}
+    return rounded | ({"segmentation": _text_of(result["segmentation"])} if "segmentation" in result else {})
 
 
 def _original(target: dict[str, Tensor]) -> Size:
@@ -257,7 +273,8 @@ def encoded(objects: Objects, place: int, size: Size) -> dict[str, Any]:
     return dict(tools.merge(tools.frPyObjects(polygons, *size)))
 
 
-def _results(found: Sequence[Found], kind: str) -> list[dict[str, Any]]:
+def results(found: Sequence[Found], kind: str) -> list[dict[str, Any]]:
+    """What was found, as pycocotools takes it; `kind` is "bbox", or "segm" for shapes too if there are some."""
     entries: list[dict[str, Any]] = []
     for each in found:
         for place in range(len(each.labels)):

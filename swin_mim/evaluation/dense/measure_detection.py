@@ -9,14 +9,13 @@ from swin_mim.data.dense.boxes import ImagesWithObjects, PicturesWithObjects, so
 from swin_mim.errors import UserError
 from swin_mim.evaluation.dense.detection import metrics
 from swin_mim.evaluation.dense.detection_evaluator import DetectionEvaluator
-from swin_mim.evaluation.measure import facts_of, metrics_text, result_folder
+from swin_mim.evaluation.finished import metrics_text, published_model, result_folder, say, unseen
 from swin_mim.evaluation.reader import Reader
 from swin_mim.models.dense.detector import SwinDetector
 from swin_mim.models.preprocessing import Preprocessor
-from swin_mim.training.checkpoints.state import published_step, read_state
-from swin_mim.training.checkpoints.store import path_of
+from swin_mim.training.config.common_checks import has_images_to_evaluate
 from swin_mim.training.config.dense.detect import DetectConfig
-from swin_mim.training.dense.detectors import detector_names, load_published_detector, open_detector
+from swin_mim.training.dense.detectors import check_anchor, detector_names
 from swin_mim.training.dense.images_with_objects import (
     NoObjects,
     to_evaluate,
@@ -45,11 +44,9 @@ def measure(config: DetectConfig) -> int:
         UserError: there is nothing to evaluate, or images and detector do not fit.
     """
     with open_run(config, trains=False) as run:
-        step = None
-        if run.newest:
-            step = published_step(read_state(run.newest), config.save.export, run.checkpoints)
-        model = _model(config, run, step)
-        images, labelled = _images(config, model, run.newest)
+        step, model = published_model(SwinDetector, run, config)
+        check_anchor(config.model, model)
+        images, labelled = _images(config, model, run)
         evaluator = evaluator_of(config, run, model, images)
         outcome = evaluator.outcome(run.accelerator.prepare_model(model, evaluation_mode=True))
         said = [counted(len(outcome.found), "image")]
@@ -66,19 +63,11 @@ def measure(config: DetectConfig) -> int:
             if run.is_main:
                 evaluator.write_predictions(Path(config.predictions), outcome)
             said.append(f"predictions in {config.predictions}")
-        where = config.model.pretrained if step is None else f"step {step} of {config.run.name}"
-        run.log_info(f"{where}: {', '.join(said)}")
+        say(run, config, step, said)
     return 0
 
 
-def _model(config: DetectConfig, run: Run, step: int | None) -> SwinDetector:
-    attention = config.train.attention
-    if step is not None:
-        return load_published_detector(path_of(run.checkpoints, step), attention=attention)
-    return open_detector(config.model, attention=attention)
-
-
-def _images(config: DetectConfig, model: SwinDetector, checkpoint: Path | None) -> tuple[ImagesWithObjects, bool]:
+def _images(config: DetectConfig, model: SwinDetector, run: Run) -> tuple[ImagesWithObjects, bool]:
     """The images to look at, with the model's classes, and whether their objects are known."""
     data = config.data
     try:
@@ -90,16 +79,11 @@ def _images(config: DetectConfig, model: SwinDetector, checkpoint: Path | None) 
         names = model.labels or tuple(f"class_{number}" for number in range(model.num_classes))
         return without_objects(data, names), False
     names = tuple(detector_names(model, images.names))
-    separate = data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
-    if checkpoint is not None and not separate:
+    if run.newest is not None and not has_images_to_evaluate(data):
         training, heldout = split_images(images, data.heldout, HELDOUT_SEED)
         if data.images:
             training = some_images(training, data.images, data.subset_seed)
-        learned = facts_of(checkpoint)["images"]
-        if PicturesWithObjects(to_learn_from(training, data)).fingerprint == learned:
-            return with_classes(heldout, names), True
-        if PicturesWithObjects(images).fingerprint == learned:
-            _LOG.warning("the run learned from these images: what is measured says nothing about others")
-        else:
-            _LOG.info("the run did not learn from data.source %r: all of it is evaluated", data.source)
+        learned = PicturesWithObjects(to_learn_from(training, data)).fingerprint
+        everything = (PicturesWithObjects(images).fingerprint, images)
+        images = unseen(run, (learned, heldout), everything, data)
     return with_classes(images, names), True

@@ -80,7 +80,7 @@ def evaluate(
         infer: image -> logits.
         preprocess: images of a batch -> normalised float on the model's device.
         reduce: the sum of a float64 CPU tensor over all processes; every process calls it exactly once.
-        keep: gets the index of an image and its predicted classes, int64 (H, W).
+        keep: gets the index of an image and its predicted classes, int64 (H, W); pixels that are not there have none.
 
     Raises:
         UserError: no image could be read.
@@ -101,7 +101,10 @@ def evaluate(
             confusions += torch.bincount(together, minlength=count * count).cpu()
             images[batch.start] = torch.tensor([1.0, losses.cpu().double().sum().item(), float(labelled.sum())])
             if keep is not None:
-                keep(batch.start, found[0].cpu().numpy())
+                classes = found[0].cpu().numpy()
+                if pixels.is_floating_point():
+                    classes[pixels[0, 0].isnan().numpy()] = pairs.numbers.unlabelled
+                keep(batch.start, classes)
     # whole numbers below 2^53 are exact in float64
     total = reduce(torch.cat([images.flatten(), confusions.double()]))
     images, confusions = total[: 3 * len(pairs)].view(-1, 3), total[3 * len(pairs) :].long()

@@ -16,7 +16,7 @@ from swin_mim.data.dense.pairs import Pairs
 from swin_mim.data.loading.loader import Batch, LoaderOptions, heldout_batches
 from swin_mim.evaluation.classification_evaluator import REPORT
 from swin_mim.evaluation.confusion import save_confusion
-from swin_mim.evaluation.dense.mask_files import write_mask
+from swin_mim.evaluation.dense.mask_files import mask_stems, place_of, write_mask
 from swin_mim.evaluation.dense.overlays import Shown, save_overlays
 from swin_mim.evaluation.dense.segmentation import Inference, Outcome, evaluate, report
 from swin_mim.evaluation.false_colours import FalseColours, shown_channels
@@ -62,10 +62,11 @@ class SegmentationEvaluator:
         batches = heldout_batches(self.pairs.images, WholePair(self.size), 1, options)
         keep = None
         if predictions is not None:
-            folder = predictions.expanduser()
+            folder, stems = predictions.expanduser(), mask_stems(self.pairs.images)
 
             def keep(index: int, classes: np.ndarray) -> None:
-                write_mask(folder, self.pairs.images, index, classes, self.pairs.numbers)
+                place = place_of(self.pairs.images, index)
+                write_mask(folder, stems[index], classes, self.pairs.numbers, place)
 
         wanted: dict[str, Any] = {"infer": self.infer, "preprocess": self.preprocess, "reduce": self.reduce}
         return evaluate(model, self.watch(batches), self.pairs, **wanted, keep=keep)

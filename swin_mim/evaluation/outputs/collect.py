@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from swin_mim.data.loading.loader import Batch, LoaderOptions
 from swin_mim.data.sources.base import Source
+from swin_mim.evaluation.overview.hashes import HashedTransform, hashes_of
 from swin_mim.evaluation.reader import Reader, read_of
 from swin_mim.evaluation.validation import evaluation_mode
 from swin_mim.models.preprocessing import Preprocessor
@@ -53,10 +54,12 @@ class Rows(NamedTuple):
     """float32 (n, *shape) for each name; NaN for an image that cannot be read."""
     errors: list[str | None]
     """Why it cannot be read, of each image."""
+    hashes: np.ndarray | None = None
+    """uint64 (n, 2), as `hashes_of` has them; None: nobody asked for them."""
 
 
-def reader_of(outputs: Outputs, data: DataConfig, source: Source, batch: int) -> Reader:
-    """How images reach the model: decoded as in every evaluation, none replaced."""
+def reader_of(outputs: Outputs, data: DataConfig, source: Source, batch: int, *, hashes: bool = False) -> Reader:
+    """How images reach the model: decoded as in every evaluation, none replaced; with `hashes` those come too."""
     device = outputs.device
     workers = worker_count(data, device) if len(source) > batch else 0
     cuda = device.type == "cuda"
@@ -68,6 +71,7 @@ def reader_of(outputs: Outputs, data: DataConfig, source: Source, batch: int) ->
         batch=batch,
         options=LoaderOptions(workers=workers, automatic=data.workers == "auto", pin_memory=cuda),
         replaces=False,
+        wrap=HashedTransform if hashes else None,
     )
 
 
@@ -103,6 +107,7 @@ class _Computed(NamedTuple):
     start: int
     read: Tensor
     reasons: Iterator[str]
+    hashes: np.ndarray | None
     values: list[Tensor]
     """On the CPU once `there` says so; none where no image of the batch can be read."""
     there: Any
@@ -118,7 +123,9 @@ def _compute(batch: Batch, reader: Reader, outputs: Outputs) -> _Computed:
         if outputs.device.type == "cuda":
             there = torch.cuda.Event()
             there.record()
-    return _Computed(batch.start, read, iter([broken.reason for broken in batch.broken]), values, there)
+    reasons = iter([broken.reason for broken in batch.broken])
+    hashes = hashes_of(batch) if reader.wrap else None
+    return _Computed(batch.start, read, reasons, hashes, values, there)
 
 
 def _rows(computed: _Computed, outputs: Outputs) -> Rows:
@@ -128,8 +135,8 @@ def _rows(computed: _Computed, outputs: Outputs) -> Rows:
     errors = [None if there else next(computed.reasons) for there in read.tolist()]
     if not computed.values:
         blank = [np.full((len(read), *shape), np.nan, np.float32) for shape in outputs.shapes.values()]
-        return Rows(computed.start, blank, errors)
+        return Rows(computed.start, blank, errors, computed.hashes)
     values = [each.numpy() for each in computed.values]
     for each in values:
         each[~read] = np.nan
-    return Rows(computed.start, values, errors)
+    return Rows(computed.start, values, errors, computed.hashes)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from swin_mim.architecture import as_pair
-from swin_mim.counts import counted
 from swin_mim.data.sources.packed import packed_rasters
 from swin_mim.errors import UserError
 from swin_mim.evaluation.outputs.collect import Outputs, Rows, collect, reader_of
 from swin_mim.evaluation.outputs.images import image_name, is_streamed, labels_of, open_images
 from swin_mim.evaluation.outputs.job import PART_BYTES, Job, part_size, parts_beside
-from swin_mim.evaluation.outputs.parts import Manifest, digest
+from swin_mim.evaluation.outputs.parts import Manifest, digest, none_read
 from swin_mim.files import replacing, sha256
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin
@@ -75,7 +74,9 @@ def pooled_table(number: int, known: dict[str, Any], values: dict[str, np.ndarra
     columns = dict(known)
     error = columns.pop("error")
     for name, rows in values.items():
-        flat = pa.array(np.nan_to_num(rows).reshape(-1) if missing.true_count else rows.reshape(-1), pa.float32())
+        if missing.true_count:
+            rows = np.where(missing.to_numpy(zero_copy_only=False)[:, None], np.float32(0), rows)
+        flat = pa.array(rows.reshape(-1), pa.float32())
         mask = missing if missing.true_count else None
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1], mask=mask)
     return pa.table(columns | {"error": error})
@@ -165,14 +166,11 @@ def embed(
             channels=("B4", "B3"), nodata=0, workers=8, streaming=True.
 
     Raises:
-        UserError: a `ValueError` with the one line that the command would print; not one image can be read.
+        UserError: a `ValueError` with the one line that the command would print; not one image can be read; a device
+            for a model that has one.
     """
-    if isinstance(model, Pretrained):
-        loaded, name = model, type(model).__name__
-    else:
-        name = os.fspath(model)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = Swin.from_pretrained(model, pickles=True).to(place)
+    _check_call(batch, precision, images.get("workers"))
+    loaded, name = _loaded(model, device)
     outputs = feature_outputs(loaded, str(stage))
     data = data_config(os.fspath(source), loaded, name, images)
     opened = open_images(data)
@@ -187,11 +185,30 @@ def embed(
     reader = reader_of(outputs, data, opened, batch)
     collect(opened, reader, outputs, range(0, len(opened), batch), DTYPES[resolve_precision(precision)], take)
     names = [image_name(opened, index) for index in range(len(opened))]
+    reasons = [reason for reason in errors if reason is not None]
+    if len(reasons) == len(errors):
+        raise none_read(len(names), os.fspath(source), (names[0], reasons[0]))
     broken = {name: reason for name, reason in zip(names, errors, strict=True) if reason is not None}
-    if len(broken) == len(names):
-        first = next(iter(broken.items()), ("", "there is none"))
-        raise UserError(f"none of the {counted(len(names), 'image')} of {source!s} can be read: {': '.join(first)}")
     return Embeddings(names, None if labels is None else list(labels), features, widths, broken)
+
+
+def _check_call(batch: int, precision: str, workers: object) -> None:
+    if batch < 1:
+        raise UserError(f"batch {batch} must be at least 1")
+    if precision not in ("auto", *DTYPES):
+        raise UserError(f"precision {precision!r} must be one of auto, {', '.join(DTYPES)}")
+    if isinstance(workers, int) and workers < 0:
+        raise UserError(f"workers {workers} must be at least 0")
+
+
+def _loaded(model: Pretrained | str | os.PathLike[str], device: str | torch.device | None) -> tuple[Pretrained, str]:
+    """The model on its device, and its name for messages."""
+    if isinstance(model, Pretrained):
+        if device is not None:
+            raise UserError(f"device {str(device)!r} is of a model that is loaded here: move this one with .to(...)")
+        return model, type(model).__name__
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Swin.from_pretrained(model, pickles=True).to(place), os.fspath(model)
 
 
 def data_config(source: str, model: Pretrained, name: str, given: dict[str, Any]) -> DataConfig:
@@ -232,7 +249,7 @@ def embedding_job(
         places: MODEL and SOURCE as they were given, and where the result goes.
         given: settings of the source.
         precision: "fp32", or what autocast multiplies in.
-        settings: stage; maps, the format of map files or None; map_mib, the max size of one.
+        settings: stage; maps, the format of map files or None; map_mib, the max size of one; hashes of pooled images.
 
     Raises:
         UserError: the source cannot be opened, or has other channels than the model takes.
@@ -250,6 +267,7 @@ def embedding_job(
     common |= {"batch": batch, "precision": precision}
     if maps is None:
         part = part_size(batch, image_bytes, most=PART_BYTES)
+        common |= {"hashes": settings.get("hashes", False)}
         return Job(out, parts_beside(out), part=part, about=about, table_of=pooled_table, **common)
     part = part_size(batch, image_bytes, most=settings["map_mib"] * 2**20, batches=2**30)
     about |= {"maps": maps}

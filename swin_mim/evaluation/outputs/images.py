@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from swin_mim.data.labels import NoLabels, labels_of_folder, open_labelled
-from swin_mim.data.sources.base import Source
+from swin_mim.data.sources.base import Kept, Source
+from swin_mim.data.sources.exclude import without_excluded
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.listed import is_table_file, tables_beside
 from swin_mim.data.sources.multichannel import RasterSource
@@ -23,8 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 def is_streamed(spec: str) -> bool:
-    """Whether a source can only be read shard by shard: addresses, and tar files."""
-    return "://" in spec or spec.lower().endswith(_STREAMED)
+    """Whether a source can only be read shard by shard: addresses, tar files, and patterns of parquet files."""
+    pattern = spec.lower().endswith(".parquet") and any(sign in spec for sign in "*?[{") and not os.path.exists(spec)
+    return "://" in spec or spec.lower().endswith(_STREAMED) or pattern
 
 
 def open_images(data: DataConfig) -> Source:
@@ -34,9 +36,10 @@ def open_images(data: DataConfig) -> Source:
         UserError: it cannot be opened, or has other channels than the settings say.
     """
     if data.source == "blue_marble":
-        return open_labelled(data.source, **_where(data)).images
+        return without_excluded(open_labelled(data.source, **_where(data)).images, data.exclude)
     if not data.streaming and is_image_file(data.source):
-        return open_image_file(data.source, named_channels(data), decode_options(data))
+        image = open_image_file(data.source, named_channels(data), decode_options(data))
+        return without_excluded(image, data.exclude)
     try:
         return open_source_of(data, named_channels(data))
     except UserError as error:
@@ -72,6 +75,9 @@ def labels_of(data: DataConfig, source: Source, column: str | None) -> Sequence[
 
 def _labels(data: DataConfig, source: Source, column: str | None) -> Sequence[str | None] | None:
     files = source.source if isinstance(source, RasterSource) else source
+    if isinstance(files, Kept):
+        found = _labels(data, files.whole, column)
+        return None if found is None else [found[index] for index in files.kept]
     where, spec = _where(data) | {"label_column": column}, data.source
     if spec == "blue_marble":
         labelled = open_labelled(spec, **where)

@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -18,17 +18,19 @@ from swin_mim.counts import counted
 from swin_mim.data.sources.base import Source
 from swin_mim.errors import UserError
 from swin_mim.evaluation.outputs.collect import Outputs, Rows, collect, reader_of
+from swin_mim.evaluation.outputs.dense import DenseOutputs
 from swin_mim.evaluation.outputs.images import image_name
 from swin_mim.evaluation.outputs.parts import (
-    MANIFEST,
     Manifest,
     Parts,
+    begun_manifest,
     check_any_read,
     check_same,
     finished_manifest,
     held,
     join,
 )
+from swin_mim.evaluation.reader import Reader
 from swin_mim.training.config.pretrain import DataConfig
 from swin_mim.training.distributed.processes import DTYPES
 from swin_mim.training.run.tracking import duration_text
@@ -39,6 +41,7 @@ PART_BYTES = 64 * 2**20
 """Max size of a part's values, but a batch of them."""
 NAMED = 20
 """Images that cannot be read and are named one by one."""
+_HASHES = "hashes"  # in the manifest
 _SAID_EVERY = 60.0  # seconds, where there is no terminal
 _log = logging.getLogger(__name__)
 
@@ -56,15 +59,20 @@ class Job:
         precision: "fp32", or what autocast multiplies in.
         about: what else decides the result, as JSON; "model" is a digest of its weights.
         labels: of every image; None: there are none.
+        hashes: columns pixels and look, as `image_hash` makes them, are wanted too; parts that were begun without or
+            with them go on so.
         table_of: a part's number, its columns image, label and error, and its values -> `pyarrow.Table`.
         finish: `pyarrow.Table` of parts -> that of `out`.
+        write: writes `out` in a form of its own, by a function that reads the tables of all parts from the first one;
+            None: as .parquet or .csv.
+        discard: removes what earlier commands left besides `out` and parts, which still say what that is.
     """
 
     out: Path
     folder: Path
     images: DataConfig
     source: Source
-    outputs: Outputs
+    outputs: Outputs | DenseOutputs
     batch: int
     part: int
     precision: str
@@ -72,11 +80,20 @@ class Job:
     labels: Sequence[str | None] | None
     table_of: Callable[[int, dict[str, Any], dict[str, np.ndarray]], Any]
     finish: Callable[[Any], Any] = lambda table: table
+    write: Callable[[Path, Callable[[], Iterator[Any]]], None] | None = None
+    discard: Callable[[], None] = lambda: None
+    hashes: bool = False
 
     @property
     def manifest(self) -> Manifest:
         source = {"model": self.about["model"], "source": self.source.fingerprint, "images": len(self.source)}
-        return source | self.about | {"batch": self.batch, "part": self.part, "precision": self.precision}
+        source |= self.about | {"batch": self.batch, "part": self.part, "precision": self.precision}
+        return source | {_HASHES: self.hashes or None}
+
+    def reader(self) -> Reader:
+        """How images reach the model."""
+        assert isinstance(self.outputs, Outputs)
+        return reader_of(self.outputs, self.images, self.source, self.batch, hashes=self.hashes)
 
     @property
     def parts(self) -> Parts:
@@ -127,7 +144,8 @@ def run(job: Job, accelerator: Accelerator, *, overwrite: bool = False) -> Done 
             raise plan
         if plan is None:
             return Done(len(job.source), 0, 0.0) if main else None
-        numbers = plan[accelerator.process_index :: world]
+        job = replace(job, hashes=plan.hashes)
+        numbers = plan.missing[accelerator.process_index :: world]
         _fill(job, numbers, processes=world, place=accelerator.process_index)
         if world > 1:
             accelerator.wait_for_everyone()
@@ -135,33 +153,43 @@ def run(job: Job, accelerator: Accelerator, *, overwrite: bool = False) -> Done 
             return None
         seconds = time.monotonic() - start
         broken = check_any_read(job.parts, job.images.source)
-        join(job.parts, job.out, job.manifest, job.finish)
+        join(job.parts, job.out, job.manifest, job.finish, job.write)
         job.parts.remove()
-    computed = sum(len(job.parts.range(number)) for number in plan)
+    computed = sum(len(job.parts.range(number)) for number in plan.missing)
     return Done(len(job.source), computed, seconds, broken)
 
 
+class _Plan(NamedTuple):
+    missing: list[int]
+    """Numbers of parts."""
+    hashes: bool
+    """Whether they have those."""
+
+
 @contextmanager
-def _alone(job: Job, *, overwrite: bool) -> Iterator[list[int] | UserError | None]:
-    """Hold the folder for the main process -> numbers of the missing parts; None: finished; or what speaks against."""
+def _alone(job: Job, *, overwrite: bool) -> Iterator[_Plan | UserError | None]:
+    """Hold the folder for the main process -> what is missing; None: it is finished; or what speaks against it."""
     with ExitStack() as stack:
         try:
-            found: list[int] | UserError | None = _claimed(job, stack, overwrite=overwrite)
+            found: _Plan | UserError | None = _claimed(job, stack, overwrite=overwrite)
         except UserError as error:
             found = error
         yield found
 
 
-def _claimed(job: Job, stack: ExitStack, *, overwrite: bool) -> list[int] | None:
+def _claimed(job: Job, stack: ExitStack, *, overwrite: bool) -> _Plan | None:
     # a process that is killed between the last two steps leaves both the file and the parts
-    if job.out.exists() and not overwrite and not (job.folder / MANIFEST).exists():
+    if job.out.exists() and not overwrite and begun_manifest(job.folder) is None:
         there = finished_manifest(job.out)
         if there is None:
             raise UserError(f"{job.out} exists already: name another --out, or give --overwrite")
-        check_same(there, job.manifest, f"{job.out} is")
+        # they are no part of what was asked for, and can be made without the model
+        check_same(there, {key: value for key, value in job.manifest.items() if key != _HASHES}, f"{job.out} is")
         return None
-    stack.enter_context(held(job.folder, job.manifest, anew=overwrite))
-    return job.parts.missing()
+    if not overwrite and (begun := begun_manifest(job.folder)) is not None:
+        job = replace(job, hashes=bool(begun.get(_HASHES)))
+    stack.enter_context(held(job.folder, job.manifest, discard=job.discard if overwrite else None))
+    return _Plan(job.parts.missing(), job.hashes)
 
 
 def _fill(job: Job, numbers: Sequence[int], *, processes: int, place: int) -> None:
@@ -183,8 +211,11 @@ def _fill(job: Job, numbers: Sequence[int], *, processes: int, place: int) -> No
                 parts.write(number, _table(job, number, rows))
                 rows.clear()
 
-        reader = reader_of(job.outputs, job.images, job.source, batch)
-        collect(job.source, reader, job.outputs, starts, DTYPES[job.precision], take)
+        dtype = DTYPES[job.precision]
+        if isinstance(job.outputs, DenseOutputs):
+            job.outputs.compute(starts, dtype, take)
+        else:
+            collect(job.source, job.reader(), job.outputs, starts, dtype, take)
     assert not rows
     assert next(left, None) is None
 
@@ -196,6 +227,9 @@ def _table(job: Job, number: int, rows: Sequence[Rows]) -> Any:
     known = {"image": pa.array([image_name(job.source, index) for index in indices], pa.string())}
     if job.labels is not None:
         known["label"] = pa.array([job.labels[index] for index in indices], pa.string())
+    if job.hashes:
+        hashes = np.concatenate([each.hashes for each in rows if each.hashes is not None])
+        known |= {name: pa.array(hashes[:, place], pa.uint64()) for place, name in enumerate(("pixels", "look"))}
     known["error"] = pa.array([reason for each in rows for reason in each.errors], pa.string())
     values = [np.concatenate(each) for each in zip(*(each.values for each in rows), strict=True)]
     return job.table_of(number, known, dict(zip(job.outputs.shapes, values, strict=True)))
@@ -237,9 +271,9 @@ class _Progress:
                 continue
             self._named += 1
             if self._named <= NAMED:
-                _log.warning("cannot read %s (%s): its row is empty", image_name(source, index), reason)
+                _log.warning("cannot read %s (%s)", image_name(source, index), reason)
             if self._named == NAMED:
-                _log.warning("further images that cannot be read are only listed, in the column error")
+                _log.warning("further images that cannot be read are only listed in the result, with their reasons")
 
 
 def done_text(done: Done, out: Path) -> str:
@@ -253,5 +287,6 @@ def done_text(done: Done, out: Path) -> str:
     if done.computed:
         parts.append(f"{done.computed / done.seconds:.1f} images/s")
     if done.broken:
-        parts.append(f"{len(done.broken)} cannot be read, see the column error")
+        listed = "its list unreadable" if out.suffix.lower() == ".json" else "the column error"
+        parts.append(f"{len(done.broken)} cannot be read, see {listed}")
     return f"{out}: {', '.join(parts)}"

@@ -1,10 +1,12 @@
 """A result that is computed in parts: each is a file, whole or not at all, and at the end they become one.
 
 manifest.json   of which model, source and settings the parts are: others are refused
+written.jsonl   files that belong to rows and lie elsewhere, also of a part that is not finished
 000000.parquet  a row for each image of the first part, in the order of the source, and so on
 """
 
 import csv
+import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,19 +16,20 @@ from typing import Any
 
 from torch import nn
 
-from swin_mim.counts import counted
-from swin_mim.data.packing.writer import writing
 from swin_mim.errors import UserError
-from swin_mim.files import LockHeld, lock, replace_json, replacing, sha256
+from swin_mim.files import LockHeld, lock, replace_json, replacing, sha256, writing
 
-MANIFEST, LOCK = "manifest.json", "lock"
+MANIFEST, LOCK, JOURNAL = "manifest.json", "lock", "written.jsonl"
 METADATA = b"swin_mim"
 """Key of the manifest in a finished parquet file."""
 
 _GROUP = 16_384  # rows of a finished file that are in memory at a time
 
 _KILLED = (".*.tmp",)  # what a process that was killed left
-_WRITTEN = (MANIFEST, "[0-9]*.parquet", "[0-9]*.safetensors", "embedding*_[0-9]*.npy", "images.parquet")
+_NUMBER = "[0-9]" * 6
+_PARTS = (f"{_NUMBER}.parquet", JOURNAL, MANIFEST)
+_FINISHED = "images.parquet"  # of maps, which lie in the folder of their parts
+_WRITTEN = (*_PARTS, f"{_NUMBER}.safetensors", f"embedding*_{_NUMBER}.npy", _FINISHED)
 
 Manifest = dict[str, Any]
 
@@ -90,7 +93,7 @@ class Parts:
 
     def remove(self) -> None:
         """Remove the files of all parts, the manifest and the lock, and the folder if nothing else is in it."""
-        _remove(self.folder, ("[0-9]*.parquet", MANIFEST, LOCK))
+        _remove(self.folder, (*_PARTS, LOCK))
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -101,11 +104,12 @@ def digest(model: nn.Module) -> str:
 
 
 @contextmanager
-def held(folder: Path, manifest: Manifest, *, anew: bool = False) -> Iterator[None]:
+def held(folder: Path, manifest: Manifest, *, discard: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep a folder of parts to one process, and to one model, source and settings.
 
     Args:
-        anew: what an earlier command wrote there is removed first.
+        discard: what earlier commands wrote there is removed first, and before that this is called, which may need it
+            to remove what lies elsewhere; None: it stays.
 
     Raises:
         UserError: another process has it, or it holds parts of something else.
@@ -119,9 +123,16 @@ def held(folder: Path, manifest: Manifest, *, anew: bool = False) -> Iterator[No
                 f"{folder} is being written by another process: wait for it, or name another --out"
             ) from None
     try:
-        if anew:
+        there = begun_manifest(folder)
+        if there is None and (discard is None or finished_manifest(folder / _FINISHED) is None):
+            _check_empty(folder)
+        if discard is not None:
+            discard()
             _remove(folder, _WRITTEN)
-        _check_same(folder, manifest)
+        elif there is not None:
+            check_same(there, manifest, f"{folder} holds parts")
+        with writing(folder):
+            replace_json(folder / MANIFEST, manifest)
         _remove(folder, _KILLED)
         yield
     finally:
@@ -134,16 +145,10 @@ def _remove(folder: Path, patterns: Sequence[str]) -> None:
             path.unlink()
 
 
-def _check_same(folder: Path, manifest: Manifest) -> None:
-    path = folder / MANIFEST
-    if path.exists():
-        check_same(json.loads(path.read_text()), manifest, f"{folder} holds parts")
-        return
+def _check_empty(folder: Path) -> None:
     if others := sorted(each.name for each in folder.iterdir() if each.name != LOCK and each.name[0] != "."):
         (folder / LOCK).unlink()
         raise UserError(f"{folder} holds something else, such as {others[0]}: name another --out")
-    with writing(folder):
-        replace_json(path, manifest)
 
 
 def check_same(there: Manifest, manifest: Manifest, what: str) -> None:
@@ -151,7 +156,17 @@ def check_same(there: Manifest, manifest: Manifest, what: str) -> None:
     for key, value in manifest.items():
         if there.get(key) != value:
             shown = "" if key in ("model", "source", "labels") else f" {there.get(key)!r} in place of {value!r}"
+            shown += ", or its files or --exclude have changed" if key == "source" else ""
             raise UserError(f"{what} of another {key}{shown}: name another --out, or give --overwrite to begin anew")
+
+
+def begun_manifest(folder: Path) -> Manifest | None:
+    """What the parts in a folder are of; None: there are none, also where a file of another kind is called so."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= {"model", "source"} else None
 
 
 def finished_manifest(path: Path) -> Manifest | None:
@@ -167,17 +182,26 @@ def finished_manifest(path: Path) -> Manifest | None:
     return None if found is None else json.loads(found)
 
 
-def join(parts: Parts, path: Path, manifest: Manifest, finish: Callable[[Any], Any]) -> None:
-    """Make one file of all parts, .parquet or .csv.
+def join(
+    parts: Parts,
+    path: Path,
+    manifest: Manifest,
+    finish: Callable[[Any], Any],
+    write: Callable[[Path, Callable[[], Iterator[Any]]], None] | None = None,
+) -> None:
+    """Make one file of all parts, .parquet or .csv, or what `write` makes of a function that reads their tables.
 
     Args:
         finish: `pyarrow.Table` of parts -> that of the file.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(path.parent, (f".{glob.escape(path.name)}.*.tmp",))  # of a process that was killed here
         with replacing(path, durable=True) as temporary:
             tables = (finish(table) for table in parts.tables())
-            if path.suffix.lower() == ".csv":
+            if write is not None:
+                write(temporary, parts.tables)
+            elif path.suffix.lower() == ".csv":
                 _write_csv(temporary, tables)
             else:
                 _write_parquet(temporary, tables, manifest)
@@ -216,9 +240,13 @@ def check_any_read(parts: Parts, source: str) -> list[tuple[str, str]]:
     errors = parts.errors()
     if len(errors) == parts.images:
         parts.remove()
-        name, reason = errors[0]
-        none = f"the image {name}" if parts.images == 1 else f"none of the {counted(parts.images, 'image')}"
-        first = f": {reason}" if parts.images == 1 else f", the first: {name}: {reason}"
-        verb = "cannot be read" if parts.images == 1 else f"of {source!r} can be read"
-        raise UserError(f"{none} {verb}{first}")
+        raise none_read(parts.images, source, errors[0])
     return errors
+
+
+def none_read(images: int, source: str, first: tuple[str, str]) -> UserError:
+    """What is said of a source of which no image could be read; `first`: name and reason."""
+    name, reason = first
+    if images == 1:
+        return UserError(f"the image {name} cannot be read: {reason}")
+    return UserError(f"none of the {images} images of {source!r} can be read, the first: {name}: {reason}")

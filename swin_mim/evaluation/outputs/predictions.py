@@ -18,7 +18,7 @@ from swin_mim.evaluation.outputs.start import explained
 from swin_mim.evaluation.unlabelled import names_of
 from swin_mim.models.classifier import SwinClassifier
 from swin_mim.training.config.finetune import ClassifierConfig
-from swin_mim.training.models import open_classifier
+from swin_mim.training.finished import open_finished
 
 LOGITS = "logits"
 
@@ -77,7 +77,7 @@ def load_classifier(source: str) -> SwinClassifier:
         UserError: it is none, and what it is has another use.
     """
     try:
-        return open_classifier(ClassifierConfig(pretrained=source))
+        return open_finished(SwinClassifier, ClassifierConfig(pretrained=source))
     except UserError as error:
         raise explained(error, source, "SwinClassifier") from None
 

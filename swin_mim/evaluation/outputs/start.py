@@ -13,10 +13,8 @@ USES = {
     "Swin": "swin-mim embed writes its features, and swin-mim finetune makes a classifier of it",
     "SimMIM": "swin-mim reconstruct draws what it predicts, swin-mim embed writes its features, and swin-mim finetune "
     "makes a classifier of it",
-    "SwinSegmenter": "swin-mim segment --evaluate --predictions FOLDER writes its masks, and swin-mim embed its "
-    "features",
-    "SwinDetector": "swin-mim detect --evaluate --predictions FILE.json writes what it finds, and swin-mim embed its "
-    "features",
+    "SwinSegmenter": "swin-mim predict writes its masks, and swin-mim embed its features",
+    "SwinDetector": "swin-mim predict writes what it finds, and swin-mim embed its features",
     "SwinClassifier": "swin-mim predict says the classes of images, and swin-mim embed writes its features",
 }
 """What a model of each kind is for."""
@@ -36,6 +34,15 @@ def connect(threads: int, batch: int) -> Accelerator:
     )
 
 
+def kind_of(source: str) -> str:
+    """What kind of model a source is: "SwinClassifier", "SwinSegmenter", ...
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    return pretrained.read(pretrained.locate(source, pickles=True), pickles=True).description.kind
+
+
 def explained(error: UserError, source: str, wanted: str) -> UserError:
     """Say what a model is that could not be loaded, and which command is for it, where it is another than is wanted.
 
@@ -45,9 +52,9 @@ def explained(error: UserError, source: str, wanted: str) -> UserError:
     """
     if " has no " not in str(error):  # it is not there, or damaged
         return error
-    kind = pretrained.read(pretrained.locate(source, pickles=True), pickles=True).description.kind
+    kind = kind_of(source)
     if kind == wanted:
         return error
-    named = {"SimMIM": "a SimMIM with its pixel head", "SwinClassifier": "a classifier"}[wanted]
+    named = {"SimMIM": "a SimMIM with its pixel head", "SwinClassifier": "a classifier, segmenter or detector"}[wanted]
     use = USES.get(kind)
     return UserError(f"{source} is a {kind}, not {named}: {use}" if use else f"{source} is a {kind}, not {named}")

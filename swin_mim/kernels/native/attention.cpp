@@ -11,25 +11,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int64_t W = 16;
-constexpr int REGISTERS = 32;
-#elif defined(__AVX__)
-constexpr int64_t W = 8;
-constexpr int REGISTERS = 16;
-#else
-constexpr int64_t W = 4;
-#if defined(__aarch64__)
-constexpr int REGISTERS = 32;
-#else
-constexpr int REGISTERS = 16;
-#endif
-#endif
-
-typedef float Vector __attribute__((vector_size(W * 4), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
 constexpr float MASKED = -100.0f;  // as swin_mim/kernels/window_geometry.py
 constexpr int64_t HEADS = 4;       // heads of a window that are read together: 512 bytes of a token
@@ -38,46 +22,27 @@ constexpr int64_t SOME_ROWS = 48;  // and so many where a window has more
 constexpr int64_t ALIGNED = 16;    // floats of a cache line
 constexpr float SHORTEST = 1e-12f;  // length, as swin_mim/kernels/cosine.py
 
-inline Vector& at(float* place) { return *reinterpret_cast<Vector*>(place); }
-inline const Vector& at(const float* place) { return *reinterpret_cast<const Vector*>(place); }
-inline Vector all(float value) { return value - Vector{}; }
-
-inline Vector choose(Integers condition, Vector yes, Vector no) {
-  return (Vector)((condition & (Integers)yes) | (~condition & (Integers)no));
-}
-
-// e^x to 1e-7 of itself for x <= 0; below -87.3 it is 0. NaN stays NaN.
-inline Vector exponential(Vector x) {
-  const Integers tiny = x < all(-87.33f);
-  x = choose(tiny, all(-87.33f), x);
-  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // the integer is in its last bits
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  p *= (Vector)(((Integers)shifted + 127) << 23);
-  return (Vector)(~tiny & (Integers)p);
-}
-
-template <typename Combine>
-inline float across(Vector x, Combine combine) {
-  float values[W];
-  std::memcpy(values, &x, sizeof(x));
-  for (int64_t half = W / 2; half; half /= 2)
-    for (int64_t i = 0; i < half; i++) values[i] = combine(values[i], values[i + half]);
-  return values[0];
+// A vector's numbers combined, its halves first, in registers: to go through memory was measured to be slower.
+template <int N, typename Combine>
+inline float across(const float* values, Combine combine) {
+  if constexpr (N == 1) {
+    return values[0];
+  } else {
+    typedef float Half __attribute__((vector_size(N * 2), may_alias));
+    Half low, high;
+    std::memcpy(&low, values, sizeof(low));
+    std::memcpy(&high, values + N / 2, sizeof(high));
+    const Half both = combine(low, high);
+    return across<N / 2>(reinterpret_cast<const float*>(&both), combine);
+  }
 }
 
 inline float sum_of(Vector x) {
-  return across(x, [](float a, float b) { return a + b; });
+  return across<W>(reinterpret_cast<const float*>(&x), [](auto a, auto b) { return a + b; });
 }
 
 inline float max_of(Vector x) {
-  return across(x, [](float a, float b) { return a > b ? a : b; });
+  return across<W>(reinterpret_cast<const float*>(&x), [](auto a, auto b) { return a > b ? a : b; });
 }
 
 inline int64_t rounded(int64_t length, int64_t unit) { return (length + unit - 1) / unit * unit; }
@@ -159,8 +124,6 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float value_of(float x) { return x; }
-
 inline float value_of(BFloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;
@@ -168,13 +131,26 @@ inline float value_of(BFloat16 x) {
   return value;
 }
 
-inline void put(float& place, float value) { place = value; }
-
 inline void put(BFloat16& place, float value) {  // rounded to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
   place.bits = static_cast<uint16_t>(value == value ? rounded : 0x7FC0);
+}
+
+// A row times a factor.
+inline void scaled(float factor, const float* from, int64_t d, float* to) {
+  int64_t c = 0;
+  for (; c + W <= d; c += W) at(to + c) = factor * at(from + c);
+  for (; c < d; c++) to[c] = factor * from[c];
+}
+
+inline void scaled(float factor, const BFloat16* from, int64_t d, float* to) {
+  for (int64_t c = 0; c < d; c++) to[c] = factor * value_of(from[c]);
+}
+
+inline void scaled(float factor, const float* from, int64_t d, BFloat16* to) {
+  for (int64_t c = 0; c < d; c++) put(to[c], factor * from[c]);
 }
 
 // As attention.py hands it over.
@@ -258,9 +234,6 @@ struct Window {
   }
 };
 
-typedef void (*Body)(int64_t begin, int64_t end, void* context);
-typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
-
 template <typename T>
 struct Call {
   Layout layout;
@@ -308,8 +281,7 @@ void gather(const Layout& layout, const Window& window, const T* from, const flo
   const int64_t d = layout.g.d, heads = layout.g.heads, inner = (which * heads + head) * d;
   for (int64_t i = 0; i < layout.t; i++, to += layout.wide_d) {
     if (window.place[i] >= 0) {
-      const T* row = from + window.place[i] * count * heads * d + inner;
-      for (int64_t c = 0; c < d; c++) to[c] = factor * value_of(row[c]);
+      scaled(factor, from + window.place[i] * count * heads * d + inner, d, to);
     } else {
       for (int64_t c = 0; c < d; c++) to[c] = fill ? factor * fill[inner + c] : 0.0f;
     }
@@ -352,20 +324,44 @@ void scatter(const Call<T>& call, const Window& window, const float* from, int64
   for (int64_t i = 0; i < rows; i++, from += call.layout.wide_d) {
     if (window.place[first + i] >= 0) {
       T* row = call.to_qkv + window.place[first + i] * 3 * heads * d + inner;
-      for (int64_t c = 0; c < d; c++) put(row[c], factor * from[c]);
+      scaled(factor, from, d, row);
     } else {
       for (int64_t c = 0; c < d; c++) to_fill[inner + c] += factor * from[c];
     }
   }
 }
 
-// (t, wide_d) to (d, wide_t), with zeros behind t.
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t Places __attribute__((vector_size(16)));
+
+// Numbers of two vectors by their places, from 0 to 7.
+#if defined(__clang__)
+#define CHOSEN(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CHOSEN(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
+// 4 x 4 numbers turned around.
+inline void flip_four(const float* from, int64_t wide_from, float* to, int64_t wide_to) {
+  Four row[4];
+  for (int i = 0; i < 4; i++) row[i] = *reinterpret_cast<const Four*>(from + i * wide_from);
+  const Four a = CHOSEN(row[0], row[1], 0, 4, 1, 5), b = CHOSEN(row[2], row[3], 0, 4, 1, 5);
+  const Four c = CHOSEN(row[0], row[1], 2, 6, 3, 7), d = CHOSEN(row[2], row[3], 2, 6, 3, 7);
+  const Four column[] = {CHOSEN(a, b, 0, 1, 4, 5), CHOSEN(a, b, 2, 3, 6, 7), CHOSEN(c, d, 0, 1, 4, 5),
+                         CHOSEN(c, d, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; i++) *reinterpret_cast<Four*>(to + i * wide_to) = column[i];
+}
+
+// (t, wide_d) to (d, wide_t), with zeros behind t. wide_d and wide_t are multiples of 4.
 void flip(const Layout& layout, const float* from, float* to) {
-  const int64_t d = layout.g.d, wide_t = layout.wide_t;
-  for (int64_t c = 0; c < d; c++)
-    for (int64_t j = layout.t; j < wide_t; j++) to[c * wide_t + j] = 0.0f;
-  for (int64_t j = 0; j < layout.t; j++, from += layout.wide_d)
-    for (int64_t c = 0; c < d; c++) to[c * wide_t + j] = from[c];
+  const int64_t d = layout.g.d, t = layout.t, wide_t = layout.wide_t, wide_d = layout.wide_d;
+  const int64_t whole_t = t / 4 * 4, whole_d = d / 4 * 4;
+  for (int64_t j = 0; j < whole_t; j += 4)
+    for (int64_t c = 0; c < whole_d; c += 4) flip_four(from + j * wide_d + c, wide_d, to + c * wide_t + j, wide_t);
+  for (int64_t c = 0; c < d; c++) {
+    for (int64_t j = c < whole_d ? whole_t : 0; j < t; j++) to[c * wide_t + j] = from[j * wide_d + c];
+    for (int64_t j = t; j < wide_t; j++) to[c * wide_t + j] = 0.0f;
+  }
 }
 
 // Scores to e^(score - max), in place, and one over the sum of each row.
@@ -458,7 +454,7 @@ void forward_part(const Call<T>& call, int64_t part) {
       for (int64_t i = 0; i < rows; i++) {
         if (window.place[first + i] < 0) continue;
         T* row = call.out + (window.place[first + i] * heads + head) * d;
-        for (int64_t c = 0; c < d; c++) put(row[c], inverse[i] * k[i * wide_d + c]);
+        scaled(inverse[i], k + i * wide_d, d, row);
       }
     }
   });

@@ -124,8 +124,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of qkv, table, fill and scale, of their dtypes; the last two are there without them too."""
     to_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    to_table, to_fill = table.new_zeros(table.shape, dtype=torch.float32), torch.zeros(3, *qkv.shape[4:])
-    to_scale = torch.zeros(qkv.shape[4], 1)
+    # what it adds up in is fp32, whatever the default is
+    to_table, to_fill, to_scale = (
+        qkv.new_zeros(shape, dtype=torch.float32) for shape in (table.shape, (3, *qkv.shape[4:]), (qkv.shape[4], 1))
+    )
     if qkv.numel():
         given, results = (qkv, table, fill, scale), [to_qkv, to_table, to_fill, to_scale]
         _run("_backward", [gradient.contiguous()], given, [*window, *table_window, *shift], results)

@@ -19,7 +19,7 @@ import torch
 
 from swin_mim.files import lock, replacing, sha256
 
-SOURCES = (Path(__file__).with_name("attention.cpp"),)
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "gelu.cpp", "vectors.h"))
 COMPILERS = ("c++", "g++", "clang++")
 MINUTES = 5
 """After which a compiler has hung."""
@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swin_mim" / "native"
         path = folder / f"{_key()}.so"
         if not path.exists():
-            _LOG.info("compiling the window attention for this processor, once: %s", path)
+            _LOG.info("compiling the kernels for this processor, once: %s", path)
             folder.mkdir(parents=True, exist_ok=True)
             _compile_alone(path)
         return ctypes.CDLL(str(path))
@@ -106,7 +106,13 @@ def _compile(path: Path) -> None:
     if not compiler:
         raise Unavailable(f"there is no C++ compiler ({', '.join(COMPILERS)}, or what CXX names)")
     with replacing(path) as temporary:
-        command = [*compiler, *_flags(), *map(str, SOURCES), "-o", str(temporary)]
+        command = [
+            *compiler,
+            *_flags(),
+            *(str(source) for source in SOURCES if source.suffix == ".cpp"),
+            "-o",
+            str(temporary),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60 * MINUTES)
         except subprocess.TimeoutExpired:

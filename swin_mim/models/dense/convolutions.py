@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
+from swin_mim.kernels.graph_windows import is_exporting
 
 Norm = Literal["batch", "group"]
 """Batch normalisation, as published; group normalisation, in which no image depends on another."""
@@ -122,7 +123,7 @@ def check_head(channels: int, norm: Norm) -> None:
 
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """(B, D, h, w) -> (B, D, *size), linear between the centres of cells."""
-    if x.shape[2:] == torch.Size(size):
+    if not is_exporting() and x.shape[2:] == torch.Size(size):  # a graph's sizes are not compared
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
@@ -136,7 +137,7 @@ def initialise_head(head: nn.Module) -> None:
     biases          zeros
     """
     for name, module in head.named_modules():
-        if not isinstance(module, nn.Conv2d):
+        if not isinstance(module, nn.Conv2d) or module.weight.is_meta:  # to draw there takes seconds of imports
             continue
         if name.rpartition(".")[2] == "classifier":
             nn.init.normal_(module.weight, std=0.01)

@@ -1,12 +1,15 @@
 """An object detector on top of a Swin: torchvision's Faster R-CNN or Mask R-CNN on its pyramid.
 
 Anchors, proposals, heads and losses are torchvision's, with its defaults. Ours are the backbone, a norm after each of
-its stages as in the published detectors, and the numbering: classes count from 0, torchvision's background is inside.
+its stages as in the published detectors, the numbering (classes count from 0, torchvision's background is inside), and
+anchors of other sizes where these are asked for.
 """
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
@@ -22,14 +25,20 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from torchvision.ops.poolers import initLevelMapper
 
 from swin_mim.errors import UserError
+from swin_mim.models.blocks.window_attention import Backend
 from swin_mim.models.saving import Pretrained, check_labels
 from swin_mim.models.swin import Swin, SwinConfig
-from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
 from swin_mim.weights.dense_heads import is_dense_head
 
+_LOG = logging.getLogger(__name__)
+
 ANCHOR = 8
-"""Side of the square anchors of a map, in its cells; others of the same area are twice as wide or as high."""
+"""Side of the square anchors of a map, in its cells, where nobody asked for other ones."""
+RATIOS = (0.5, 1.0, 2.0)
+"""Height to width of anchors."""
+SMALLEST = 4
+"""Min side of the smallest anchor in pixels: torchvision rounds halves of sides, and smaller ones may have no area."""
 
 Target = dict[str, Tensor]
 """Objects of one image: boxes float32 (N, 4), left, top, right, bottom in pixels; labels int64 (N,), classes from 0;
@@ -47,6 +56,8 @@ class SwinDetector(Pretrained):
         num_classes: kinds of objects, without a background.
         masks: find the shape of each object too (Mask R-CNN).
         head_channels: of the feature pyramid and the heads; 256 is torchvision's.
+        smallest_anchor: side in pixels of the square anchors of the first map; each further map has them twice as
+            large. None: 8 tokens, 32 pixels with a patch of 4 as torchvision.
         attention, activation_checkpointing: as in `Swin`.
     """
 
@@ -60,6 +71,7 @@ class SwinDetector(Pretrained):
         *,
         masks: bool = True,
         head_channels: int = 256,
+        smallest_anchor: int | None = None,
         attention: Backend = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
@@ -67,11 +79,16 @@ class SwinDetector(Pretrained):
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}: a detector has at least 1")
         self.num_classes, self.masks, self.head_channels = num_classes, masks, head_channels
+        self.smallest_anchor = usual_anchor(config) if smallest_anchor is None else smallest_anchor
+        if self.smallest_anchor < SMALLEST:
+            raise UserError(
+                f"smallest_anchor is {self.smallest_anchor}: an anchor has a side of {SMALLEST} pixels or more"
+            )
         self.encoder = Swin(config, attention=attention, activation_checkpointing=activation_checkpointing)
         dims = [config.stage_dim(stage) for stage in range(config.num_stages)]
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims[:-1])  # the last stage has the encoder's own
         self.fpn = FeaturePyramidNetwork(dims, head_channels, LastLevelMaxPool())
-        theirs = _rcnn(config, num_classes, head_channels, masks=masks)
+        theirs = _rcnn(config, num_classes, head_channels, self.anchors(), masks=masks)
         self.rpn, self.roi_heads = theirs.rpn, theirs.roi_heads
         self._batching = GeneralizedRCNNTransform(1, 1, [], [], size_divisible=config.stride)
 
@@ -102,11 +119,16 @@ class SwinDetector(Pretrained):
         shapes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         theirs = self._with_background(targets, len(shapes)) if self.training else None
         maps, listed = self.maps(batch), ImageList(batch, shapes)
-        proposals, losses = self.rpn(listed, maps, theirs)
-        found, further = self.roi_heads(maps, proposals, shapes, theirs)
+        with self._products_in_half():
+            proposals, losses = self.rpn(listed, maps, theirs)
+            found, further = self.roi_heads(maps, proposals, shapes, theirs)
         if self.training:
             return {**further, **losses}
         return [_ours(each) for each in self._batching.postprocess(found, shapes, list(sizes or shapes))]
+
+    def anchors(self) -> tuple[int, ...]:
+        """Sides in pixels of the square anchors of each map, the last of which is "pool"."""
+        return tuple(self.smallest_anchor * 2**level for level in range(self.encoder.config.num_stages + 1))
 
     def maps(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Images, normalised float (B, C, H, W) -> "0", "1", ... of each stage, and "pool": (B, channels, h, w).
@@ -117,6 +139,13 @@ class SwinDetector(Pretrained):
         normed = (norm(x).permute(0, 3, 1, 2) for norm, x in zip((*self.norms, self.encoder.norm), stages, strict=True))
         named = OrderedDict((str(number), each) for number, each in enumerate(normed))
         return OrderedDict((name, each.float()) for name, each in self.fpn(named).items())
+
+    def _products_in_half(self) -> AbstractContextManager[Any]:
+        """Autocast for weights in bf16 or fp16, as DeepSpeed holds them: the maps are float32 (see `maps`)."""
+        weight = self.fpn.inner_blocks[0][0].weight
+        if weight.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(weight.device.type, weight.dtype)
 
     def _with_background(self, targets: Sequence[Target] | None, images: int) -> list[Target]:
         if targets is None or len(targets) != images:
@@ -130,6 +159,8 @@ class SwinDetector(Pretrained):
         """What config.json says of this model."""
         check_labels(self.labels, self.num_classes)
         head = {"masks": self.masks, "channels": self.head_channels}
+        if self.smallest_anchor != usual_anchor(self.encoder.config):
+            head["smallest_anchor"] = self.smallest_anchor
         return replace(super().description(), num_classes=self.num_classes, head=head)
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
@@ -145,7 +176,9 @@ class SwinDetector(Pretrained):
     def _arguments(cls, description: Description) -> dict[str, Any]:
         arguments: dict[str, Any] = {"num_classes": description.num_classes}
         if description.kind == cls.kind:
-            arguments |= {"masks": description.head["masks"], "head_channels": description.head["channels"]}
+            head = description.head
+            arguments |= {"masks": head["masks"], "head_channels": head["channels"]}
+            arguments["smallest_anchor"] = head.get("smallest_anchor")
         return arguments
 
     @classmethod
@@ -154,25 +187,30 @@ class SwinDetector(Pretrained):
     ) -> Self:
         if description.kind != cls.kind and "num_classes" not in options:
             raise UserError(f"{where} has no heads of a detector: {cls._way_out}")
-        return super()._assemble(description, tensors, where, new_decoder=new_decoder, **options)
+        built = super()._assemble(description, tensors, where, new_decoder=new_decoder, **options)
+        learned = description.head.get("smallest_anchor", usual_anchor(description.config))
+        if description.kind == cls.kind and built.smallest_anchor != learned:
+            told = f"{where} proposes objects by anchors of {learned} pixels and more, now of {built.smallest_anchor}"
+            _LOG.warning("%s: that has to learn", told)
+        return built
 
 
-def total_loss(losses: dict[str, Tensor]) -> Tensor:
-    """The sum of a detector's losses, in fp32: each is weighed 1, as in torchvision and in the published recipes."""
-    return torch.stack([loss.float() for loss in losses.values()]).sum()
+def usual_anchor(config: SwinConfig) -> int:
+    """Side of the smallest anchor where nobody asked for another, in pixels."""
+    return ANCHOR * config.patch_size
 
 
-def _rcnn(config: SwinConfig, num_classes: int, channels: int, *, masks: bool) -> FasterRCNN:
-    """torchvision's detector for the maps of a network; of it only the two stages are used."""
-    strides = [config.patch_size * 2**stage for stage in range(config.num_stages + 1)]  # the last is of "pool"
-    anchors = AnchorGenerator(tuple((ANCHOR * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides))
+def _rcnn(config: SwinConfig, num_classes: int, channels: int, sides: Sequence[int], *, masks: bool) -> FasterRCNN:
+    """torchvision's detector for the maps of a network, with anchors of these sides; only its two stages are used."""
+    strides = [config.patch_size * 2**stage for stage in range(config.num_stages)]
+    anchors = AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides))
     parts: dict[str, Any] = {
-        "box_roi_pool": _pool(strides[:-1], 7),
+        "box_roi_pool": _pool(strides, 7),
         "box_head": TwoMLPHead(channels * 7**2, 4 * channels),
         "box_predictor": FastRCNNPredictor(4 * channels, num_classes + 1),
     }
     if masks:
-        parts["mask_roi_pool"] = _pool(strides[:-1], 14)
+        parts["mask_roi_pool"] = _pool(strides, 14)
         parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
         parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes + 1)
     backbone = nn.Module()

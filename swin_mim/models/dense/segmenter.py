@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_mim.errors import UserError
+from swin_mim.models.blocks.window_attention import Backend
 from swin_mim.models.dense.convolutions import Norm, check_head, resize
 from swin_mim.models.dense.fpn import FPNHead
 from swin_mim.models.dense.upernet import AUXILIARY_STAGE, FCNHead, UperNetHead
 from swin_mim.models.saving import Pretrained, check_labels
 from swin_mim.models.swin import Swin, SwinConfig
-from swin_mim.models.window_attention import Backend
 from swin_mim.weights.config_json import Description
 from swin_mim.weights.dense_heads import DENSE_PARTS
 

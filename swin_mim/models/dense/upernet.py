@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from swin_mim.kernels.graph_windows import is_exporting
 from swin_mim.models.dense.convolutions import ConvNorm, Norm, initialise_head, resize
 
 POOLS = (1, 2, 3, 6)
@@ -12,6 +13,29 @@ POOLS = (1, 2, 3, 6)
 AUXILIARY_STAGE = 2
 """Stage that the auxiliary head reads, of three and more; of two the last."""
 AUXILIARY_CHANNELS = 256
+
+
+class Pool(nn.AdaptiveAvgPool2d):
+    """Means over side x side parts of a map, which share rows and columns where the parts do not fit."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__(side)
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D, side, side)."""
+        if not is_exporting():
+            return super().forward(x)
+        down, right = (self._shares(length, x) for length in x.shape[2:])  # ONNX has no such pooling of any size
+        return down @ x @ right.T
+
+    def _shares(self, length: int, like: Tensor) -> Tensor:
+        """(side, length): how much of each row or column is in the mean of each part."""
+        part = torch.arange(self.side, device=like.device)[:, None]
+        place = torch.arange(length, device=like.device)
+        start, end = part * length // self.side, ((part + 1) * length + self.side - 1) // self.side
+        inside = ((place >= start) & (place < end)).to(like.dtype)
+        return inside / inside.sum(1, keepdim=True)
 
 
 class UperNetHead(nn.Module):
@@ -31,9 +55,7 @@ class UperNetHead(nn.Module):
         super().__init__()
         last = stages[-1]
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(side), ConvNorm(last, channels, 1, norm)) for side in POOLS
-        )
+        self.psp_modules = nn.ModuleList(nn.Sequential(Pool(side), ConvNorm(last, channels, 1, norm)) for side in POOLS)
         self.bottleneck = ConvNorm(last + len(POOLS) * channels, channels, 3, norm)
         self.lateral_convs = nn.ModuleList(ConvNorm(dim, channels, 1, norm) for dim in stages[:-1])
         self.fpn_convs = nn.ModuleList(ConvNorm(channels, channels, 3, norm) for _ in stages[:-1])

@@ -68,15 +68,16 @@ class MaskedCells(nn.Module):
     def forward(
         self, decoder: nn.Module, features: Tensor, target: Tensor, mask: Tensor, cells: int, valid: Tensor | None
     ) -> MimOutput:
-        """features of the stage (B, h, w, D), target (B, C, H, W), the others as in `SimMIM.forward`; `decoder` as
-        `PixelDecoder`."""
+        """features of the stage (B, h, w, D), or of the `chosen` cells alone (B, cells, D), target (B, C, H, W), the
+        others as in `SimMIM.forward`; `decoder` as `PixelDecoder`."""
         stride, patch = self.stride, self.patch
-        masks = _by_cell(mask[:, None], stride // patch)[..., 0, :, :]  # (B G, s/p, s/p), G cells of an image
-        masked = masks.flatten(1).any(1).view(len(mask), features.shape[1] * features.shape[2])  # (B, G)
-        cells = min(cells, masked.shape[1])
-        chosen = masked.byte().argsort(dim=1, descending=True, stable=True)[:, :cells]
-        chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * masked.shape[1]).flatten()
-        pixels = decoder(features, chosen)  # (B cells, C, s, s)
+        masks = self._masks(mask)  # (B G, s/p, s/p), G cells of an image
+        chosen = self.chosen(mask, cells)
+        cells = chosen.shape[1]
+        chosen = (chosen + torch.arange(len(mask), device=mask.device)[:, None] * self._count(mask)).flatten()
+        if features.ndim == 4:
+            features = features.flatten(0, 2).index_select(0, chosen)
+        pixels = decoder(features.flatten(0, -2))  # (B cells, C, s, s)
         error = (_by_cell(target, stride)[chosen].float() - pixels.float()).abs().mean(dim=1, keepdim=True)
         masks, total = masks[chosen], mask.sum()
         if valid is None:
@@ -89,6 +90,20 @@ class MaskedCells(nn.Module):
             torch.where(masks.sum() == total, loss, torch.nan), pixels.view(len(mask), cells, *pixels.shape[1:])
         )
 
+    def chosen(self, mask: Tensor, cells: int) -> Tensor:
+        """int64 (B, cells or all that there are): in each image those with anything masked first."""
+        masked = self._masks(mask).flatten(1).any(1).view(len(mask), self._count(mask))
+        return masked.byte().argsort(dim=1, descending=True, stable=True)[:, :cells]
+
+    def _count(self, mask: Tensor) -> int:
+        """G, the cells of an image."""
+        side = self.stride // self.patch
+        return -(-mask.shape[1] // side) * -(-mask.shape[2] // side)
+
+    def _masks(self, mask: Tensor) -> Tensor:
+        """(B, h, w) -> (B G, s/p, s/p)."""
+        return _by_cell(mask[:, None], self.stride // self.patch)[..., 0, :, :]
+
 
 class PixelDecoder(nn.Sequential):
     """1x1 convolution to all the pixels of a cell, then PixelShuffle. Names as in the official checkpoints."""
@@ -100,10 +115,10 @@ class PixelDecoder(nn.Sequential):
         )
         self.stride = config.stride
 
-    def forward(self, features: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages; or of all cells the `chosen` (n,) -> (n, C, s, s)."""
-        if chosen is not None:
-            return self._cells(features.flatten(0, 2).index_select(0, chosen))
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h/8, w/8, 8D) -> (B, C, H, W) with four stages; or of some cells alone (n, 8D) -> (n, C, s, s)."""
+        if features.ndim == 2:
+            return self._cells(features)
         return self._cells(features).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def _cells(self, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from swin_mim.architecture import SwinConfig
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
-from swin_mim.models.linear import Linear
+from swin_mim.models.blocks.linear import Linear
 from swin_mim.weights.heads import BINS, Target, head_outputs, hog_cell
 
 
@@ -29,10 +29,10 @@ class StageHead(nn.Module):
         self.proj = Linear(dim, planes * side**2)
         self.side = side
 
-    def forward(self, features: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """(B, h, w, D) -> (B, planes, h side, w side); or of all cells the `chosen` (n,) -> (n, planes, side, side)."""
-        if chosen is not None:
-            return self._squares(features.flatten(0, 2).index_select(0, chosen))
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, planes, h side, w side); or of some cells alone (n, D) -> (n, planes, side, side)."""
+        if features.ndim == 2:
+            return self._squares(features)
         return self._squares(features).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def _squares(self, features: Tensor) -> Tensor:

@@ -29,15 +29,21 @@ class Teacher(nn.Module):
         theirs: how images become its input.
         ours: how they became the input of the model that is taught.
         places: of its channels among ours.
+        digest: SHA-256 in hex of its weights; None computes it.
     """
 
     def __init__(
-        self, network: Any, width: int, theirs: Preprocessing, ours: Preprocessing, places: Sequence[int]
+        self,
+        network: Any,
+        width: int,
+        theirs: Preprocessing,
+        ours: Preprocessing,
+        places: Sequence[int],
+        digest: str | None = None,
     ) -> None:
         super().__init__()
         self.network, self.width = network, width
-        self.digest = digest(network)
-        """SHA-256 in hex of its weights."""
+        self.digest = digest_of(network) if digest is None else digest
         scale, shift = _renormalized(theirs, ours, places)
         self.places = nn.Buffer(torch.tensor(places))
         self.scale, self.shift = nn.Buffer(scale.view(-1, 1, 1)), nn.Buffer(shift.view(-1, 1, 1))
@@ -82,24 +88,29 @@ def open_teacher(source: str, ours: Preprocessing, channels: Sequence[str] | Non
         swin = Swin.from_pretrained(source, pickles=True)
         theirs, width = swin.preprocessing, swin.config.stage_dim(taught_stage(swin.config))
         return Teacher(swin, width, theirs, ours, _places(source, theirs, ours, channels))
-    network = _from_timm(source.removeprefix(TIMM))
+    network = timm_features(source.removeprefix(TIMM))
     cfg = network.pretrained_cfg
     theirs = Preprocessing(tuple(cfg["mean"]), tuple(cfg["std"]), RGB if len(cfg["mean"]) == 3 else None)
     (width,) = network.feature_info.channels()
     return Teacher(network, width, theirs, ours, _places(source, theirs, ours, channels))
 
 
-def digest(network: nn.Module) -> str:
+def digest_of(network: nn.Module) -> str:
     """SHA-256 in hex of the names and values of a network's weights."""
     state = network.state_dict()
     return sha256(part for name, value in state.items() for part in (name.encode(), value.cpu().numpy().tobytes()))
 
 
-def _from_timm(name: str) -> Any:
+def timm_features(name: str, *, pretrained: bool = True) -> Any:
+    """What timm's `create_model` gives for features of the stage before the last.
+
+    Raises:
+        UserError: it does not know the name, has no features of it, or no weights.
+    """
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True, features_only=True, out_indices=(-2,))
+        return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-2,))
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
         # what it is that timm, torch and the Hub's client do not like, they say in errors of all kinds
         reason = " ".join(str(error).split())[:300]

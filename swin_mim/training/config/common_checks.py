@@ -8,9 +8,12 @@ from typing import Any
 from swin_mim.architecture import as_pair, nearest_multiple
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
+from swin_mim.training.config.dense.detect import BoxedDataConfig
 from swin_mim.training.config.dense.recipes import RecipeConfig
+from swin_mim.training.config.dense.segment import MaskedDataConfig
 from swin_mim.training.config.durations import to_steps
 from swin_mim.training.config.fields import leaves
+from swin_mim.training.config.finetune import LabelledDataConfig
 from swin_mim.training.config.pretrain import (
     HubConfig,
     ImagesConfig,
@@ -34,6 +37,11 @@ def validate(config: Any, constraints: Iterable[tuple[str, bool, str]]) -> None:
     for key, legal, rule in constraints:
         if not legal:
             raise UserError(f"{key} {values[key]!r} {rule}")
+
+
+def has_images_to_evaluate(data: LabelledDataConfig | MaskedDataConfig | BoxedDataConfig) -> bool:
+    """Whether what is evaluated is another data set than data.source, of which a part is held out otherwise."""
+    return data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
 
 
 def hub_constraints(hub: HubConfig) -> Constraints:
@@ -118,6 +126,7 @@ def check_durations(optim: OptimConfig, train: TrainConfig, save: SaveConfig, pe
     never = {"optim.warmup": optim.warmup, "train.stop_after": train.stop_after, **periods}
     once = {"train.duration": train.duration, "save.every": save.every}
     points = {f"optim.milestones[{i}]": duration for i, duration in enumerate(optim.milestones)}
+    points |= {f"train.extended[{i}]": duration for i, duration in enumerate(train.extended)}
     for key, duration in (never | once | points).items():
         try:
             steps = to_steps(duration, dataset_size=1, global_batch=1)

@@ -143,6 +143,8 @@ class FinetuneLogConfig:
     """Trackers of accelerate, besides metrics.jsonl: tensorboard, wandb, mlflow, ..."""
     evaluate_every: str = "1 epoch"
     """Interval between two evaluations."""
+    report: bool = True
+    """Write report.html of the run's folder at every evaluation and at the end: a page of all that the run shows."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from itertools import chain
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from swin_mim.architecture import NAMED, SwinConfig
@@ -115,7 +115,7 @@ def _data_constraints(data: LabelledDataConfig) -> common_checks.Constraints:
     rule = "names files of a folder, and data.source is blue_marble: leave it out"
     yield "data.labels", data.labels is None or data.source != "blue_marble", rule
     yield "data.label_column", data.label_column != (), "names no column: leave it out"
-    separate = data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
+    separate = common_checks.has_images_to_evaluate(data)
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 for a tenth"
     rule = "is kept out of data.source, but other images to evaluate on are named, or are blue_marble's own: use 0"
     yield "data.heldout", not (data.heldout and separate), rule
@@ -177,11 +177,19 @@ def _result_constraints(config: FinetuneConfig) -> common_checks.Constraints:
     yield "train.ema", 0 <= config.train.ema < 1, "must be at least 0 and less than 1: use 0 for none"
     table = config.predictions is None or PurePath(config.predictions).suffix in TABLES
     yield "predictions", table, f"must end in {' or '.join(TABLES)}"
+    rule = "is a table of images or labels, which the predictions would replace: name another one"
+    yield "predictions", config.predictions is None or not _holds_data(Path(config.predictions), config.data), rule
     several = config.save.best_by in ("auto", "loss", "mean_average_precision" if config.data.multi_label else "")
     single = config.save.best_by != "mean_average_precision"
     kind = "several labels" if config.data.multi_label else "one label"
     rule = f"is not measured where images have {kind}: use auto"
     yield "save.best_by", several if config.data.multi_label else single, rule
+
+
+def _holds_data(predictions: Path, data: LabelledDataConfig) -> bool:
+    file = predictions.expanduser().resolve()
+    named = {Path(each).expanduser().resolve() for each in (data.source, data.labels, data.validation) if each}
+    return file in named or (file.exists() and file.parent in named)
 
 
 def mixes(augment: AugmentConfig) -> bool:

@@ -48,6 +48,8 @@ class ImagesConfig:
     pixel, in every worker."""
     color_profile: Literal["convert", "ignore"] = "convert"
     """Treatment of RGB images with an ICC profile: converted to sRGB, or read as if they were sRGB."""
+    exclude: str | None = None
+    """Text file of names of images to leave out of data.source, one a line, as swin-mim embed writes them."""
     workers: int | Literal["auto"] = "auto"
     """Processes that decode images, per training process; 0 decodes in the training process. auto is this process's
     share of the cores less one: up to 32 beside a GPU, up to 4 on a CPU, fewer where /dev/shm does not hold their
@@ -177,7 +179,9 @@ class TrainConfig:
     """Length, batch and precision. Durations are "100 epochs", "500 steps" or "2e6 images"."""
 
     duration: str = "100 epochs"
-    """Length of the whole run."""
+    """Length of the whole run. A longer one extends a run that has ended, with a warm restart of the schedule."""
+    extended: tuple[str, ...] = ()
+    """Lengths that the run had before it was extended, each of which ended it; the run fills them in by itself."""
     global_batch: int = 2048
     """Images per step, over all processes and accumulation."""
     micro_batch: int = 128
@@ -218,6 +222,8 @@ class LogConfig:
     picture_channels: tuple[str, ...] | None = None
     """Channels to show as red, green and blue, or one as grey, by name or number; None takes the visible ones if their
     names say so, else the first."""
+    report: bool = True
+    """Write report.html of the run's folder at every evaluation and at the end: a page of all that the run shows."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,9 @@ class ProbeConfig:
 
     every: str = "0 steps"
     """Interval between two probes; 0 means never."""
+    first: str = "0 steps"
+    """First of the early probes, at this step, at twice as many, four times and so on, besides those of probe.every;
+    0 means none."""
     source: str | None = None
     """Folder with one folder per class, or data set; None takes data.source. Channels and missing pixels of images
     other than RGB are as in data."""
@@ -282,6 +291,7 @@ MUTABLE = frozenset(
         "data.split",
         "data.column",
         "data.stack",
+        "data.exclude",
         "data.workers",
         "data.max_broken",
         "data.cache",
@@ -299,10 +309,12 @@ MUTABLE = frozenset(
         "log.pictures_every",
         "log.pictures",
         "log.picture_channels",
+        "log.report",
         "save.every",
         "save.keep",
         "save.keep_every",
         "probe.every",
+        "probe.first",
         "probe.source",
         "probe.stack",
         "probe.split",

@@ -107,9 +107,10 @@ def check(config: PretrainConfig) -> None:
         "log.evaluate_every": log.evaluate_every,
         "log.pictures_every": log.pictures_every,
         "probe.every": config.probe.every,
+        "probe.first": config.probe.first,
     }
     common_checks.check_durations(config.optim, config.train, config.save, periods)
-    if to_steps(config.probe.every, dataset_size=1, global_batch=1):
+    if any(to_steps(length, dataset_size=1, global_batch=1) for length in (config.probe.every, config.probe.first)):
         _check_probes(config)
     _check_geometry(config.model, config.mask)
     _check_targets(config.model, config.mask)
@@ -117,7 +118,7 @@ def check(config: PretrainConfig) -> None:
 
 
 def _check_probes(config: PretrainConfig) -> None:
-    every, data = config.probe.every, config.data
+    data = config.data
     for key in ("source", "validation"):
         if getattr(config.probe, key) == "blue_marble" and reads_rasters(data, config.model):
             raise UserError(
@@ -128,9 +129,17 @@ def _check_probes(config: PretrainConfig) -> None:
         raise UserError(
             f"probe.stack {config.probe.stack!r} is for a probe.source of files that are one channel each: leave it out"
         )
-    if data.streaming and not config.probe.source:
+    if data.exclude is not None and not config.probe.source and config.probe.split != data.split:
         raise UserError(
-            f"probe.every {every!r} would read all of data.source for its labels, which data.streaming is to avoid: "
+            f"data.exclude {data.exclude!r} names images of data.split {data.split!r}, and probe.split is "
+            f"{config.probe.split!r}, in which these names may be of other images: use the same split, or name the "
+            "labelled images with probe.source"
+        )
+    if data.streaming and not config.probe.source:
+        every, first = config.probe.every, config.probe.first
+        key = f"probe.every {every!r}" if to_steps(every, dataset_size=1, global_batch=1) else f"probe.first {first!r}"
+        raise UserError(
+            f"{key} would read all of data.source for its labels, which data.streaming is to avoid: "
             "name labelled images with probe.source"
         )
 

@@ -1,8 +1,7 @@
-"""The detector that settings name: what a run starts from, measures and publishes."""
+"""The detector that a run starts from."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from swin_mim.counts import counted
 from swin_mim.data.dense.boxes import ImagesWithObjects
 from swin_mim.errors import UserError
 from swin_mim.models.dense.detector import SwinDetector
-from swin_mim.models.swin import freeze
-from swin_mim.training.checkpoints.state import TRAINER, published_weights
 from swin_mim.training.config.dense.detect import BoxedDataConfig, DetectConfig, DetectorConfig
 from swin_mim.training.config.finetune_checks import check_architecture, new_encoder, sizes
+from swin_mim.training.starting import make_ready
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,9 +22,14 @@ def finds_shapes(config: DetectConfig, images: ImagesWithObjects) -> bool:
     """Whether a detector of these settings learns shapes of these images.
 
     Raises:
-        UserError: it is to learn them, or to be judged by them, and an object has none.
+        UserError: it is to learn them, to be judged by them, or objects are to be pasted, and an object has none.
     """
     model = config.model
+    if config.augment.copy_paste and not images.have_shapes:
+        raise UserError(
+            f"augment.copy_paste {config.augment.copy_paste:g} pastes objects by their shapes, and not every object "
+            "has one (segmentation): use 0"
+        )
     if config.save.best_by == "mask_AP" and not images.have_shapes:
         raise UserError("save.best_by mask_AP is of shapes, and not every object has one (segmentation): use AP")
     if model.masks is True and not images.have_shapes:
@@ -58,54 +61,30 @@ def build_detector(
         UserError: the weights cannot be read, or are of another architecture than the settings name.
     """
     heads: dict[str, Any] = {"masks": masks}
-    if model.head_channels is not None:
-        heads["head_channels"] = model.head_channels
+    for key in ("head_channels", "smallest_anchor"):
+        if getattr(model, key) is not None:
+            heads[key] = getattr(model, key)
     if checkpoint is not None:
         built = SwinDetector.from_pretrained(checkpoint, drop_path_rate=model.drop_path_rate, **options)
     elif model.pretrained is not None:
         built = _pretrained(model, names, heads, **options)
     else:
-        built = SwinDetector(new_encoder(model), len(names), **heads, **options)
-    known = built.preprocessing
-    if known.scale != 255 or len(known.mean) != 3:
-        raise UserError(f"model.pretrained {model.pretrained} is for images other than RGB, and a detector takes RGB")
-    built.preprocessing = replace(
-        known, mean=data.mean or known.mean, std=data.std or known.std, interpolation=data.interpolation, crop_pct=1.0
-    )
-    built.labels = tuple(names)
-    built.train()
-    freeze(built.encoder, model.freeze)
+        built = SwinDetector(new_encoder(model, data.channels), len(names), **heads, **options)
+    make_ready(built, model, data, names, resumed=checkpoint is not None, interpolation=data.interpolation)
     return built
 
 
-def open_detector(model: DetectorConfig, **options: Any) -> SwinDetector:
-    """A finished detector as it is.
+def check_anchor(model: DetectorConfig, found: SwinDetector) -> None:
+    """Raise a UserError for a finished detector with other anchors than the settings name.
 
     Raises:
-        UserError: there is none, it cannot be read, or it is no detector.
+        UserError: names both.
     """
-    if model.pretrained is None:
-        raise UserError("nothing to evaluate: the run has no checkpoint, and model.pretrained names no detector")
-    path = Path(model.pretrained).expanduser()
-    if (path / TRAINER).is_file() and not sizes(model):
-        return load_published_detector(path, **options)
-    built = SwinDetector.from_pretrained(
-        model.pretrained, **sizes(model), bias_tables=model.bias_tables, pickles=True, **options
-    )
-    check_architecture(model, built.encoder.config)
-    return built
-
-
-def load_published_detector(path: Path, **options: Any) -> SwinDetector:
-    """The detector that a checkpoint would publish: with the average of the weights, if there is one.
-
-    Raises:
-        UserError: it is gone or broken.
-    """
-    weights = published_weights(path)
-    built = SwinDetector.from_pretrained(path, **options)
-    built.load_state_dict(weights)
-    return built
+    if model.smallest_anchor not in (None, found.smallest_anchor):
+        raise UserError(
+            f"model.smallest_anchor is {model.smallest_anchor} and that of the weights {found.smallest_anchor}: leave "
+            "it out, the anchors come with the weights"
+        )
 
 
 def detector_names(model: SwinDetector, names: Sequence[str]) -> Sequence[str]:

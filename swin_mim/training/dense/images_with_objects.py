@@ -3,21 +3,33 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from swin_mim.counts import counted
 from swin_mim.data.dense.box_columns import objects_of_table
 from swin_mim.data.dense.box_transforms import DetectionTransform
-from swin_mim.data.dense.boxes import ImagesWithObjects, no_objects, some_images, split_images, with_classes
+from swin_mim.data.dense.boxes import (
+    ImagesWithObjects,
+    PicturesWithObjects,
+    no_objects,
+    some_images,
+    split_images,
+    with_classes,
+)
 from swin_mim.data.dense.coco import BoxRules, is_coco_file, open_coco
+from swin_mim.data.dense.copy_paste import CopyPaste
 from swin_mim.data.dense.islands import open_islands
-from swin_mim.data.sources.open import open_files, open_source
+from swin_mim.data.sources.exclude import part_without_excluded
+from swin_mim.data.sources.open import as_rasters, kept_of, open_files, open_source
 from swin_mim.data.sources.tables import Table
 from swin_mim.errors import UserError
+from swin_mim.training.config.common_checks import has_images_to_evaluate
 from swin_mim.training.config.dense.detect import BoxedDataConfig, DetectConfig
-from swin_mim.training.images import decode_options
+from swin_mim.training.images import decode_options, named_channels
 from swin_mim.training.labelled_images import HELDOUT_SEED
 from swin_mim.weights.config_json import Preprocessing
 
@@ -38,8 +50,8 @@ def to_train_and_evaluate(data: BoxedDataConfig) -> tuple[ImagesWithObjects, Ima
         UserError: they cannot be opened, there is nothing in them, or the second ones have classes that the first ones
             lack.
     """
-    training = _opened(data, data.source, data.split, data.image_folder)
-    if data.validation is None and data.validation_split is None and data.source != "blue_marble":
+    training = _opened(data, data.source, data.split, data.image_folder, data.exclude)
+    if not has_images_to_evaluate(data):
         training, evaluated = split_images(training, data.heldout, HELDOUT_SEED)
         if not len(evaluated):
             raise UserError(
@@ -63,7 +75,8 @@ def to_evaluate(data: BoxedDataConfig) -> ImagesWithObjects:
         usual = "validation"  # tiles overlap: none of those to train on can be held out
     folder = data.validation_folder if data.validation else data.image_folder
     try:
-        return _opened(data, data.validation or data.source, data.validation_split or usual, folder)
+        split, exclude = data.validation_split or usual, None if has_images_to_evaluate(data) else data.exclude
+        return _opened(data, data.validation or data.source, split, folder, exclude)
     except UserError as error:
         if data.validation is None:
             raise
@@ -77,45 +90,66 @@ def without_objects(data: BoxedDataConfig, names: Sequence[str]) -> ImagesWithOb
     Raises:
         UserError: they cannot be opened.
     """
-    images = open_source(data.validation or data.source, decoding=decode_options(data))
+    exclude = None if has_images_to_evaluate(data) else data.exclude
+    options: dict[str, Any] = {"bands": named_channels(data), "decoding": decode_options(data)}
+    images = open_source(data.validation or data.source, **options, exclude=exclude)
     return ImagesWithObjects(images, tuple(names), tuple(no_objects() for _ in range(len(images))))
 
 
 def detection_transform(
-    config: DetectConfig, preprocessing: Preprocessing, size: tuple[int, int], *, masks: bool
-) -> DetectionTransform:
-    """The augmentation that the settings describe, for images that fit into (H, W)."""
-    red, green, blue = (round(255 * value) for value in preprocessing.mean)
-    return DetectionTransform(
+    config: DetectConfig,
+    preprocessing: Preprocessing,
+    size: tuple[int, int],
+    pictures: PicturesWithObjects,
+    *,
+    masks: bool,
+) -> DetectionTransform | CopyPaste:
+    """The augmentation that the settings describe, for images that fit into (H, W).
+
+    Args:
+        pictures: the images to learn from, whose objects are pasted.
+        masks: give shapes too.
+    """
+    augment = config.augment
+    jitter = DetectionTransform(
         size,
-        scale=config.augment.scale,
-        flips=config.augment.flips,
+        scale=augment.scale,
+        flips=augment.flips,
         masks=masks,
         interpolation=preprocessing.interpolation,
-        fill=(red, green, blue),
+        fill=tuple(round(255 * value) for value in preprocessing.mean) if preprocessing.scale == 255 else (),
     )
+    return CopyPaste(jitter, pictures, augment.copy_paste) if augment.copy_paste else jitter
 
 
-def _opened(data: BoxedDataConfig, spec: str, split: str, folder: str | None) -> ImagesWithObjects:
+def _opened(data: BoxedDataConfig, spec: str, split: str, folder: str | None, exclude: str | None) -> ImagesWithObjects:
     rules, decoding = BoxRules(leave_out=data.bad_boxes == "leave_out"), decode_options(data)
+    bands = named_channels(data)
     if spec == "blue_marble":
-        return open_islands(split)
+        return part_without_excluded(open_islands(split), exclude)
     if is_coco_file(spec):
-        return open_coco(spec, folder, rules=rules, decoding=decoding)
+        found = open_coco(spec, folder, rules=rules, decoding=decoding)
+        found = part_without_excluded(found, exclude)
+        return found if bands is None else replace(found, images=as_rasters(found.images, spec, None, bands))
     if folder is not None:
         raise UserError(
             f"data.image_folder {folder!r} goes with a JSON file of COCO's, and data.source {spec!r} is none"
         )
     path = Path(os.path.expanduser(spec))
-    found = [file for file in sorted(path.glob("*.json")) if file.name not in ("state.json", "dataset_dict.json")]
-    if found and not (path / "state.json").exists():
-        raise NoObjects(f"data.source {spec!r} is a folder: name the JSON file of its objects, such as {found[0]}")
-    opened = open_files(spec, config=data.config, split=split, column=data.column, decoding=decoding)
+    named = [file for file in sorted(path.glob("*.json")) if file.name not in ("state.json", "dataset_dict.json")]
+    if named and not (path / "state.json").exists():
+        raise NoObjects(f"data.source {spec!r} is a folder: name the JSON file of its objects, such as {named[0]}")
+    opened = open_files(spec, config=data.config, split=split, column=data.column, bands=bands, decoding=decoding)
     if not isinstance(opened, Table):
-        raise UserError(
+        raise NoObjects(
             f"data.source {spec!r} is a folder of images, and nothing says what is in them: name a JSON file of COCO's"
         )
-    return objects_of_table(opened, data.objects_column, data.column)
+    found = objects_of_table(opened, data.objects_column, data.column)
+    if bands is None:
+        return part_without_excluded(found, exclude)
+    kept = kept_of(opened, spec, data.column, exclude)
+    found = found if kept is None else found.take(kept)
+    return replace(found, images=as_rasters(opened, spec, data.column, bands, kept))
 
 
 def to_learn_from(training: ImagesWithObjects, data: BoxedDataConfig) -> ImagesWithObjects:

@@ -10,9 +10,12 @@ from swin_mim.data.dense.open_pairs import Classes, open_pairs, open_unlabelled
 from swin_mim.data.dense.pairs import Pairs
 from swin_mim.errors import UserError
 from swin_mim.models.saving import Preprocessing
+from swin_mim.training.config.common_checks import has_images_to_evaluate
 from swin_mim.training.config.dense.segment import MaskedDataConfig, SegmentConfig
 from swin_mim.training.images import decode_options
 from swin_mim.training.labelled_images import HELDOUT_SEED
+
+_OF_MASKS = ("masks", "mask_column", "panoptic_folder", "uncovered")  # what images without masks have no use for
 
 
 def to_train_and_evaluate(data: MaskedDataConfig, counts: Path | None = None) -> tuple[Pairs, Pairs]:
@@ -26,8 +29,9 @@ def to_train_and_evaluate(data: MaskedDataConfig, counts: Path | None = None) ->
     Raises:
         UserError: they cannot be opened, or are too few.
     """
-    training = open_pairs(data.source, _classes(data), counts=counts, **_options(data, data.split))
-    if data.validation is None and data.validation_split is None and data.source != "blue_marble":
+    options = _options(data, data.split)
+    training = open_pairs(data.source, _classes(data), exclude=data.exclude, counts=counts, **options)
+    if not has_images_to_evaluate(data):
         training, evaluated = training.split(data.heldout, HELDOUT_SEED)
         if not len(evaluated):
             raise UserError(
@@ -48,10 +52,13 @@ def to_evaluate(data: MaskedDataConfig, names: tuple[str, ...]) -> Pairs:
         UserError: they cannot be opened.
     """
     spec, split = _evaluated(data)
-    masks = data.validation_masks if data.validation else data.masks
-    classes = Classes(None, None if spec == "blue_marble" else len(names), data.first_class, data.ignore_index)
+    options = _options(data, split)
+    if data.validation:
+        options |= {"masks": data.validation_masks, "panoptic_folder": data.validation_panoptic_folder}
+    known = None if spec == "blue_marble" else names
+    classes = Classes(None, None if known is None else len(names), data.first_class, data.ignore_index, known)
     try:
-        found = open_pairs(spec, classes, **(_options(data, split) | {"masks": masks}))
+        found = open_pairs(spec, classes, exclude=_excluded(data), **options)
     except UserError as error:
         if data.validation is None:
             raise
@@ -68,8 +75,8 @@ def to_predict(data: MaskedDataConfig, names: tuple[str, ...]) -> Pairs:
     """The images of `to_evaluate`, without a look for masks. Raises `UserError`."""
     spec, split = _evaluated(data)
     classes = Classes(None, None, data.first_class, data.ignore_index)
-    options = {key: value for key, value in _options(data, split).items() if key not in ("masks", "mask_column")}
-    return open_unlabelled(spec, names, classes, **options)
+    options = {key: value for key, value in _options(data, split).items() if key not in _OF_MASKS}
+    return open_unlabelled(spec, names, classes, exclude=_excluded(data), **options)
 
 
 def joint_transform(
@@ -89,6 +96,11 @@ def joint_transform(
     )
 
 
+def _excluded(data: MaskedDataConfig) -> str | None:
+    """The list of what is left out of the images to evaluate on."""
+    return None if has_images_to_evaluate(data) else data.exclude
+
+
 def _evaluated(data: MaskedDataConfig) -> tuple[str, str]:
     """(source, split)"""
     spec, usual = data.validation or data.source, "train" if data.validation else data.split
@@ -98,7 +110,9 @@ def _evaluated(data: MaskedDataConfig) -> tuple[str, str]:
 
 
 def _as_validation(text: str) -> str:
-    return text.replace("data.source", "data.validation").replace("data.masks", "data.validation_masks")
+    for name in ("masks", "panoptic_folder"):
+        text = text.replace(f"data.{name}", f"data.validation_{name}")
+    return text.replace("data.source", "data.validation")
 
 
 def _classes(data: MaskedDataConfig) -> Classes:
@@ -112,6 +126,8 @@ def _options(data: MaskedDataConfig, split: str) -> dict[str, Any]:
         "column": data.column,
         "masks": data.masks,
         "mask_column": data.mask_column,
+        "panoptic_folder": data.panoptic_folder,
+        "uncovered": data.uncovered,
         "bands": ChannelSpec(len(data.channels), data.channels, data.nodata, data.mask_channel, data.max_pixels)
         if data.channels
         else None,

@@ -1,8 +1,7 @@
-"""The segmenter that a run starts from, measures and publishes."""
+"""The segmenter that a run starts from."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,9 @@ from swin_mim.counts import counted
 from swin_mim.errors import UserError
 from swin_mim.models.dense.convolutions import initialise_head
 from swin_mim.models.dense.segmenter import SwinSegmenter
-from swin_mim.models.saving import Preprocessing
-from swin_mim.models.swin import freeze
-from swin_mim.training.channels import check_channels, warn_of_other_gaps
-from swin_mim.training.checkpoints.state import TRAINER, published_weights
 from swin_mim.training.config.dense.segment import MaskedDataConfig, SegmenterConfig
 from swin_mim.training.config.finetune_checks import check_architecture, new_encoder, sizes
+from swin_mim.training.starting import make_ready
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,55 +43,7 @@ def build_segmenter(
         built = _pretrained(model, names, **options)
     else:
         built = SwinSegmenter(new_encoder(model, data.channels), len(names), **options)
-        if data.channels is not None:
-            assert data.mean is not None and data.std is not None, "checked with the settings"  # noqa: PT018
-            built.preprocessing = Preprocessing(data.mean, data.std, data.channels, scale=1)
-    preprocessing = built.preprocessing
-    check_channels(preprocessing, data.channels, model.pretrained or "the model")
-    if model.pretrained is not None and checkpoint is None:
-        warn_of_other_gaps(preprocessing, data.nodata, data.mask_channel, model.pretrained)
-    built.preprocessing = replace(
-        preprocessing,
-        mean=data.mean or preprocessing.mean,
-        std=data.std or preprocessing.std,
-        interpolation="bilinear",
-        crop_pct=1.0,
-        nodata=data.nodata,
-        mask_channel=data.mask_channel,
-    )
-    built.labels = tuple(names)
-    built.train()
-    freeze(built.encoder, model.freeze)
-    return built
-
-
-def open_segmenter(model: SegmenterConfig, **options: Any) -> SwinSegmenter:
-    """A finished segmenter as it is, with the head that it has.
-
-    Raises:
-        UserError: there is none, it cannot be read, or it has no head.
-    """
-    if model.pretrained is None:
-        raise UserError("nothing to evaluate: the run has no checkpoint, and model.pretrained names no segmenter")
-    path = Path(model.pretrained).expanduser()
-    if (path / TRAINER).is_file() and not sizes(model):
-        built = load_segmenter(path, **options)
-    else:
-        built = SwinSegmenter.from_pretrained(
-            model.pretrained, **sizes(model), bias_tables=model.bias_tables, pickles=True, **options
-        )
-    check_architecture(model, built.encoder.config)
-    return built
-
-
-def load_segmenter(path: Path, **options: Any) -> SwinSegmenter:
-    """The segmenter that a checkpoint would publish: with the average of the weights, if there is one.
-
-    Raises:
-        UserError: it is gone or broken.
-    """
-    built = SwinSegmenter.from_pretrained(path, **options)
-    built.load_state_dict(published_weights(path))
+    make_ready(built, model, data, names, resumed=checkpoint is not None, interpolation="bilinear")
     return built
 
 

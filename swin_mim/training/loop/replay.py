@@ -16,7 +16,7 @@ from swin_mim.errors import UserError
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.distributed.prepare import PreparedModel
 from swin_mim.training.loop.schedule import TrainingSchedule
-from swin_mim.training.loop.trainer import Loader, Saving, fit, seed_forward
+from swin_mim.training.loop.trainer import Loader, Losses, Saving, fit, seed_forward, summed
 from swin_mim.training.run.run import Run
 
 
@@ -47,7 +47,7 @@ def replaying(step: int, position: int | None) -> Callable[..., bool]:
     def loop(
         run: Run,
         trained: PreparedModel[Any],
-        task: Callable[[Batch], Tensor],
+        task: Callable[[Batch], Losses],
         loader: Loader,
         schedule: TrainingSchedule,
         checkpoints: Saving,
@@ -92,7 +92,7 @@ def _look(
     model: Any,
     schedule: TrainingSchedule,
     batches: Iterator[Batch],
-    task: Callable[[Batch], Tensor],
+    task: Callable[[Batch], Losses],
 ) -> Iterator[str]:
     """Forward and backward of the next step, without an update -> what was seen."""
     bare = accelerator.unwrap_model(model)
@@ -100,9 +100,10 @@ def _look(
         batch = next(batches)
         with accelerator.accumulate(model), _watched(bare) as first:
             seed_forward(schedule.seed, batch.start)
-            loss = task(batch)
+            loss, single = summed(task(batch))
             accelerator.backward(loss)
-        yield f"images {batch.start} to {batch.start + len(batch.images) - 1} of the run: loss {loss.item():.6g}"
+        named = "".join(f", {name} {value.item():.6g}" for name, value in single.items())
+        yield f"images {batch.start} to {batch.start + len(batch.images) - 1} of the run: loss {loss.item():.6g}{named}"
         yield from (f"  {finding}" for finding in first)
     gradients = [(name, p.grad) for name, p in bare.named_parameters() if p.grad is not None]
     wrong = [name for name, gradient in gradients if not gradient.isfinite().all()]
@@ -133,6 +134,10 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
         return lambda module, inputs, outputs: note("gradient", name, outputs, inputs)
 
     hooks = []
+    # what a backward hook sees must not be overwritten by the module itself; the numbers stay the same
+    overwriting = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    for module in overwriting:
+        module.inplace = False  # type: ignore[assignment]
     for name, module in model.named_modules():
         hooks.append(module.register_forward_hook(forward(name or "the loss")))
         hooks.append(module.register_full_backward_hook(backward(name or "the loss")))
@@ -140,10 +145,14 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
         with warnings.catch_warnings():
             # of modules that take no gradient to their input, which is the images
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+            # of modules whose output is a dict: those inside them are watched
+            warnings.filterwarnings("ignore", message="For backward hooks to be called", category=UserWarning)
             yield findings
     finally:
         for hook in hooks:
             hook.remove()
+        for module in overwriting:
+            module.inplace = True  # type: ignore[assignment]
 
 
 def _not_finite(values: Any) -> str:

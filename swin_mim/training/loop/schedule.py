@@ -1,10 +1,14 @@
 """A run in steps: its length, what happens how often, and the learning rate of each step."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
+from swin_mim.counts import counted
+from swin_mim.errors import UserError
 from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.config.durations import LearningRateSchedule, checked_warmup, to_steps
 
@@ -27,6 +31,8 @@ class TrainingSchedule:
     max_broken: float
     learning_rate: Callable[[int, float], float]
     """(step, "lr_scale" of a parameter group) -> absolute learning rate of that update, which counts from 0."""
+    restarts: tuple[int, ...] = ()
+    """Steps after which the run had ended before it was extended."""
 
     @classmethod
     def from_config(cls, config: RecipeConfig, *, images: int, accumulation: int) -> "TrainingSchedule":
@@ -37,9 +43,10 @@ class TrainingSchedule:
             accumulation: micro batches of each process in one step.
 
         Raises:
-            UserError: the warm-up does not end before the run.
+            UserError: the warm-up does not end before the run, or an extended run is not longer than before.
         """
         steps = partial(to_steps, dataset_size=images, global_batch=config.train.global_batch)
+        learning_rate = lr_schedule(config, steps)
         return cls(
             total_steps=steps(config.train.duration),
             stop_after=steps(config.train.stop_after),
@@ -51,15 +58,31 @@ class TrainingSchedule:
             seed=config.run.seed,
             dataset_size=images,
             max_broken=config.data.max_broken,
-            learning_rate=lr_schedule(config, steps),
+            learning_rate=learning_rate,
+            restarts=learning_rate.starts[1:] if isinstance(learning_rate, WarmRestarts) else (),
         )
 
     def ends_early_at(self, step: int) -> bool:
         return 0 < self.stop_after == step
 
+    def end(self, step: int) -> int:
+        """The last step of the part of the run that `step` is in: that of the run, or of what it was before."""
+        return next((end for end in self.restarts if end >= step), self.total_steps)
+
     def steps(self, duration: str) -> int:
         """A duration of the settings -> steps."""
         return to_steps(duration, dataset_size=self.dataset_size, global_batch=self.global_batch)
+
+    def extension_text(self) -> str:
+        """What the last extension of the run does: from which step, up to which rate, until which step."""
+        rates, begin = self.learning_rate, self.restarts[-1]
+        assert isinstance(rates, WarmRestarts)
+        last = rates.parts[-1]
+        return (
+            f"extended: the run had ended after {counted(begin, 'step')}; from a learning rate of "
+            f"{rates(begin - 1):.2e} it warms up to {last.base:.2e} until step {begin + last.warmup_steps}, then the "
+            f"{last.schedule} schedule runs once more, until step {self.total_steps}"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,13 +123,63 @@ class LearningRate:
         return base
 
 
-def lr_schedule(config: RecipeConfig, steps: Callable[[str], int]) -> LearningRate:
+@dataclass(frozen=True)
+class WarmRestarts:
+    """The learning rate of a run that was extended after it had ended (warm restarts, arXiv 1608.03983).
+
+    Each extension warms up from the rate of the step before it, in every parameter group from its own.
+
+    Args:
+        starts: the first step of each part, from 0 on.
+        parts: the rate within each, whose steps count from 0; of all but the first the warm-up's start is not heeded.
+    """
+
+    starts: tuple[int, ...]
+    parts: tuple[LearningRate, ...]
+
+    def __call__(self, step: int, scale: float = 1.0) -> float:
+        """As that of a `LearningRate`."""
+        place = bisect_right(self.starts, step) - 1
+        start, part = self.starts[place], self.parts[place]
+        if place and step - start < part.warmup_steps:
+            part = replace(part, warmup_start=self(start - 1, scale))
+        return part(step - start, scale)
+
+
+def lr_schedule(config: RecipeConfig, steps: Callable[[str], int]) -> LearningRate | WarmRestarts:
     """The learning rate that the settings describe; `steps` translates a duration.
 
+    An extension has the schedule of the run once more, over the steps that are added: milestones at the same fractions
+    of it, and a warm-up as long as the run's, but at most a tenth of the extension.
+
     Raises:
-        UserError: the warm-up does not end before the run.
+        UserError: the warm-up does not end before the run, or an extended run is not longer than before.
     """
-    optim, batch, total_steps = config.optim, config.train.global_batch, steps(config.train.duration)
+    lengths = (*config.train.extended, config.train.duration)
+    ends = tuple(map(steps, lengths))
+    for (before, end), (old, new) in zip(pairwise(ends), pairwise(lengths), strict=True):
+        if end <= before:
+            raise UserError(
+                f"train.duration {new!r} is {counted(end, 'step')}, and the run already had {before} ({old!r}): give a "
+                "longer one to extend it, or start another run with --run.name"
+            )
+    first = _lr_schedule(config, steps, ends[0])
+    if len(ends) == 1:
+        return first
+    added = (end - before for before, end in pairwise(ends))
+    return WarmRestarts((0, *ends[:-1]), (first, *(_over(first, length) for length in added)))
+
+
+def _over(first: LearningRate, length: int) -> LearningRate:
+    """The schedule of a run, over an extension of so many steps."""
+    milestones = [round(milestone * length / first.total_steps) for milestone in first.milestones]
+    warmup = min(first.warmup_steps, math.ceil(length / 10))
+    return replace(first, total_steps=length, warmup_steps=warmup, milestones=milestones)
+
+
+def _lr_schedule(config: RecipeConfig, steps: Callable[[str], int], total_steps: int) -> LearningRate:
+    """The learning rate of a run that was never extended."""
+    optim, batch = config.optim, config.train.global_batch
     return LearningRate(
         total_steps=total_steps,
         warmup_steps=checked_warmup(optim.warmup, steps(optim.warmup), total_steps),
@@ -128,3 +201,12 @@ def scaled(rate: float, global_batch: int) -> float:
 def due(step: int, every: int, total_steps: int) -> bool:
     """Whether something periodic happens after `step` steps: every `every` and after the last; 0 = never."""
     return every > 0 and step > 0 and (step % every == 0 or step == total_steps)
+
+
+def due_early(step: int, first: int, total_steps: int) -> bool:
+    """Whether something that comes less and less often happens after `step` steps: after `first`, twice as many, four
+    times and so on, and after the last; 0 = never."""
+    if first <= 0 or step <= 0:
+        return False
+    times, rest = divmod(step, first)
+    return step == total_steps or (rest == 0 and times & (times - 1) == 0)

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from swin_mim.training.distributed.replicas import check_replicas
 from swin_mim.training.distributed.sharding import full_tensor_of
 from swin_mim.training.loop.data_wait import DataWait
 from swin_mim.training.loop.loss_spikes import LossSpikes
-from swin_mim.training.loop.schedule import TrainingSchedule, due
+from swin_mim.training.loop.schedule import TrainingSchedule, due, due_early
 from swin_mim.training.run.run import Run
 from swin_mim.training.run.skipped_steps import SkippedPart, SkippedStep
 from swin_mim.training.run.tracking import Interval, duration_text, peak_memory_gb
@@ -32,6 +32,9 @@ BROKEN_GRACE = 1000
 SKIPS_IN_A_ROW = 3
 """Non-finite steps in a row after which a run goes back; a loss scaler finds its scale by many more."""
 SKIPS_IN_A_ROW_SCALED = 50
+
+Losses = Tensor | Mapping[str, Tensor]
+"""Of a micro batch: its mean loss, a scalar, or several by name, of which the sum is trained and each one is logged."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Evaluation(NamedTuple):
     """The step -> metrics. One that finds the best step so far says so in the run's state, and it is saved."""
     describe: Callable[[dict[str, float]], str] | None = None
     """The metrics as a line of the log; None: nothing is said."""
+    first: int = 0
+    """Steps after which it is measured too, and at twice as many, four times and so on; 0: never."""
 
 
 class Saving(Protocol):
@@ -82,7 +87,7 @@ class Loader(Protocol):
 def fit(
     run: Run,
     trained: PreparedModel[Any],
-    task: Callable[[Batch], Tensor],
+    task: Callable[[Batch], Losses],
     loader: Loader,
     schedule: TrainingSchedule,
     checkpoints: Saving,
@@ -91,12 +96,13 @@ def fit(
 ) -> bool:
     """Train from where the checkpoints stand to the end of the schedule, or until a stop is asked for.
 
-    A step whose loss or gradient is not finite changes nothing but the counters. After a few of them in a row the run
-    goes back to its newest checkpoint and on with the images behind those that led there.
+    A step whose loss or gradient is not finite changes nothing but the counters; the average of the weights moves
+    towards these as they are. After a few of them in a row the run goes back to its newest checkpoint and on with the
+    images behind those that led there.
 
     Args:
         run: asks for a stop, and is told what happens.
-        task: a micro batch -> its mean loss, a scalar, by a forward of `trained.model`.
+        task: a micro batch -> its losses, by a forward of `trained.model`.
         publisher: told of every checkpoint.
 
     Returns:
@@ -122,7 +128,7 @@ def fit(
             done = state.step
             continue
         run.log.advance()
-        if due(state.step, schedule.log_every, schedule.total_steps):
+        if due(state.step, schedule.log_every, schedule.end(state.step)):
             trainer.log_interval()
         elif state.step == begin + 1 and not run.log.shows_progress:
             trainer.log_first_step()
@@ -135,7 +141,7 @@ class Trainer:
         self,
         run: Run,
         trained: PreparedModel[Any],
-        task: Callable[[Batch], Tensor],
+        task: Callable[[Batch], Losses],
         loader: Loader,
         schedule: TrainingSchedule,
         checkpoints: Saving,
@@ -160,24 +166,28 @@ class Trainer:
         for group in self.trained.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.state.step, group.get("lr_scale", 1.0))
         broken = 0
-        losses, parts = [], []
+        losses, singles, parts = [], [], []
         for _ in range(self.schedule.accumulation):
             batch = self._next_batch()
             broken += len(batch.broken)
             with self.accelerator.accumulate(self.trained.model):
                 seed_forward(self.schedule.seed, batch.start)
-                loss = self._task(batch)
+                loss, single = summed(self._task(batch))
                 self.accelerator.backward(self._to_differentiate(loss))
             losses.append(loss.detach().float())
+            singles.append(single)
             parts.append((batch.start, batch.indices))
         mean = torch.stack(losses).mean() / self.accelerator.num_processes
         flags = [float(self.run.stop.received), float(broken), float(bool(self.checkpoints.failure_reason()))]
         flags.append(float(self.run.stream.failure is not None))
-        shared = self.accelerator.reduce(torch.stack([mean, *(torch.full_like(mean, flag) for flag in flags)]), "sum")
+        flagged = [torch.full_like(mean, flag) for flag in flags]
+        means = _means(singles, self.accelerator.num_processes)
+        reduced = self.accelerator.reduce(torch.stack([mean, *flagged, *means.values()]), "sum")
+        shared, named = reduced[: 1 + len(flags)], dict(zip(means, reduced[1 + len(flags) :], strict=True))
         norm, finite = self._update(shared[0])
         if self.trained.average is not None:
             self.trained.average.update(self.state.step)
-        self.interval.add(shared[0], norm)
+        self.interval.add(shared[0], norm, named)
         self._last = _Report(torch.cat([shared, torch.stack([finite, norm, *losses])]), parts)
         self._reports.append(self._last)
         self.state.step += 1
@@ -240,7 +250,8 @@ class Trainer:
     def evaluate(self, evaluations: Sequence[Evaluation]) -> None:
         """What is due at this step, into the metrics."""
         for evaluation in evaluations:
-            if due(self.state.step, evaluation.every, self.schedule.total_steps):
+            step, end = self.state.step, self.schedule.end(self.state.step)
+            if due(step, evaluation.every, end) or due_early(step, evaluation.first, end):
                 self.read_reports()
                 metrics = evaluation.measure(self.state.step)
                 if evaluation.describe is not None:
@@ -254,10 +265,10 @@ class Trainer:
         state, schedule = self.state, self.schedule
         if state.best is not None and state.best.step == state.step:
             return True
-        if not due(state.step, schedule.save_every, schedule.total_steps):
+        if not due(state.step, schedule.save_every, end := schedule.end(state.step)):
             return False
         self.read_reports()
-        return not state.skipped_in_a_row or state.step >= schedule.total_steps
+        return not state.skipped_in_a_row or state.step == end
 
     def save(self, publisher: Publishing | None) -> None:
         """Write a checkpoint of the state, with the sums of the running interval, and tell the publisher."""
@@ -347,6 +358,19 @@ class Trainer:
             self.trained.optimizer.step()
         self.trained.optimizer.zero_grad()
         return norm, finite.float()
+
+
+def summed(losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a task gave -> the loss to train, and the single ones for the log, float32 without their graph."""
+    if isinstance(losses, Tensor):
+        return losses, {}
+    single = {name: loss.float() for name, loss in losses.items()}
+    return torch.stack([*single.values()]).sum(), {name: loss.detach() for name, loss in single.items()}
+
+
+def _means(singles: Sequence[Mapping[str, Tensor]], processes: int) -> dict[str, Tensor]:
+    """This process's share of the mean of each loss over the micro batches of all."""
+    return {name: torch.stack([each[name] for each in singles]).mean() / processes for name in singles[0]}
 
 
 def heeds_found_inf(device: torch.device) -> bool:

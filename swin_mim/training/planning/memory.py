@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.models.cost import (
@@ -18,6 +18,9 @@ from swin_mim.models.cost import (
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import reads_rasters, swin_config
 from swin_mim.weights.heads import head_outputs
+
+if TYPE_CHECKING:
+    from swin_mim.training.planning.taught import TeacherCost
 
 Strategy = Literal["one process", "DDP", "ZeRO-1", "FSDP2"]
 
@@ -40,16 +43,20 @@ class Network:
     """Bytes of a channel of a pixel, as the loader brings it."""
     heads: Mapping[int, int] = field(default_factory=dict)
     """Outputs of the heads besides the decoder, by stage."""
+    teacher: "TeacherCost | None" = None
 
     @classmethod
     def of(cls, config: PretrainConfig) -> "Network":
         """The network of a config that passed its checks."""
         from swin_mim.masking import BlockMasks  # it brings torch
+        from swin_mim.training.planning.taught import teacher_cost
 
         swin = swin_config(config.model)
         masks = BlockMasks.of(swin, unit=config.mask.unit, ratio=config.mask.ratio)
-        heads = head_outputs(swin, config.model.target, config.model.supervise == "stages")
-        return cls(swin, masks.cells, 4 if reads_rasters(config.data, config.model) else 1, heads)
+        teacher = teacher_cost(config)
+        width = 0 if teacher is None else teacher.width
+        heads = head_outputs(swin, config.model.target, config.model.supervise == "stages", width)
+        return cls(swin, masks.cells, 4 if reads_rasters(config.data, config.model) else 1, heads, teacher)
 
     @property
     def parameters(self) -> int:
@@ -89,7 +96,8 @@ class Memory:
     """Bytes of one process at the moment of a step at which most are in use."""
 
     weights: float
-    """With all copies: in half precision, and of FSDP2 the gathered blocks and the full model for evaluations."""
+    """With all copies: in half precision, and of FSDP2 the gathered blocks and the full model for evaluations; and
+    those of a teacher."""
     gradients: float
     moments: float
     """Of the optimizer, and ZeRO's own weights in fp32."""
@@ -143,6 +151,7 @@ def micro_batches(global_batch: int, processes: int) -> Iterator[int]:
 
 def _moments(network: Network, training: Training, micro_batch: int) -> Iterator[Memory]:
     weights, whole_gradients, moments, buffers = _held(network, training)
+    weights += _teacher_bytes(network)
     always = training.strategy != "one process" or training.accumulates
     images = 2 * network.image_bytes  # the next batch is there already
     network_and_storage = network.swin, training.kept, network.cells, training.checkpointing, network.heads
@@ -156,6 +165,13 @@ def _moments(network: Network, training: Training, micro_batch: int) -> Iterator
             micro_batch * (peak.activations + images),
             micro_batch * peak.transient + buffers + training.fixed,
         )
+    if network.teacher is not None:  # it is asked before the forward pass
+        passing = micro_batch * network.teacher.peak_bytes + buffers + training.fixed
+        yield Memory(weights, whole_gradients * always, moments, micro_batch * images, passing)
+
+
+def _teacher_bytes(network: Network) -> int:
+    return 0 if network.teacher is None else 4 * network.teacher.parameters
 
 
 def _held(network: Network, training: Training) -> tuple[float, float, float, float]:

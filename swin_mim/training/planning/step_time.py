@@ -90,8 +90,11 @@ def step_time(
 
 
 def passes_of(network: Network, training: Training, gpu: Gpu, micro_batch: int, *, compiled: bool) -> Passes:
-    """Forward and backward pass of a micro batch; with checkpointing, the second forward is in the backward pass."""
-    forward = backward = 0.0
+    """Forward and backward pass of a micro batch; with checkpointing, the second forward is in the backward pass.
+
+    Of a teacher the operations alone are counted, at the share of the peak that products reach.
+    """
+    forward, backward = _teacher_seconds(network, training, gpu), 0.0
     parts, storage = parts_of(network.swin, network.cells, network.heads), training.kept
     for part in parts:
         ahead, back = _image_seconds(part, storage, gpu, half=training.half, compiled=compiled)
@@ -104,6 +107,12 @@ def passes_of(network: Network, training: Training, gpu: Gpu, micro_batch: int, 
     on_gpu = micro_batch * (forward + backward) + gaps
     longer = max(on_gpu, host) / (forward + backward)  # whichever limits, both passes share it
     return Passes(forward * longer, backward * longer)
+
+
+def _teacher_seconds(network: Network, training: Training, gpu: Gpu) -> float:
+    """Of one image."""
+    peak = 1e12 * (gpu.half_tflops if training.half else gpu.fp32_tflops)
+    return 0.0 if network.teacher is None else network.teacher.flops / (gpu.product_share * peak)
 
 
 def communication_of(

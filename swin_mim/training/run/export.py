@@ -1,6 +1,7 @@
 """The published model of a run: export/ of its folder, whole at any time, and the same on the Hub."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from swin_mim.counts import counted
@@ -8,6 +9,8 @@ from swin_mim.data.labels import Labelled
 from swin_mim.data.sources.base import Source
 from swin_mim.data.sources.inventory import save_inventory
 from swin_mim.hub import repository
+from swin_mim.hub.about import Picture
+from swin_mim.models.classifier import SwinClassifier
 from swin_mim.models.saving import Pretrained
 from swin_mim.training.checkpoints.manager import Checkpoints
 from swin_mim.training.checkpoints.state import RunState, published_step, published_weights
@@ -16,11 +19,26 @@ from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.images import Images
 from swin_mim.training.loop.schedule import TrainingSchedule, due
-from swin_mim.training.models import load_published
 from swin_mim.training.run import publishing
+from swin_mim.training.run.labelled_export import EXPORT, Learned, Task, export_labelled, place
 from swin_mim.training.run.run import INVENTORY, Run
 
-EXPORT = "export"
+CLASSIFICATION = Task(
+    SwinClassifier,
+    "finetune",
+    {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "top5_accuracy": "top-5 accuracy",
+        "mean_average_precision": "mean average precision",
+    },
+    Picture(
+        Path("confusion.png"),
+        "card_confusion.png",
+        "Which class is predicted (columns) for the images of each class (rows).",
+    ),
+    "Loss and accuracy over the steps.",
+)
 
 
 def check_export(run: Run, model: Pretrained, data: Source | Labelled) -> publishing.Origin | None:
@@ -71,20 +89,17 @@ def take_published(run: Run, model: Pretrained, state: RunState, export: str) ->
 def export_classifier(
     run: Run, state: RunState, origin: publishing.Origin | None, images: Labelled, report: Mapping[str, Any]
 ) -> None:
-    """Write the export of a fine-tuning, in the main process, from the checkpoint of the published step.
-
-    Args:
-        report: the last one of an evaluation; it goes into the card if it is of that step.
-    """
-    assert origin is not None
+    """Write the export of a fine-tuning that learned from `images`; see `export_labelled`."""
     assert isinstance(run.config, FinetuneConfig)
-    step = published_step(state, run.config.save.export, run.checkpoints)
-    facts = publishing.RunFacts(run.folder, origin, publishing.devices_text(run.device, run.world), run.precision)
-    about = publishing.about_finetuning(
-        facts, run.config, state, images=len(images), classes=len(images.names), report=report, step=step
-    )
-    model = load_published(path_of(run.checkpoints, step))
-    model.save_pretrained(run.folder / EXPORT, about=about, transformers=run.config.hub.transformers)
+    learned = classes_learned(run.config, origin, len(images), len(images.names))
+    export_labelled(CLASSIFICATION, run, state, origin, learned, report)
+
+
+def classes_learned(config: FinetuneConfig, origin: publishing.Origin | None, images: int, classes: int) -> Learned:
+    """What a fine-tuning learned: how many images it had, of how many classes."""
+    where, few = place(config, origin, "satellite tiles of land"), config.data.labels_per_class
+    each = f", {few} of each class" if few else ""
+    return Learned(f"{images} labelled {where}{each}, in {counted(classes, 'class', 'classes')}")
 
 
 class Exporter:

@@ -1,18 +1,19 @@
 """The folder of a run: whose it is, how it stands, and which images it could not read."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from swin_mim.data.loading.loader import Batch
 from swin_mim.errors import PEER_LOST, UserError
-from swin_mim.files import replace_json, replace_text
+from swin_mim.files import LockHeld, lock, replace_json, replace_text
 from swin_mim.redaction import without_home, without_tokens
 from swin_mim.training.checkpoints import store
 from swin_mim.training.checkpoints.state import RunState
@@ -38,7 +39,16 @@ _BEFORE = {CONFIG, LOCK, LOG, MASK_COUNTS}
 _LOG = logging.getLogger(__name__)
 
 
-def claim(folder: Path, config: RecipeConfig, *, write: bool = True) -> None:
+class Claimed(NamedTuple):
+    """What `claim` finds."""
+
+    config: RecipeConfig
+    """The settings, with those that the run alone knows: how it was extended."""
+    extends: bool
+    """Whether they make a run longer that has ended. Then they are not written down yet."""
+
+
+def claim(folder: Path, config: RecipeConfig, *, write: bool = True) -> Claimed:
     """Make sure that the settings continue the run that is there, if any, and write them down.
 
     Mutable settings that differ from before go to config_changes.jsonl, with the step that the run is continued from.
@@ -46,27 +56,75 @@ def claim(folder: Path, config: RecipeConfig, *, write: bool = True) -> None:
     Raises:
         UserError: the folder has checkpoints of a run with other settings; names each of them.
     """
-    path, text = folder / CONFIG, without_home(without_tokens(to_yaml(config)))
+    path, extends = folder / CONFIG, False
     if path.exists() and store.steps_on_disk(folder / "checkpoints"):
-        saved, current = _saved(path, config), _parsed(text, config, path)
+        saved = _saved(path, config)
+        config, extends = _extended(folder, saved, config)
+        current = _parsed(_text(config), config, path)
         if "color_profile" not in (yaml.safe_load(path.read_text()).get("data") or {}):
             if write:
                 _LOG.info(_colours_text(current))
             data: Any = replace(saved.data, color_profile=current.data.color_profile)
             saved = replace(saved, data=data)
-        differences = immutable_differences(saved, current)
-        if differences:
-            raise UserError(
-                f"{folder} holds a run with other settings ({'; '.join(differences)}): "
-                "start another run with --run.name, or continue this one with its own settings"
-            )
+        _check_same(folder, saved, current, extends=extends)
         changes = mutable_differences(saved, current)
         if write and changes:
-            step = max(store.step_of(found) for found in store.steps_on_disk(folder / "checkpoints"))
             _LOG.info("settings that changed since the last start: %s", "; ".join(changes))
-            append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
-    if write:
-        replace_text(path, text)
+            _note(folder, changes)
+    if write and not extends:
+        replace_text(path, _text(config))
+    return Claimed(config, extends)
+
+
+def write_extension(folder: Path, config: RecipeConfig) -> None:
+    """Write down the settings of a run that are longer than before, once it is sure that it had ended."""
+    duration, before = config.train.duration, config.train.extended[-1]
+    _note(folder, [f"train.duration: {before} -> {duration}"])
+    replace_text(folder / CONFIG, _text(config))
+
+
+def _extended(folder: Path, saved: RecipeConfig, config: RecipeConfig) -> Claimed:
+    """The settings, with how the run was extended before, and is now: told by another duration after its end."""
+    train = config.train
+    if not train.extended:
+        train = replace(train, extended=saved.train.extended)
+    extends = train.extended == saved.train.extended and train.duration != saved.train.duration and _ended(folder)
+    if extends:
+        train = replace(train, extended=(*train.extended, saved.train.duration))
+    same: Any = train  # of the class that the recipe has
+    return Claimed(replace(config, train=same), extends)
+
+
+def _ended(folder: Path) -> bool:
+    """Whether a run has a checkpoint of its last step, as far as its folder knows how long it is."""
+    try:
+        total = json.loads((folder / STATUS).read_text())["total_steps"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(max(map(store.step_of, store.steps_on_disk(folder / "checkpoints"))) >= total)
+
+
+def _check_same(folder: Path, saved: RecipeConfig, current: RecipeConfig, *, extends: bool) -> None:
+    if extends:
+        train: Any = replace(saved.train, duration=current.train.duration, extended=current.train.extended)
+        saved = replace(saved, train=train)
+    differences = immutable_differences(saved, current)
+    longer = any(line.startswith("train.duration:") for line in differences)
+    if differences:
+        raise UserError(
+            f"{folder} holds a run with other settings ({'; '.join(differences)}): "
+            "start another run with --run.name, or continue this one with its own settings"
+            + ("; it can be made longer once it has ended" if longer else "")
+        )
+
+
+def _note(folder: Path, changes: list[str]) -> None:
+    step = max(store.step_of(found) for found in store.steps_on_disk(folder / "checkpoints"))
+    append_line(folder / CHANGES, {"step": step, "time": timestamp(), "changes": changes})
+
+
+def _text(config: RecipeConfig) -> str:
+    return without_home(without_tokens(to_yaml(config)))
 
 
 @contextmanager
@@ -83,8 +141,21 @@ def removed_unless_begun(folder: Path) -> Iterator[None]:
     except UserError:
         begun = folder.is_dir() and {path.name for path in folder.iterdir()} - _BEFORE
         if new and not begun and os.environ.get("RANK", "0") == "0":
-            _remove(folder, new)
+            _remove_unless_held(folder, new)
         raise
+
+
+def _remove_unless_held(folder: Path, new: Sequence[Path]) -> None:
+    """Another process may have begun a run there since: then it has the lock."""
+    try:
+        held = lock(folder / LOCK) if folder.is_dir() else None
+    except (LockHeld, OSError):
+        return
+    try:
+        _remove(folder, new)
+    finally:
+        if held is not None:
+            held.release()
 
 
 def _remove(folder: Path, new: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 
 from filelock import FileLock
@@ -14,6 +15,7 @@ from swin_mim.training.run.jsonl import disk_may_fail, timestamp
 
 LOCK = "run.lock"
 
+_PATIENCE = 1.0  # seconds: longer than `is_held` has a lock, also on a busy machine
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,9 +33,9 @@ def lock(folder: Path) -> FileLock | None:
         path.open("a").close()
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}): choose another run.root or run.name") from None
-    held = None
+    held, until = None, time.monotonic() + _PATIENCE
     try:
-        held = files.lock(path)
+        held = files.lock(path, cancelled=lambda: time.monotonic() > until)
     except files.LockHeld:
         raise UserError(
             f"{folder} is in use by {_described(path.read_text())}: wait for its end or stop it, or start another run "
@@ -45,6 +47,35 @@ def lock(folder: Path) -> FileLock | None:
     with disk_may_fail(f"the name of the holder in {path}"):
         path.write_text(json.dumps(name))
     return held
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a process has a run's folder now. None: nobody can tell here.
+
+    That is so where another machine had it last, and where the file system or the system has no such locks. Nothing is
+    written; a run that begins in the same instant waits for the answer.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        with (folder / LOCK).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False if _host(file.read()) == socket.gethostname() else None
+    except OSError:  # no such file, or no locks
+        return None
+
+
+def _host(text: bytes) -> str | None:
+    """Name of the machine that had the lock last; None: its holder was gone before it had written that."""
+    try:
+        return str(json.loads(text)["host"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _described(text: str) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -15,19 +15,18 @@ import torch
 from swin_mim import __version__
 from swin_mim.counts import counted
 from swin_mim.errors import UserError
-from swin_mim.files import replace_json
+from swin_mim.files import replace_json, writing
 from swin_mim.hub import repository
 from swin_mim.hub.about import About, Picture, Result, Training
 from swin_mim.hub.card import card
-from swin_mim.hub.pretrained import check_replaceable
+from swin_mim.hub.saved import check_replaceable
 from swin_mim.redaction import name_of, public_url, yaml_without_paths
 from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.dense.recipes import RecipeConfig
-from swin_mim.training.config.finetune import FinetuneConfig
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.yaml_file import to_yaml
 from swin_mim.training.loop.schedule import scaled
-from swin_mim.training.run.tracking import duration_text, plot_curves, plot_losses, read_metrics
+from swin_mim.training.run.tracking import duration_text, plot_losses, read_metrics
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description
 
@@ -54,7 +53,8 @@ class Origin:
         named = source != "blue_marble" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
         data = named and not Path(source).expanduser().exists()
         origin = cls(data, base is not None and repository.is_repo_name(base), base_is_simmim)
-        replace_json(path, asdict(origin))
+        with writing(folder):
+            replace_json(path, asdict(origin))
         return origin
 
 
@@ -93,54 +93,6 @@ def about_run(run: RunFacts, config: PretrainConfig, state: RunState, *, images:
             command="accelerate launch -m swin_mim.recipes.pretrain --config recipe.yaml  # the recipe below as a file",
         ),
         results=_results(run.folder, config, heldout),
-        pictures=tuple(pictures),
-    )
-
-
-def about_finetuning(
-    run: RunFacts,
-    config: FinetuneConfig,
-    state: RunState,
-    *,
-    images: int,
-    classes: int,
-    report: Mapping[str, Any],
-    step: int,
-) -> About:
-    """What a fine-tuning run tells of itself.
-
-    Args:
-        state, images: as in `about_run`.
-        classes: how many there are.
-        report: the last one in evaluation/ of the folder; it goes into the card if it is of `step`.
-        step: after which the weights were these.
-    """
-    measured = report if report.get("step") == step else {}
-    caption = "Which class is predicted (columns) for the images of each class (rows)."
-    confusion = run.folder / "evaluation" / "confusion.png"
-    pictures = [Picture(confusion, "card_confusion.png", caption)] if measured and confusion.is_file() else []
-    pictures.append(Picture(plot_curves(run.folder), "loss.png", "Loss and accuracy over the steps."))
-    facts = {
-        "Method": "fine-tuning" if config.model.pretrained else "training from new weights",
-        "Layer-wise decay of the learning rate": str(config.optim.layer_decay),
-        "Stochastic depth": str(config.model.drop_path_rate),
-    }
-    if step != state.step:
-        facts["Published"] = f"the weights after step {step}, the best of all evaluations on the images below"
-    if config.train.ema:
-        facts["Weights"] = f"a running average with decay {config.train.ema}"
-    return replace(
-        about_config(config, run.origin),
-        tags=("simmim",) if run.origin.base_is_simmim else (),
-        training=Training(
-            data=_labelled_data(config, run.origin, images, classes, measured),
-            steps=state.step,
-            images=state.samples_seen,
-            facts=facts | facts_of(run, config),
-            config_yaml=recipe_yaml(config),
-            command="accelerate launch -m swin_mim.recipes.finetune --config recipe.yaml  # the recipe below as a file",
-        ),
-        results=_accuracies(config, measured) if measured else (),
         pictures=tuple(pictures),
     )
 
@@ -261,38 +213,6 @@ def _data(source: str, origin: Origin, images: int, heldout: int) -> str:
     if "://" in source:
         where = f"shards at {public_url(source)}"
     return f"{images} unlabelled images of {where}{kept}."
-
-
-def _labelled_data(
-    config: FinetuneConfig, origin: Origin, images: int, classes: int, measured: Mapping[str, Any]
-) -> str:
-    source, few = config.data.source, config.data.labels_per_class
-    where = f'images of a folder "{name_of(source)}"'
-    if source == "blue_marble":
-        where = "satellite tiles of land, cut from NASA's Blue Marble (public domain)"
-    elif origin.data_on_hub:
-        where = f"images of the data set {source}"
-    each = f", {few} of each class" if few else ""
-    others = f"; evaluated on {measured['evaluated']} others" if measured else ""
-    return f"{images} labelled {where}{each}, in {counted(classes, 'class', 'classes')}{others}."
-
-
-def _accuracies(config: FinetuneConfig, measured: Mapping[str, Any]) -> tuple[Result, ...]:
-    evaluated = config.data.validation or config.data.source
-    source = "Blue Marble" if evaluated == "blue_marble" else name_of(public_url(evaluated))
-    split = config.data.validation_split or ("validation" if config.data.validation else "held out")
-    kinds = {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced accuracy",
-        "top5_accuracy": "top-5 accuracy",
-        "mean_average_precision": "mean average precision",
-    }
-    values, images = measured["metrics"], measured["evaluated"]
-    return tuple(
-        Result(source, f"{name} on {counted(images, 'image')}", key, round(values[key], 6), split)
-        for key, name in kinds.items()
-        if values.get(key) is not None
-    )
 
 
 def _method(config: PretrainConfig) -> dict[str, str]:

@@ -20,6 +20,7 @@ from swin_mim.data.loading.workers import warn_if_more_than_cores
 from swin_mim.data.sources.base import Source, StreamStatus
 from swin_mim.data.sources.inventory import explain_change
 from swin_mim.errors import STOPPED, UserError
+from swin_mim.files import writing
 from swin_mim.models.compilation import compile_model, is_compiled
 from swin_mim.models.saving import Pretrained
 from swin_mim.models.swin import Swin, attention_text
@@ -34,10 +35,12 @@ from swin_mim.training.distributed.sharding import zero_stage
 from swin_mim.training.distributed.weight_average import WeightAverage
 from swin_mim.training.loop.schedule import TrainingSchedule
 from swin_mim.training.loop.worker_count import count_text, worker_count
-from swin_mim.training.run.folder import BrokenImages, claim, removed_unless_begun
+from swin_mim.training.run.folder import BrokenImages, claim, removed_unless_begun, write_extension
 from swin_mim.training.run.lock import lock
+from swin_mim.training.run.publishing import devices_text
 from swin_mim.training.run.signals import StopSignal, follow_launcher
 from swin_mim.training.run.skipped_steps import SkippedStep, SkippedSteps
+from swin_mim.training.run.starts import note_start
 from swin_mim.training.run.tracking import RunLog, start_log
 from swin_mim.weights import config_json
 
@@ -63,6 +66,8 @@ class Run:
     newest: Path | None
     """The newest whole checkpoint of the run; None: it has none yet."""
     broken: BrokenImages
+    extends: bool = False
+    """Whether this start makes a run longer that had ended."""
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     """Writes the checkpoints."""
     stream: StreamStatus = field(init=False)
@@ -177,11 +182,34 @@ class Run:
         )
         if self.newest:
             vars(state).update(vars(checkpoints.restore(self.newest)))
+        self._check_extension(schedule, state.step)
         processes.start_trackers(self.accelerator, config.run.name, step=state.step)
         self.log = RunLog(self.folder, total_steps=schedule.total_steps, step=state.step, accelerator=self.accelerator)
         skipped = self.folder / "skipped_steps.jsonl"
         self.skipped = SkippedSteps(skipped, seed=config.run.seed, rank=self.rank, name_of=images.name).add
         return checkpoints
+
+    def _check_extension(self, schedule: TrainingSchedule, step: int) -> None:
+        """Write an extension down that begins now, and refuse one of a run that is not at its end.
+
+        Raises:
+            UserError: the newest checkpoint that is whole is of an earlier step.
+        """
+        train = self.config.train
+        if len(schedule.restarts) != len(train.extended):
+            raise UserError(
+                f"{self.folder} holds a run that was extended, which this recipe does not know: it is to make its "
+                "TrainingSchedule of run.config, as that of swin-mim copy does"
+            )
+        if not self.extends:
+            return
+        if step < (end := schedule.restarts[-1]):
+            raise UserError(
+                f"{self.folder} holds a run that has not ended, its newest checkpoint is of step {step} of {end}: "
+                f"continue it with --train.duration '{train.extended[-1]}' before you make it longer"
+            )
+        if self.is_main:
+            write_extension(self.folder, self.config)
 
     def announce(
         self,
@@ -191,7 +219,7 @@ class Run:
         schedule: TrainingSchedule,
         step: int,
     ) -> None:
-        """Say in a line what is trained on what (the subject), where and how."""
+        """Say in a line, and note for later, what is trained on what (the subject), where and how."""
         config, train = self.config, self.config.train
         parameters = sum(parameter.numel() for parameter in trained.full.model.parameters()) / 1e6
         batch = f"{schedule.global_batch} = {self.world} x {train.micro_batch} x {self.accumulation}"
@@ -205,6 +233,14 @@ class Run:
             f"{counted(self.threads, 'thread')}, "
             f"precision {self.precision}, attention {attention}; {start} in {self.folder}"
         )
+        if schedule.restarts and schedule.restarts[-1] <= step < schedule.total_steps:
+            self.log_info(schedule.extension_text())
+        if self.is_main:
+            device = devices_text(self.device, self.world)
+            facts = {"model": f"{subject[0]}, {parameters:.3g} M parameters", "images": subject[1], "device": device}
+            facts |= {"processes": strategy if self.world == 1 else f"{self.world}, {strategy}", "batch": batch}
+            facts |= {"precision": self.precision}
+            note_start(self.folder, step, facts | {"attention": attention})
 
     def _is_compiled(self, encoder: Swin) -> bool:
         """`auto` leaves out ZeRO-3, which gathers the weights of each module when it is called."""
@@ -266,14 +302,15 @@ def _connected(config: RecipeConfig, folder: Path, trains: bool) -> Iterator[Run
         elif chosen := count_text(config.data, accelerator.device):
             _LOG.info(chosen)
         held = _hold(folder, main=accelerator.is_main_process) if trains else None
-        claim(folder, config, write=trains and accelerator.is_main_process)
+        with writing(folder):
+            config, extends = claim(folder, config, write=trains and accelerator.is_main_process)
         broken = BrokenImages(
             folder / "broken_images.jsonl", "another image takes its place" if trains else "it is left out"
         )
         newest = newest_checkpoint(folder / "checkpoints")
         if trains and newest is None and (faster := processes.faster_precision(train.precision)):
             _LOG.info(faster)
-        run = Run(config, accelerator, folder, accumulated, threads, stop, newest, broken)
+        run = Run(config, accelerator, folder, accumulated, threads, stop, newest, broken, extends and trains)
         try:
             yield run
             accelerator.end_training()

@@ -5,9 +5,11 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
+_PASSED_ON = 2.0  # seconds
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,6 +28,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
+        self._first: tuple[int, float] = (0, 0.0)
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -51,13 +54,22 @@ class StopSignal:
         if number == self.LAUNCHER_ENDED:
             if not before:
                 _LOG.warning("the launcher of this process has ended: stopping after this step, with a checkpoint")
+        elif before and number != signal.SIGINT and self._is_repeated(number):
+            return
         elif before and number == signal.SIGINT and hasattr(sys, "ps1"):
             raise KeyboardInterrupt
         elif before:
             os._exit(128 + number)
         else:
+            self._first = number, time.monotonic()
             name = signal.strsignal(number)
             _LOG.info("%s: stopping after this step, with a checkpoint; again to leave at once", name)
+
+    def _is_repeated(self, number: int) -> bool:
+        """Whether it is the first one again: what signals all processes of a job reaches the launcher too, which passes
+        it on."""
+        first, when = self._first
+        return number == first and time.monotonic() - when < _PASSED_ON
 
 
 def follow_launcher() -> None:

@@ -4,8 +4,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from swin_mim.data.timing import LoadingTime, together
 from swin_mim.files import replace_text
 from swin_mim.redaction import RedactingFormatter
-from swin_mim.training.run.jsonl import append_line, whole_lines
+from swin_mim.training.run.jsonl import append_line, disk_may_fail, whole_lines
 
 _LOG = logging.getLogger("swin_mim")
 
@@ -100,7 +101,11 @@ def start_log(folder: Path, *, main: bool) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _LOG.addHandler(terminal)
     if main:
-        file = _LogFile(folder / "train.log")
+        try:
+            file = _LogFile(folder / "train.log")
+        except OSError as error:  # if nothing can be written there, the lock refuses it
+            _say_without_log(error)
+            return
         file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
         _LOG.addHandler(file)
 
@@ -116,9 +121,11 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
         elif not self._said:
             self._said = True
-            sys.stderr.write(
-                f"train.log could not be written ({error.strerror or error}): the run goes on without it\n"
-            )
+            _say_without_log(error)
+
+
+def _say_without_log(error: OSError) -> None:
+    sys.stderr.write(f"train.log could not be written ({error.strerror or error}): the run goes on without it\n")
 
 
 class _Terminal(logging.StreamHandler):
@@ -138,26 +145,39 @@ class Interval:
     FIELDS = ("steps", "loss", "grad_norm")
 
     def __init__(self, device: torch.device, sums: dict[str, float] | None = None) -> None:
-        values = [0.0] * len(self.FIELDS) if sums is None else [sums[field] for field in self.FIELDS]
+        sums = dict.fromkeys(self.FIELDS, 0.0) | (sums or {})
+        self._fields = tuple(sums)
         precision = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.tensor(values, dtype=precision, device=device)
+        self._sums = torch.tensor([*sums.values()], dtype=precision, device=device)
         self._saving = 0.0
         self.restart_clock()
 
-    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-        """One step; both are scalars on the device. A non-finite step, which changed nothing, does not count."""
-        values = torch.stack([torch.ones_like(loss), loss, grad_norm])
+    def add(
+        self,
+        loss: torch.Tensor,
+        grad_norm: torch.Tensor,
+        parts: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
+        """One step; all are scalars on the device. A non-finite step, which changed nothing, does not count.
+
+        Args:
+            parts: losses of which `loss` is the sum, by name; the same names at every step.
+        """
+        if len(self._fields) == len(self.FIELDS) and parts:
+            self._fields += tuple(parts)
+            self._sums = torch.cat([self._sums, self._sums.new_zeros(len(parts))])
+        values = torch.stack([torch.ones_like(loss), loss, grad_norm, *parts.values()])
         self._sums += torch.where(values.isfinite().all(), values, 0)
         self.steps_timed += 1
 
     def sums(self) -> dict[str, float]:
-        return dict(zip(self.FIELDS, self._sums.tolist(), strict=True))
+        return dict(zip(self._fields, self._sums.tolist(), strict=True))
 
     def means(self) -> dict[str, float]:
-        """Mean loss and gradient norm, nothing if no step was finite; starts the next interval."""
+        """Mean losses and gradient norm, nothing if no step was finite; starts the next interval."""
         sums = self.sums()
         self._sums.zero_()
-        return {field: sums[field] / sums["steps"] for field in self.FIELDS[1:]} if sums["steps"] else {}
+        return {field: sums[field] / sums["steps"] for field in self._fields[1:]} if sums["steps"] else {}
 
     def restart_clock(self) -> None:
         """What came before (an evaluation, a checkpoint) does not count as training time."""
@@ -199,7 +219,8 @@ def peak_memory_gb(device: torch.device) -> float:
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
     import resource  # not on Windows, which has no such count
 
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def duration_text(seconds: float) -> str:
@@ -325,4 +346,5 @@ def _keep_metrics_until(path: Path, step: int) -> None:
         return
     # a run that starts anew measures step 0 again
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step] if step else []
-    replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    with disk_may_fail(f"{path.name} up to step {step}"):
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))

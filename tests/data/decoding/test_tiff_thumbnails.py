@@ -9,7 +9,7 @@ import pytest
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.tiff_files import open_tiff, pictures_beside
-from swin_mim.data.tiling.tiff_scenes import open_tiff_scene
+from swin_mim.data.scenes.tiff import open_tiff_scene
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")

@@ -5,13 +5,16 @@ import json
 import datasets
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as tools
 
 from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.data.dense import coco
 from swin_mim.data.dense.box_columns import objects_of_table
 from swin_mim.data.dense.boxes import PicturesWithObjects, drawn_runs, some_images, split_images, with_classes
-from swin_mim.data.dense.coco import BoxRules, open_coco
+from swin_mim.data.dense.coco import BoxRules, open_coco, read_shape
 from swin_mim.data.sources.open import open_files
 from swin_mim.errors import UserError
 
@@ -97,6 +100,16 @@ def test_parts_are_nested_and_leave_nothing_out(write, folder):
     assert found.fingerprint != with_classes(found, ["lake", "island"]).fingerprint
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 60), st.floats(0, 1))
+def test_packed_run_lengths_are_read_as_they_are_drawn(seed, height, width, share):
+    shape = np.random.default_rng(seed).random((height, width)) < share
+    packed = tools.encode(np.asfortranarray(shape.astype(np.uint8)))
+    found = read_shape({"size": [height, width], "counts": packed["counts"].decode()}, (height, width), "it")
+    assert np.array_equal(drawn_runs(found), shape)
+    lengths, flat = coco._unpacked(packed["counts"].decode()), shape.T.ravel()
+    assert np.array_equal(np.repeat(np.arange(len(lengths)) % 2, lengths), flat)
+
+
 def change(**fields):
     def changed(content):
         content["annotations"][0].update(fields)
@@ -136,6 +149,15 @@ def twice(key):
         (change(segmentation=[[1, 2, 3]]), "no list of polygons"),
         (change(segmentation={"size": [1, 2], "counts": []}), r"run lengths of size \[1, 2\]"),
         (change(segmentation={"size": [40, 50], "counts": [7]}), "run lengths of 7 pixels in all, not 2000"),
+        (change(image_id=[4]), r"annotation 1 is of image \[4\], which the file does not have"),
+        (change(category_id=[9]), r"annotation 1 of '4.png' is of category \[9\], which"),
+        (change(id=[1]), r"an annotation has the id \[1\]: give a number"),
+        (change(segmentation={"size": 40, "counts": [2000]}), "run lengths of size 40"),
+        (change(segmentation={"size": [40, 50], "counts": [-100, 2100]}), "run lengths that are no numbers from 0"),
+        (change(segmentation={"size": [40, 50], "counts": ["a"]}), "run lengths that are no numbers from 0"),
+        (change(segmentation={"size": [40, 50], "counts": "0"}), "run lengths of 0 pixels in all, not 2000"),
+        (change(segmentation={"size": [40, 50], "counts": "~"}), "run lengths that are damaged"),
+        (change(segmentation={"size": [40, 50], "counts": "P"}), "run lengths that are damaged"),
         (rename, "the image 'there.png' is not in .*data.image_folder"),
         (escape, "expected a path below"),
         (twice("images"), "two images have the id 4"),

@@ -1,6 +1,8 @@
 """Files of class numbers, and the labels they become."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -32,6 +34,22 @@ def tiff(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def few_bits(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG whose samples have 2 or 4 bits."""
+    height, width = values.shape
+    rows = np.zeros((height, -(-width * bits // 8) * 8 // bits), np.uint8)
+    rows[:, :width] = values
+    each = 8 // bits
+    packed = sum(rows[:, place::each] << (8 - bits * (place + 1)) for place in range(each)).astype(np.uint8)
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+
 def npy(values: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, values)
@@ -45,6 +63,8 @@ def npy(values: np.ndarray) -> bytes:
         pytest.param(palette_png(CLASSES), CLASSES, id="palette"),
         pytest.param(saved(Image.fromarray(CLASSES.astype(np.uint16) * 257)), CLASSES * np.uint16(257), id="16 bit"),
         pytest.param(saved(Image.fromarray(CLASSES > 1)), CLASSES > 1, id="1 bit"),
+        pytest.param(few_bits(CLASSES % 4, 2), CLASSES % 4, id="2 bit"),
+        pytest.param(few_bits(CLASSES % 16, 4), CLASSES % 16, id="4 bit"),
         pytest.param(tiff(CLASSES), CLASSES, id="TIFF"),
         pytest.param(tiff(np.full((4, 5), 255, np.uint8)), np.full((4, 5), 255), id="TIFF of nothing"),
         pytest.param(npy(CLASSES.astype(np.int64)), CLASSES, id="npy"),

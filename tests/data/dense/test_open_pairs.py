@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swin_mim.data.decoding.decode_limits import BrokenImage
+from swin_mim.data.decoding.options import DecodeOptions
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.dense.class_counts import class_pixels, pixel_weights
 from swin_mim.data.dense.open_pairs import Classes, NoMasks, open_pairs, open_unlabelled
@@ -42,6 +44,14 @@ def refusal(spec: Path, classes: Classes | None = None, **options: object) -> st
         read_all()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_masks_have_the_limits_of_the_images(folder: Path) -> None:
+    pairs = open_pairs(str(folder), Classes(count=3), decoding=DecodeOptions(max_pixels=139))
+    for index in range(COUNT):
+        for read in (pairs.source._images.image, pairs.source._masks.read):  # type: ignore[attr-defined]
+            with pytest.raises(BrokenImage, match="140 pixels"):
+                read(index)
 
 
 def test_a_folder_of_both(folder: Path) -> None:

@@ -24,6 +24,7 @@ from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
 from swin_mim.data.sources.base import Source, Subset
 from swin_mim.data.sources.folder import FolderSource
 from swin_mim.data.sources.open import open_source
+from swin_mim.data.sources.reachable import check_reachable
 from swin_mim.data.sources.tables import TableSource
 from swin_mim.data.transforms.crops import PretrainTransform
 from swin_mim.errors import UserError
@@ -290,7 +291,7 @@ def test_an_empty_folder_names_what_was_looked_for(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
-    for spec in (str(tmp_path / "missing"), "./missing", "~/missing_folder", "a/b/c", ""):
+    for spec in (str(tmp_path / "missing"), "./missing", "~/missing_folder", "a/b/c", "", "photo.jpg", "a/b.TIF"):
         with pytest.raises(UserError, match="does not exist: give a folder"):
             open_source(spec)
     with pytest.raises(UserError, match="is a file"):
@@ -440,6 +441,23 @@ def test_a_hub_data_set_without_a_network(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match=r"'nobody/nothing' cannot be loaded: .*check that") as error:
         open_source("nobody/nothing")
     assert "\n" not in str(error.value)
+
+
+def test_a_hub_whose_address_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for spec in ("photoz", "nobody/Nothing"):
+        with pytest.raises(
+            UserError, match=rf"'{spec}': there is no such file or folder here, and no connection to https"
+        ):
+            open_source(spec)
+    (tmp_path / "nobody___nothing").mkdir()
+    check_reachable("nobody/Nothing")  # its client finds it there
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    check_reachable("photoz")  # the proxy may know the address
 
 
 def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_data_set_of_the_hub_is_streamed(hub: LoopbackHub, tmp_path: Path) -> 
     assert len(refused) == 6, refused
     assert "data.split 'validation' is not in data.source 'ada/tiles': its splits are" in refused[0]
     assert "'ada/tiles' cannot be listed: ValueError: BuilderConfig 'large' not found" in refused[1]
-    assert "data.source 'ada/text' has 1 .csv: data.streaming needs shards" in refused[2]
+    assert "data.source 'ada/text' has 1 .csv: what is streamed must be all .parquet" in refused[2]
     assert "'ada/nothing' cannot be listed: DatasetNotFoundError" in refused[3]
     assert "train-06.parquet has changed: it had" in refused[4]
     assert refused[4].count("sha256:") == 2

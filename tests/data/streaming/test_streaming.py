@@ -628,7 +628,7 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, name: str, damage: Callable
 @pytest.mark.parametrize(
     ("shards", "settings", "message"),
     [
-        ({"a.csv": b"x"}, {}, r"has 1 \.csv: data\.streaming needs shards"),
+        ({"a.csv": b"x"}, {}, r"has 1 \.csv: what is streamed must be all"),
         (PARQUET | {"x.tar": TARS["train-00.tar"]}, {}, r"holds 7 \.parquet and 1 \.tar files: name those"),
         ({"a.parquet": b"x"}, {}, r"a\.parquet cannot be read \(ArrowInvalid"),
         (PARQUET | {"train-01.parquet": b""}, {}, "train-01.parquet is empty"),

@@ -326,12 +326,14 @@ def test_a_folder_that_cannot_be_listed_as_a_whole_can_be_by_a_pattern(tmp_path:
 def test_folders_that_hold_no_shards(tmp_path: Path) -> None:
     photos = write(tmp_path / "photos", {"a.jpg": A, "b.jpg": B, "c.txt": b""})
     text = refused(lambda: opened(photos, tmp_path / "cache"))
-    assert text.endswith("has 2 .jpg, 1 .txt, and data.streaming reads .parquet and .tar: leave out data.streaming")
-    assert "has no files: data.streaming needs shards" in refused(
+    assert text.endswith(
+        "has 2 .jpg, 1 .txt, and what is streamed is .parquet or .tar: give a folder of images, not streamed"
+    )
+    assert "has no files: what is streamed must be" in refused(
         lambda: opened(write(tmp_path / "empty", {}), tmp_path / "cache")
     )
     tables = write(tmp_path / "tables", {"data-00000.arrow": b"x", "state.json": b"{}"})
-    assert "without it the data set is read as a whole" in refused(lambda: opened(tables, tmp_path / "cache"))
+    assert "not streamed, a data set is read as a whole" in refused(lambda: opened(tables, tmp_path / "cache"))
 
 
 def test_tars_that_were_joined_by_cat(tmp_path: Path) -> None:

@@ -113,6 +113,34 @@ def test_rgb_is_png_and_with_a_georeference_tiff_and_all_are_read_as_rgb(scenes:
             assert image.info.get("icc_profile") == (b"profile" if "/a_" in name else None)
 
 
+@pytest.mark.parametrize("format", ["lossless", "jpeg"])
+def test_black_and_white_stays_so(format: str, scenes: Path, tmp_path: Path) -> None:
+    """Tiles of 1-bit files are seen as their scenes are, also where white is 0."""
+    white = SMOOTH[:, :, 0] > 120
+    Image.fromarray(white).save(scenes / "a.png")
+    for name, photometric in (("b", "minisblack"), ("c", "miniswhite")):
+        tifffile.imwrite(scenes / f"{name}.tif", white, photometric=photometric, metadata=None)
+    cut_scenes(scenes, tmp_path / "tiles", **{"format": "jpeg", "quality": 95} if format == "jpeg" else {})
+    source = open_source(str(tmp_path / "tiles"))
+    for index in range(len(source)):
+        name = source.name(index)
+        top, left = place(name)
+        expected = np.asarray(open_source(str(scenes)).image("abc".index(name[0])))[top : top + 64, left : left + 64]
+        seen = np.asarray(source.image(index)).astype(int)
+        assert {0, 255} == set(np.unique(expected).tolist())
+        assert np.abs(seen - expected).mean() < (20 if format == "jpeg" else 1e-9), name
+
+
+def test_nodata_is_not_looked_for_in_what_says_where_pixels_are(scenes: Path, tmp_path: Path) -> None:
+    opaque = np.full((H, W, 1), 255, np.uint8)
+    Image.fromarray(np.dstack([SMOOTH.clip(1, 254), opaque])).save(scenes / "a.png")
+    write_tiff(scenes / "b.tif", np.dstack([SMOOTH.clip(1, 254), opaque]))
+    of_alpha = cut_scenes(scenes / "a.png", tmp_path / "alpha", nodata=255)
+    of_mask = cut_scenes(scenes / "b.tif", tmp_path / "mask", nodata=255, mask_channel="4")
+    for tiles in (of_alpha, of_mask):
+        assert [(scene.tiles, scene.missing) for scene in tiles.scenes.values()] == [(12, 0)]
+
+
 def test_jpeg_where_nothing_else_is_said(scenes: Path, tmp_path: Path) -> None:
     Image.fromarray(SMOOTH).save(scenes / "a.png")
     write_tiff(scenes / "b.tif", SMOOTH, *GEO, photometric="rgb")

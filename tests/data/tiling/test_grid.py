@@ -2,7 +2,7 @@
 
 import pytest
 
-from swin_mim.data.tiling.grid import starts, stems, tile_name
+from swin_mim.data.tiling.grid import starts, tile_name
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,3 @@ def test_tiles_cover_a_side_and_end_with_it(length: int, tile: int, overlap: int
 def test_names_sort_as_tiles_lie() -> None:
     assert tile_name("a/scene", 448, 10000, (20000, 20000)) == "a/scene_00448_10000"
     assert tile_name("scene", 5, 0, (1_200_000, 10)) == "scene_0000005_0000000"
-
-
-def test_scenes_that_differ_in_their_suffix_have_other_names() -> None:
-    assert stems(["a/x.tif", "a/x.png", "b/x.tif", "c.d/y"]) == ["a/x.tif", "a/x.png", "b/x", "c.d/y"]

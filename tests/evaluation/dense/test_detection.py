@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,21 @@ def test_it_is_what_pycocotools_says_of_the_files(crafted, tmp_path):
     save_pictures(tmp_path / "detections.png", outcome)
     with Image.open(tmp_path / "detections.png") as picture:
         assert picture.width == 2 * 320 + 4
+        places = [*map(int, picture.info["rows"].split())]
+        assert picture.height == places[-1] + 4
+        assert places == [edge for row in range(6) for edge in (244 * row, 244 * row + 240)]
+
+
+@pytest.mark.parametrize("crowd", [True, False])
+def test_of_what_is_there_crowds_are_not_drawn(crowd, crafted, tmp_path):
+    truth = open_coco(str(crafted[0]))
+    objects = tuple(replace(each, crowd=np.full(len(each), crowd)) for each in truth.objects)
+    nothing = [Found(each.image, SIZE, each.boxes[:0], each.labels[:0], each.scores[:0], None) for each in crafted[1]]
+    names = tuple(f"{name}\nof two lines" for name in truth.names)
+    truth = replace(truth, objects=objects, names=names)
+    save_pictures(tmp_path / "detections.png", Outcome(tuple(nothing), truth))
+    drawn = np.asarray(Image.open(tmp_path / "detections.png"))
+    assert np.array_equal(drawn[:, :320], drawn[:, 324:]) == crowd
 
 
 def test_all_found_is_1_and_nothing_found_is_0(crafted):

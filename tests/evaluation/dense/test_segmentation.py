@@ -18,7 +18,7 @@ from swin_mim.data.dense.masks import ClassNumbers, decode_mask
 from swin_mim.data.dense.open_pairs import Classes, open_pairs
 from swin_mim.data.dense.pairs import Pairs
 from swin_mim.data.loading.loader import LoaderOptions
-from swin_mim.evaluation.dense.mask_files import write_mask
+from swin_mim.evaluation.dense.mask_files import mask_stems, place_of, write_mask
 from swin_mim.evaluation.dense.overlays import palette
 from swin_mim.evaluation.dense.segmentation import Inference, Outcome, class_ious, metrics
 from swin_mim.evaluation.dense.segmentation_evaluator import SegmentationEvaluator
@@ -167,13 +167,14 @@ def test_a_geotiff_keeps_its_place(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "masks/north/scene.tif", np.ones((12, 15), np.uint8), photometric="minisblack")
     pairs = open_pairs(str(tmp_path), Classes(count=300, ignore=65535), bands=ChannelSpec(2, ("1", "2")))
     classes = np.arange(180).reshape(12, 15) + 100
-    path = write_mask(tmp_path / "out", pairs.images, 0, classes, pairs.numbers)
+    path = write_mask(tmp_path / "out", mask_stems(pairs.images)[0], classes, pairs.numbers, place_of(pairs.images, 0))
     assert path == tmp_path / "out/north/scene.tif"
     with tifffile.TiffFile(io.BytesIO(path.read_bytes())) as file:
         tags = file.pages[0].tags
         assert tags.valueof(33550) == (10.0, 10.0, 0.0)
         assert tags.valueof(33922) == (0.0, 0.0, 0.0, 5e5, 4e6, 0.0)
         assert tags.valueof(34735) == (1, 1, 0, 1, 3072, 0, 1, 32632)
+        assert tags.valueof(42113) == "65535", "GIS programs show what is not labelled as missing"
         assert np.array_equal(file.asarray(), classes)
     assert pairs.images.image(0).labels.dtype == np.uint16
 

@@ -40,7 +40,7 @@ def test_it_is_compiled_once_and_then_needs_no_compiler(compiler, cache, monkeyp
     with caplog.at_level("INFO", module.__name__):
         assert load().answer() == 42
     (built,) = cache.glob("*.so")
-    assert caplog.messages == [f"compiling the window attention for this processor, once: {built}"]
+    assert caplog.messages == [f"compiling the kernels for this processor, once: {built}"]
     monkeypatch.setenv("CXX", "/no/such/compiler")
     assert load().answer() == 42
     assert compiler.read_text() == "called\n"

@@ -1,5 +1,6 @@
 """A detector is torchvision's, with our backbone in it."""
 
+import json
 from collections import OrderedDict
 
 import pytest
@@ -15,8 +16,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from swin_mim import SimMIM, Swin, SwinConfig
 from swin_mim.errors import UserError
-from swin_mim.hub.pretrained import to_theirs
-from swin_mim.models.dense.detector import SwinDetector, total_loss
+from swin_mim.hub.saved import to_theirs
+from swin_mim.models.dense.detector import SwinDetector
 
 CONFIG = SwinConfig(64, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4)
 
@@ -104,7 +105,7 @@ def test_losses_gradients_and_detections_are_torchvisions(one_thread):
     assert losses.keys() == expected.keys()
     for key, loss in losses.items():
         assert loss.item() == pytest.approx(expected[key].item(), abs=1e-4), key
-    total_loss(losses).backward()
+    sum(losses.values()).backward()
     sum(expected.values()).backward()
     ours = {name: each.grad for name, each in model.named_parameters()}
     assert all(grad is not None for grad in ours.values()), [name for name, grad in ours.items() if grad is None]
@@ -167,6 +168,45 @@ def test_saved_and_loaded_and_started_from_a_pretraining(tmp_path, one_thread):
     assert torch.equal(boxes_alone.fpn.inner_blocks[0][0].weight, model.fpn.inner_blocks[0][0].weight)
     with pytest.raises(UserError, match="no detector yet"):
         SwinDetector.from_pretrained(tmp_path / "simmim")
+
+
+def test_smaller_anchors_are_torchvisions_of_that_size_and_go_with_the_weights(tmp_path, one_thread, caplog):
+    model = detector(smallest_anchor=12).eval()
+    theirs, images = reference(model).eval(), torch.randn(1, 3, 64, 64)
+    theirs.rpn.anchor_generator = AnchorGenerator(((12,), (24,), (48,)), ((0.5, 1.0, 2.0),) * 3)
+    with torch.no_grad():
+        found, wanted = model(images)[0], theirs(list(images))[0]
+    assert len(found["boxes"]) > 0
+    torch.testing.assert_close(found["boxes"], wanted["boxes"], atol=1e-3, rtol=1e-4)
+    folder = model.save_pretrained(tmp_path / "small")
+    again = SwinDetector.from_pretrained(folder)
+    assert (again.smallest_anchor, again.anchors()) == (12, (12, 24, 48))
+    assert "| Smallest anchors | 12 pixels |" in (folder / "README.md").read_text()
+    assert not caplog.records
+    other = SwinDetector.from_pretrained(folder, smallest_anchor=32)
+    assert other.anchors() == (32, 64, 128)
+    assert "proposes objects by anchors of 12 pixels and more, now of 32: that has to learn" in caplog.text
+    with pytest.raises(UserError, match="smallest_anchor is 3: an anchor has a side of 4 pixels or more"):
+        SwinDetector(CONFIG, 1, smallest_anchor=3)
+
+
+def test_files_say_nothing_of_the_usual_anchors(tmp_path, one_thread):
+    """As those written before there were others, so that they are read by what knows no others."""
+    folder = detector().save_pretrained(tmp_path / "usual")
+    document = json.loads((folder / "config.json").read_text())
+    assert document["swin_mim"]["head"] == {"masks": True, "channels": 8}
+    assert "anchors" not in (folder / "README.md").read_text()
+    assert SwinDetector.from_pretrained(folder).anchors() == (32, 64, 128)
+
+
+@pytest.mark.parametrize("value", [0, 3, 12.0, "12", None, 1 << 20])
+def test_a_file_with_anchors_that_no_detector_has(value, tmp_path, one_thread):
+    folder = detector(smallest_anchor=12).save_pretrained(tmp_path / "small")
+    document = json.loads((folder / "config.json").read_text())
+    document["swin_mim"]["head"]["smallest_anchor"] = value
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="smallest_anchor"):
+        SwinDetector.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(

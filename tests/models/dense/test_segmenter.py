@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from swin_mim import SimMIM, Swin, SwinConfig, SwinSegmenter
 from swin_mim.cli.convert import command
 from swin_mim.errors import UserError
-from swin_mim.hub import pretrained
+from swin_mim.hub import saved
 from swin_mim.models.dense.convolutions import BatchNorm, groups_of
 from swin_mim.models.dense.segmenter import SegmenterOutput, segmentation_loss
 from swin_mim.training.loop.optim import adamw
@@ -48,7 +48,7 @@ def upernet(**options):
 
 def theirs_of(model, folder):
     folder.mkdir()
-    pretrained.write_transformers(folder, model.description(), model._tensors())
+    saved.write_transformers(folder, model.description(), model._tensors())
     model, info = transformers.UperNetForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return model

@@ -536,7 +536,7 @@ def test_mixes_says_whether_images_are_ever_mixed(
 def test_each_setting_is_immutable_or_mutable() -> None:
     other = {str: "other", int: 12345, float: 0.12345, bool: True, tuple: ("other",), type(None): "other"}
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 89
+    assert len(keys) == len(set(keys)) == 92
     assert {*keys, *(key for key, _ in leaves(PretrainConfig(RunConfig("x"))))} >= MUTABLE
     for key, value in leaves(DEFAULTS):
         changed = not value if isinstance(value, bool) else other[type(value)]
@@ -569,6 +569,7 @@ def test_what_decides_the_result_is_immutable() -> None:
         "data.interpolation",
         "data.crop_pct",
         "train.duration",
+        "train.extended",
         "train.global_batch",
         "train.precision",
         "train.ema",

@@ -403,7 +403,7 @@ def test_each_setting_is_immutable_or_mutable() -> None:
         type(None): "other",
     }
     keys = [key for key, _ in leaves(DEFAULTS)]
-    assert len(keys) == len(set(keys)) == 87
+    assert len(keys) == len(set(keys)) == 91
     assert set(keys) >= MUTABLE
     for key, value in leaves(DEFAULTS):
         lines = immutable_differences(DEFAULTS, with_setting(DEFAULTS, key, other[type(value)]))
@@ -431,6 +431,7 @@ def test_what_decides_the_result_is_immutable() -> None:
         "data.crop_ratio",
         "data.flips",
         "train.duration",
+        "train.extended",
         "train.global_batch",
         "train.precision",
     }
@@ -459,3 +460,10 @@ def test_immutable_differences_read_like_a_diff() -> None:
 def test_what_cannot_be_probed_on(probe: dict[str, str], message: str) -> None:
     rasters = "--model.in_channels 1 --data.mean 1 --data.std 1 --data.source x --probe.every 9epochs"
     assert message in error_of(*rasters.split(), *(word for key in probe for word in (f"--probe.{key}", probe[key])))
+
+
+def test_a_list_of_images_is_of_one_split() -> None:
+    flags = ["--data.source", "x", "--data.exclude", "list.txt", "--probe.every", "9epochs", "--probe.split", "test"]
+    assert "data.exclude 'list.txt' names images of data.split 'train', and probe.split is 'test'" in error_of(*flags)
+    check(load(*flags, "--data.split", "test"))
+    check(load(*flags, "--probe.source", "others"))

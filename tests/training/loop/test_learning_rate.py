@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swin_mim.training.loop.schedule import LearningRate, due, scaled
+from swin_mim.training.loop.schedule import LearningRate, due, due_early, scaled
 
 BATCH = 2048
 
@@ -148,3 +148,10 @@ def test_due_every_so_often_and_at_the_end(total: int, every: int) -> None:
 @given(st.integers(0, 300), st.integers(-5, 0))
 def test_nothing_is_due_every_zero_steps(total: int, every: int) -> None:
     assert not any(due(step, every, total) for step in range(total + 1))
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_early_ones_come_at_powers_of_two_and_at_the_end(total: int, first: int) -> None:
+    when = [step for step in range(total + 1) if due_early(step, first, total)]
+    assert when == sorted({total, *(first * 2**power for power in range(10) if first * 2**power <= total)})
+    assert not any(due_early(step, 0, total) for step in range(total + 1))

@@ -1,7 +1,9 @@
 """Published recipes as steps and rates: the YAML file, the schedule and the parameter groups together."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,3 +112,59 @@ def test_a_plan_is_in_steps() -> None:
     assert plan.steps("0.5 epochs") == 2
     assert plan.ends_early_at(7)
     assert not plan.ends_early_at(8)
+
+
+def extended(*lengths: str, **optim: Any) -> TrainingSchedule:
+    recipe = fine_tuning("finetune_swin_base_224")
+    train = replace(recipe.train, duration=lengths[-1], extended=lengths[:-1], global_batch=512)
+    config = replace(recipe, train=train, optim=replace(recipe.optim, warmup="20 steps", **optim))
+    return TrainingSchedule.from_config(config, images=512, accumulation=1)
+
+
+def test_an_extension_leaves_what_was_before_and_has_the_schedule_once_more() -> None:
+    """Twice longer: a warm-up from the rate at the end, then timm's cosine of the run over the steps that are added."""
+    from timm.scheduler import CosineLRScheduler
+
+    short, plan = extended("100 steps"), extended("100 epochs", "300 steps")
+    assert (plan.total_steps, plan.restarts, short.restarts) == (300, (100,), ())
+    assert [plan.end(step) for step in (1, 99, 100, 101, 300)] == [100, 100, 100, 300, 300]
+    assert short.end(1) == 100
+    for scale in (1.0, 0.1):
+        rates = [plan.learning_rate(step, scale) for step in range(300)]
+        assert rates[:100] == [short.learning_rate(step, scale) for step in range(100)]
+        theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.25e-3 * scale)
+        scheduler = CosineLRScheduler(theirs, t_initial=200, lr_min=2.5e-7, warmup_lr_init=rates[99], warmup_t=20)
+        for step in range(200):
+            scheduler.step(step)
+            assert rates[100 + step] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9), step
+    assert "ended after 100 steps" in plan.extension_text()
+    assert "to 1.25e-03 until step 120" in plan.extension_text()
+    assert plan.extension_text().endswith("until step 300")
+
+
+def test_extensions_of_an_extension_are_short_or_long() -> None:
+    """The warm-up is at most a tenth; each begins where the one before it ended, and a constant rate stays."""
+    plan = extended("100 steps", "130 steps", "131 steps", "331 steps")
+    rates = [plan.learning_rate(step, 1.0) for step in range(331)]
+    assert rates[100] == rates[99]
+    assert rates[99] < rates[101] < rates[102]
+    assert rates[103] == pytest.approx(2.5e-7 + (1.25e-3 - 2.5e-7) * 0.5 * (1 + math.cos(math.pi * 3 / 30)))
+    assert rates[130] == rates[129] == rates[131]
+    constant = extended("100 steps", "130 steps", schedule="constant")
+    assert {constant.learning_rate(step, scale) / scale for scale in (1.0, 0.5) for step in range(20, 130)} == {1.25e-3}
+
+
+def test_milestones_of_an_extension_are_at_the_same_fractions() -> None:
+    plan = extended("100 steps", "150 steps", schedule="multistep", milestones=("80 steps",))
+    rates = [plan.learning_rate(step, 1.0) for step in range(150)]
+    assert rates[79:81] == rates[139:141] == [1.25e-3, pytest.approx(1.25e-4)]
+    assert rates[99] == rates[100] == pytest.approx(1.25e-4)
+    assert rates[105:140] == [1.25e-3] * 35
+
+
+def test_an_extension_is_longer() -> None:
+    for lengths in (("100 steps", "100 epochs"), ("100 steps", "120 steps", "110 steps")):
+        with pytest.raises(
+            UserError, match=r"train\.duration .* the run already had .* give a longer one to extend it"
+        ):
+            extended(*lengths)

@@ -169,6 +169,27 @@ def test_equals_a_loop_by_hand(tmp_path):
     assert run.state.samples_seen == 24
 
 
+def test_losses_by_name_are_trained_as_their_sum_and_logged_one_by_one(tmp_path):
+    """Exact binary shares, over accumulation and over a log interval."""
+    (tmp_path / "sum").mkdir()
+    whole, losses = Run(tmp_path / "sum", plan(), batches(12)), []
+
+    def parts(loss, batch):
+        losses.append(loss.item())
+        return {"first": 0.25 * loss, "second": 0.75 * loss}
+
+    run = Run(tmp_path, plan(), batches(12), spoil=parts)
+    torch.testing.assert_close(run.model.weight, whole.model.weight, atol=1e-7, rtol=0)
+    rows = [row for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert len(rows) == 3
+    for number, row in enumerate(rows):
+        mean = sum(losses[4 * number : 4 * number + 4]) / 4
+        assert row["first"] == pytest.approx(0.25 * mean, rel=1e-6)
+        assert row["second"] == pytest.approx(0.75 * mean, rel=1e-6)
+        assert row["first"] + row["second"] == pytest.approx(row["loss"], rel=1e-6)
+    assert "first" not in (tmp_path / "sum" / "metrics.jsonl").read_text()
+
+
 def test_the_order_of_things(tmp_path):
     run = Run(tmp_path, plan(), batches(12))
     assert run.events == ["evaluate 2", "save 3", "evaluate 4", "evaluate 6", "save 6", "finish"]

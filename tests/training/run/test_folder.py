@@ -138,6 +138,51 @@ def test_mutable_settings_of_a_fine_tuning_may_change_too(tmp_path: Path) -> Non
         assert on_disk(tmp_path, FinetuneConfig) == config, key
 
 
+def ended(folder: Path, steps: int) -> None:
+    """The run is said to have so many steps, and its checkpoint is of the first."""
+    replace_json(folder / "run_status.json", {"status": "finished", "step": 1, "total_steps": steps})
+
+
+@pytest.mark.parametrize("config", [CONFIG, TUNING])
+def test_another_length_of_a_run_that_ended_extends_it(tmp_path: Path, config: Any) -> None:
+    run_folder.claim(tmp_path, config)
+    with_checkpoint(tmp_path)
+    ended(tmp_path, 1)
+    longer = changed("train.duration", "200 epochs", config)
+    found, extends = run_folder.claim(tmp_path, longer)
+    wanted = changed("train.extended", ("100 epochs",), longer)
+    assert (found, extends) == (wanted, True)
+    assert on_disk(tmp_path, type(config)) == config, "not before the run has begun"
+    run_folder.write_extension(tmp_path, found)
+    assert on_disk(tmp_path, type(config)) == wanted
+    (entry,) = whole_lines(tmp_path / "config_changes.jsonl")
+    assert (entry["step"], entry["changes"]) == (1, ["train.duration: 100 epochs -> 200 epochs"])
+    # the same command, and the settings as they are written down, continue the extension
+    assert run_folder.claim(tmp_path, longer) == run_folder.claim(tmp_path, wanted) == (wanted, False)
+    again = run_folder.claim(tmp_path, changed("train.duration", "300 epochs", config))
+    assert again == (changed("train.duration", "300 epochs", extended(wanted)), True)
+
+
+def extended(config: Any) -> Any:
+    return changed("train.extended", ("100 epochs", "200 epochs"), config)
+
+
+def test_only_a_run_that_ended_is_extended(tmp_path: Path) -> None:
+    run_folder.claim(tmp_path, CONFIG)
+    with_checkpoint(tmp_path)
+    longer = changed("train.duration", "200 epochs")
+    for total in (None, 2):
+        if total:
+            ended(tmp_path, total)
+        with pytest.raises(UserError, match=r"100 epochs -> 200 epochs.*; it can be made longer once it has ended"):
+            run_folder.claim(tmp_path, longer)
+    ended(tmp_path, 1)
+    with pytest.raises(UserError, match=r"\(optim.base_lr: 0.0002 -> 0.0004\)"):
+        run_folder.claim(tmp_path, changed("optim.base_lr", 4e-4, longer))
+    with pytest.raises(UserError, match=r"train\.extended: \(\) -> \('3 epochs',\)"):
+        run_folder.claim(tmp_path, changed("train.extended", ("3 epochs",), longer))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [

@@ -16,7 +16,9 @@ from PIL import Image
 
 import swin_mim
 from swin_mim import SimMIM, SwinClassifier, SwinConfig
+from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.labels import Labelled
+from swin_mim.data.sources.base import Source
 from swin_mim.errors import UserError
 from swin_mim.evaluation.classification import Outcome
 from swin_mim.evaluation.classification_evaluator import ClassificationEvaluator, last_report
@@ -25,8 +27,10 @@ from swin_mim.training.checkpoints.state import RunState
 from swin_mim.training.config.finetune import ClassifierConfig, FinetuneConfig, LabelledDataConfig
 from swin_mim.training.config.parsing import from_mapping
 from swin_mim.training.config.pretrain import HubConfig, PretrainConfig, RunConfig
-from swin_mim.training.run import publishing
-from swin_mim.training.run.publishing import Origin, RunFacts, about_finetuning, about_run, check
+from swin_mim.training.run import labelled_export
+from swin_mim.training.run.export import CLASSIFICATION, classes_learned
+from swin_mim.training.run.labelled_export import about_labelled
+from swin_mim.training.run.publishing import Origin, RunFacts, about_run, check
 
 SWIN = SwinConfig(64, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
 NAMES = ("birch", "oak", "pine")
@@ -44,7 +48,7 @@ def _quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (8, 8)).save(path)
         return path
 
-    monkeypatch.setattr(publishing, "plot_curves", draw)
+    monkeypatch.setattr(labelled_export, "plot_curves", draw)
 
 
 def tuning(source: str = "blue_marble", pretrained: str | None = None, **data: Any) -> FinetuneConfig:
@@ -88,20 +92,34 @@ def outcome(*, several: bool = False) -> Outcome:
     )
 
 
+class NoImages(Source):
+    """Images that were evaluated, and can no longer be read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def name(self, index: int) -> str:
+        return f"{index}.jpg"
+
+    def image(self, index: int) -> Any:
+        raise BrokenImage("it is gone")
+
+
 def judged(folder: Path, step: int | None, *, several: bool = False) -> dict[str, Any]:
     """The report of an evaluation, which a run leaves in its folder."""
     measured = outcome(several=several)
-    images: Any = None
-    ClassificationEvaluator(Labelled(images, NAMES, measured.targets), images).write(
+    no_reader: Any = None
+    ClassificationEvaluator(Labelled(NoImages(), NAMES, measured.targets), no_reader).write(
         folder / "evaluation", measured, step=step
     )
     return last_report(folder / "evaluation")
 
 
 def told(folder: Path, config: FinetuneConfig, **changes: Any) -> About:
-    arguments: dict[str, Any] = {"images": 12, "classes": 3, "report": {}, "step": 60}
+    arguments: dict[str, Any] = {"report": {}, "step": 60}
     run = RunFacts(folder, changes.pop("origin", NOWHERE), "1 x NVIDIA H100", "bf16")
-    return about_finetuning(run, config, STATE, **(arguments | changes))
+    learned = classes_learned(config, run.origin, 12, 3)
+    return about_labelled(CLASSIFICATION, run, config, STATE, learned, **(arguments | changes))
 
 
 def told_of_pretraining(folder: Path, config: PretrainConfig) -> About:

@@ -8,6 +8,7 @@ from swin_mim.api import _left_as_found
 from swin_mim.errors import UserError
 from swin_mim.training.checkpoints.writer import BackgroundWriter
 from swin_mim.training.config.commands import pretrain_settings
+from swin_mim.training.run.folder import removed_unless_begun
 from swin_mim.training.run.lock import lock
 from swin_mim.training.run.run import open_run
 
@@ -60,6 +61,19 @@ def test_a_mistake_before_anything_is_trained_leaves_no_new_folder(
     assert (tmp_path / "all").exists() == (before != "nothing")
     assert (root / "wrong").exists() == (before == "files")
     assert before != "files" or (root / "wrong" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_another_process_begins_at_the_same_time_stays(tmp_path: Path) -> None:
+    """The one that is refused had seen no folder, and finds what every run begins with."""
+    folder = tmp_path / "runs" / "mine"
+    with pytest.raises(UserError, match="refused"), removed_unless_begun(folder):  # noqa: PT012
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        held = lock(folder)
+        raise UserError("refused")
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "run.lock"}
+    assert held is not None
+    held.release()
 
 
 @pytest.mark.parametrize("error", [UserError, RuntimeError])

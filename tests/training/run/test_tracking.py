@@ -187,6 +187,20 @@ def test_messages_go_to_the_terminal_and_to_train_log(
     assert [line.split(" ", 2)[2] for line in lines] == ["INFO hello", "WARNING careful: 7"]
 
 
+def test_a_folder_that_takes_no_log_is_said_once(
+    tmp_path: Path, package_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.log").mkdir()  # root may write to anything but this
+    start_log(tmp_path, main=True)
+    package_log.info("hello")
+    package_log.info("again")
+    assert capsys.readouterr().err.splitlines() == [
+        "train.log could not be written (Is a directory): the run goes on without it",
+        "hello",
+        "again",
+    ]
+
+
 def test_of_several_processes_one_talks(
     tmp_path: Path, package_log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,22 +212,23 @@ def test_of_several_processes_one_talks(
     assert list(tmp_path.iterdir()) == []
 
 
-def add(interval: Interval, steps: range) -> None:
+def add(interval: Interval, steps: range, names: tuple[str, ...] = ()) -> None:
     for step in steps:
-        draw = torch.rand(2, generator=torch.Generator().manual_seed(step))
-        interval.add(draw[0], draw[1])
+        draw = torch.rand(2 + len(names), generator=torch.Generator().manual_seed(step))
+        interval.add(draw[0], draw[1], dict(zip(names, draw[2:], strict=True)))
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 6), st.integers(0, 6))
-def test_an_interval_goes_on_exactly_after_a_restart(before: int, after: int) -> None:
+@given(st.integers(0, 6), st.integers(0, 6), st.sampled_from([(), ("loss_of_boxes", "loss_of_shapes")]))
+def test_an_interval_goes_on_exactly_after_a_restart(before: int, after: int, names: tuple[str, ...]) -> None:
     whole, first = Interval(CPU), Interval(CPU)
-    add(whole, range(before + after))
-    add(first, range(before))
+    add(whole, range(before + after), names)
+    add(first, range(before), names)
     on_disk = json.dumps(first.sums())
     second = Interval(CPU, json.loads(on_disk))
     assert json.dumps(second.sums()) == on_disk
-    add(second, range(before, before + after))
+    add(second, range(before, before + after), names)
+    assert set(names) <= whole.sums().keys() or not before + after
     assert second.sums() == whole.sums()
     assert second.means() == whole.means()
 

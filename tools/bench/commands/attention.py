@@ -17,8 +17,8 @@ from swin_mim.architecture import SwinConfig
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
 from swin_mim.kernels.window_geometry import window_geometry
+from swin_mim.models.blocks.window_attention import Backend, resolve_backend
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.window_attention import Backend, resolve_backend
 from tools.bench.breakdown import Part, bytes_of, flops_of, without_norm, without_projections
 from tools.bench.ceilings import Ceilings, measure_ceilings
 from tools.bench.peers import ATTENTION, Attention, System, build, ours_attention, random_weights

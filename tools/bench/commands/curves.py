@@ -14,8 +14,8 @@ from torch import Tensor
 
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.cli.options import text_stream, write_json
+from swin_mim.models.blocks.window_attention import Backend
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.window_attention import Backend
 from tools.bench.peers import System
 from tools.bench.report import describe, print_machine, print_table
 from tools.bench.settings import CurveSettings, check, check_model

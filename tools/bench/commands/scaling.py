@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from swin_mim.architecture import SwinConfig, as_pair, nearest_multiple
 from swin_mim.cli.options import text_stream, write_json
 from swin_mim.errors import UserError
-from swin_mim.models.blocks_v1 import WindowAttention
+from swin_mim.models.blocks.v1 import WindowAttention
+from swin_mim.models.blocks.window_attention import Backend, resolve_backend
 from swin_mim.models.swin import Swin, initialise
-from swin_mim.models.window_attention import Backend, resolve_backend
 from tools.bench.memory import resident_peak_gb
 from tools.bench.report import describe, number, print_machine, print_table
 from tools.bench.settings import FIT_FROM, LAYERS, Precision, ScalingSettings, check

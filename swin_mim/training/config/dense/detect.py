@@ -18,7 +18,7 @@ from swin_mim.training.config.pretrain import HubConfig, ImagesConfig, RunConfig
 
 @dataclass(frozen=True)
 class BoxedDataConfig(ImagesConfig):
-    """RGB images with boxes and perhaps shapes of objects, and their preprocessing."""
+    """Images with boxes and perhaps shapes of objects, and their preprocessing."""
 
     source: str = "blue_marble"
     """JSON file of COCO's instances, data set on the Hugging Face Hub or on disk with a column of boxes, or
@@ -46,7 +46,8 @@ class BoxedDataConfig(ImagesConfig):
     empty: bool = False
     """Train on images without any object too."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, of values from 0 to 1. None takes that of model.pretrained, for new weights ImageNet's."""
+    """Mean of each channel: for RGB of values from 0 to 1, else in the units of the files. None takes that of
+    model.pretrained, for new weights ImageNet's."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, as data.mean."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -62,6 +63,9 @@ class DetectorConfig(ClassifierConfig):
     """Find shapes too (Mask R-CNN) or boxes alone (Faster R-CNN); auto finds shapes if all objects have one."""
     head_channels: int | None = None
     """Channels of the feature pyramid and the heads; None takes 256."""
+    smallest_anchor: int | None = None
+    """Side of the smallest anchors in pixels of model.image_size, about that of your smallest objects; further ones are
+    2, 4, 8, ... times as large. None takes 8 tokens, 32 pixels with a patch of 4, as torchvision."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ class BoxAugmentConfig:
     at random, what is smaller is padded (large-scale jitter)."""
     flips: Literal["none", "horizontal"] = "horizontal"
     """Random flips, left to right."""
+    copy_paste: float = 0.0
+    """Probability that objects of another training image are pasted into an image: any number of them, at the place and
+    size that its own jitter gives them. Every object needs a shape."""
 
 
 @dataclass(frozen=True)

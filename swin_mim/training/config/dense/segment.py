@@ -23,8 +23,13 @@ class MaskedDataConfig(ImagesConfig):
     source: str = "blue_marble"
     """Folder of images, folder that holds images/ and masks/, data set on the Hugging Face Hub, or blue_marble."""
     masks: str | None = None
-    """Folder of masks with the names of the images: PNG, TIFF or .npy of class numbers. None takes the one beside the
-    images."""
+    """Folder of masks with the names of the images: PNG, TIFF or .npy of class numbers. Or a JSON file of COCO's, of
+    panoptic segmentation or of instances, which names its classes. None takes the folder beside the images."""
+    panoptic_folder: str | None = None
+    """Folder of the PNGs of data.masks of panoptic segmentation; None takes the one of the file's name beside it."""
+    uncovered: Literal["auto", "background", "ignore"] = "auto"
+    """Pixels that no annotation of such a file covers: a class named background before all others, or without a label.
+    auto is background of instances, and ignore of panoptic segmentation."""
     mask_column: str | None = None
     """Column of the masks of a Hub data set; None takes the only image column besides data.column."""
     class_names: str | None = None
@@ -38,7 +43,9 @@ class MaskedDataConfig(ImagesConfig):
     validation: str | None = None
     """Source of images with masks of the same classes to evaluate on; None takes data.heldout of data.source."""
     validation_masks: str | None = None
-    """Folder of masks of data.validation, as data.masks."""
+    """Masks of data.validation, as data.masks."""
+    validation_panoptic_folder: str | None = None
+    """Folder of the PNGs of data.validation_masks, as data.panoptic_folder."""
     validation_split: str | None = None
     """Split of a Hub data set to evaluate on, of data.validation or else of data.source."""
     heldout: int = 0
@@ -117,10 +124,12 @@ class SegmentSaveConfig(SaveConfig):
 
 MUTABLE = pretrain.MUTABLE | {
     "data.masks",
+    "data.panoptic_folder",
     "data.mask_column",
     "data.class_names",
     "data.validation",
     "data.validation_masks",
+    "data.validation_panoptic_folder",
     "data.validation_split",
     "save.export",
     "evaluate",

@@ -1,9 +1,9 @@
 """Constraints of a semantic segmentation: what goes together. The settings are in `segment.py`."""
 
 from itertools import chain
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
-from swin_mim.data.dense.limits import MAX_CLASSES, MAX_NUMBER
+from swin_mim.data.dense.limits import IMAGE_FOLDERS, MASK_FOLDERS, MAX_CLASSES, MAX_NUMBER
 from swin_mim.training.config import common_checks
 from swin_mim.training.config.common_checks import accumulation
 from swin_mim.training.config.dense.segment import MaskedDataConfig, SegmentConfig, SegmenterConfig, SegmentSaveConfig
@@ -48,14 +48,28 @@ def _data_constraints(data: MaskedDataConfig) -> common_checks.Constraints:
     for name in ("first_class", "ignore_index"):
         yield f"data.{name}", 0 <= getattr(data, name) <= MAX_NUMBER, f"must be 0 to {MAX_NUMBER}"
     rule = "is for data.validation, which is not given: leave it out"
-    yield "data.validation_masks", data.validation_masks is None or data.validation is not None, rule
-    separate = data.validation is not None or data.validation_split is not None or data.source == "blue_marble"
+    for name in ("validation_masks", "validation_panoptic_folder"):
+        yield f"data.{name}", getattr(data, name) is None or data.validation is not None, rule
+    yield from _coco_constraints(data)
+    separate = common_checks.has_images_to_evaluate(data)
     yield "data.heldout", data.heldout >= 0, "must not be negative: use 0 for a tenth"
     rule = "is kept out of data.source, but other images to evaluate on are named, or are blue_marble's own: use 0"
     yield "data.heldout", not (data.heldout and separate), rule
     yield "data.images", data.images >= 0, "must not be negative: use 0 for all"
     yield "data.subset_seed", data.subset_seed >= 0, "must not be negative: use 0"
     yield "data.resize", data.resize is None or data.resize > 0, "must be positive"
+
+
+def _coco_constraints(data: MaskedDataConfig) -> common_checks.Constraints:
+    of_coco = [masks is not None and masks.lower().endswith(".json") for masks in (data.masks, data.validation_masks)]
+    rule = (
+        "is for masks of class numbers, and data.masks is a JSON file of COCO's, which names its classes: leave it out"
+    )
+    usual = MaskedDataConfig()
+    for name in ("class_names", "num_classes", "first_class", "ignore_index"):
+        yield f"data.{name}", not of_coco[0] or getattr(data, name) == getattr(usual, name), rule
+    rule = "is for data.masks of a JSON file of COCO's: leave it out"
+    yield "data.uncovered", any(of_coco) or data.uncovered == "auto", rule
 
 
 def _channel_constraints(config: SegmentConfig) -> common_checks.Constraints:
@@ -90,3 +104,15 @@ def _result_constraints(config: SegmentConfig) -> common_checks.Constraints:
     yield "log.pictures", config.log.pictures >= 0, "must not be negative: use 0 for none"
     folder = config.predictions is None or not PurePath(config.predictions).suffix
     yield "predictions", folder, "must be a folder: a mask is written for every image"
+    rule = "is a folder of images or masks, which predictions of the same names would replace: name another one"
+    yield "predictions", config.predictions is None or not _holds_data(config.predictions, config.data), rule
+
+
+def _holds_data(predictions: str, data: MaskedDataConfig) -> bool:
+    folders = (data.panoptic_folder, data.validation_panoptic_folder)
+    named = (data.source, data.masks, data.validation, data.validation_masks, *folders)
+    given = [Path(folder).expanduser() for folder in named if folder]
+    # the PNGs of a panoptic file lie beside it, in a folder of its name
+    given += [file.with_suffix("") for file in given if file.suffix.lower() == ".json"]
+    inside = [folder / name for folder in given for name in (*IMAGE_FOLDERS, *MASK_FOLDERS)]
+    return Path(predictions).expanduser().resolve() in {folder.resolve() for folder in (*given, *inside)}
