@@ -209,7 +209,7 @@ def test_smaller_anchors_go_with_the_run_and_its_weights(detect, whole_detect):
 @pytest.mark.slow
 def test_a_run_with_objects_that_no_anchor_matches_says_what_would(detect):
     flags = ["--model.image_size", "16", "--train.duration", "1 step", "--optim.warmup", "0 steps"]
-    assert "use --model.smallest_anchor 5" in detect.run("too_small", *flags, "--model.window_size", "2")
+    assert "use --model.smallest_anchor 6" in detect.run("too_small", *flags, "--model.window_size", "2")
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ def at_step(fault: dict[str, Any]) -> None:
     trainer.seed_forward = in_the_middle
 
 
-def at_position(spoil: Callable[[dict[str, Any], Any, list[bool]], None]) -> Callable[[dict[str, Any]], None]:
-    """Calls `spoil` with the model; what it installs asks a list of one bool whether this is the micro batch."""
+def at_position(spoil: Callable[[dict[str, Any], Any, list[bool]], None] | None) -> Callable[[dict[str, Any]], None]:
+    """Calls `spoil` with the model; what it installs asks a list of one bool whether this is the micro batch. None:
+    the model is left as it is, and gets an image with a NaN."""
 
     def install(fault: dict[str, Any]) -> None:
         from swin_mim.models.simmim import SimMIM
@@ -68,11 +69,13 @@ def at_position(spoil: Callable[[dict[str, Any], Any, list[bool]], None]) -> Cal
             now[0] = position == fault["position"] or (fault.get("onwards", False) and position > fault["position"])
             seed_forward(seed, position)
 
-        def forward_once_spoilt(self: Any, *arguments: Any) -> Any:
-            if id(self) not in known:
+        def forward_once_spoilt(self: Any, images: Tensor, *arguments: Any) -> Any:
+            if spoil is None:
+                images = with_nan(images) if now[0] and self.training else images
+            elif id(self) not in known:
                 known.append(id(self))
                 spoil(fault, self, now)
-            return forward(self, *arguments)
+            return forward(self, images, *arguments)
 
         trainer.seed_forward = replay.seed_forward = note
         SimMIM.forward = forward_once_spoilt  # type: ignore[assignment, method-assign]
@@ -85,11 +88,6 @@ def with_nan(values: Tensor) -> Tensor:
     place = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     place[0] = True
     return values.masked_fill(place.view(values.shape), torch.nan)
-
-
-def spoil_input(fault: dict[str, Any], model: Any, now: list[bool]) -> None:
-    embed = model.encoder.embed
-    model.encoder.embed = lambda images: embed(with_nan(images) if now[0] and model.training else images)
 
 
 def spoil_activation(fault: dict[str, Any], model: Any, now: list[bool]) -> None:
@@ -110,7 +108,7 @@ def spoil_gradient(fault: dict[str, Any], model: Any, now: list[bool]) -> None:
 FAULTS = {
     "signal": at_step,
     "kill": at_step,
-    "input": at_position(spoil_input),
+    "input": at_position(None),
     "activation": at_position(spoil_activation),
     "gradient": at_position(spoil_gradient),
 }

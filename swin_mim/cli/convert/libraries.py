@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.hub import saved
 from swin_mim.models.classifier import SwinClassifier
-from swin_mim.models.dense.detector import SwinDetector
 from swin_mim.models.dense.segmenter import SwinSegmenter
 from swin_mim.models.simmim import SimMIM
 from swin_mim.models.swin import Swin
-from swin_mim.weights.config_json import Description, timm_arguments
+from swin_mim.weights.config_json import Description, Kind, timm_arguments
 from swin_mim.weights.layouts import Format
 from swin_mim.weights.library_configs import transformers_documents
 
-OURS = (Swin, SimMIM, SwinClassifier, SwinSegmenter, SwinDetector)
 Weights = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
 """What a network gives, of: features (B, h/8, w/8, 8D), normed; logits (B, classes); pixels (B, C, H, W);
@@ -72,7 +70,7 @@ def build(format: Format, description: Description, weights: Weights, *, microso
 def build_ours(description: Description, weights: Weights) -> Peer:
     """Weights under our published names."""
     state = saved.to_theirs("checkpoint", description, weights)
-    ours: Any = next(each for each in OURS if each.kind == description.kind)
+    ours: Any = our_class(description.kind)
     with torch.device("meta"):  # nothing is drawn: every tensor is given
         model = ours(description.config, **ours._arguments(description))
     load(model, state, assign=True)
@@ -92,6 +90,15 @@ def build_ours(description: Description, weights: Weights) -> Peer:
         return found
 
     return Peer(model.eval(), outputs)
+
+
+def our_class(kind: Kind) -> Any:
+    """The class whose weights are of a kind."""
+    if kind == "SwinDetector":  # torchvision, which it imports, is not where tools.bench needs torch alone
+        from swin_mim.models.dense.detector import SwinDetector
+
+        return SwinDetector
+    return next(each for each in (Swin, SimMIM, SwinClassifier, SwinSegmenter) if each.kind == kind)
 
 
 def build_timm(description: Description, weights: Weights) -> Peer:
