@@ -92,8 +92,11 @@ class SwinConfig:
             if not isinstance(size, int | list | tuple):
                 raise UserError(f"{field} is {size!r}: expected one number or (height, width)")
             object.__setattr__(self, field, size if isinstance(size, int) else tuple(size))
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "num_heads", tuple(self.num_heads))
+        for field in ("depths", "num_heads"):
+            values = getattr(self, field)
+            if not isinstance(values, list | tuple):
+                raise UserError(f"{field} is {values!r}: expected one number per stage, as (2, 2, 6, 2)")
+            object.__setattr__(self, field, tuple(values))
         self._check_values()
         self._check_stages()
         self._check_version()

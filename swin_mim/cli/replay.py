@@ -50,7 +50,11 @@ def replay(run: Path, step: int, precision: str | None) -> list[str]:
         raise UserError(f"STEP {step} must be at least 1")
     with TemporaryDirectory() as folder:
         again = quiet(config, Path(folder), precision)
-        copy_run(run, Path(folder) / again.run.name, again, step)
+        try:
+            copy_run(run, Path(folder) / again.run.name, again, step)
+        except OSError as error:  # shutil's has a list of files and of what was said of each
+            said = error.strerror or error.args[0][0][2]
+            raise UserError(f"the run could not be copied to {folder}: {said}: make room, or set TMPDIR") from error
         try:
             recipe(again, fit=replaying(step, position(run, step)))
         except Replayed as done:

@@ -195,8 +195,14 @@ class Pretrained(nn.Module):
             shutil.rmtree(scratch)
             raise
         message = message or f"Upload {self.kind}"
-        address = repository.push(folder, repo, private=private, message=message, token=token, revision=revision)
-        shutil.rmtree(scratch)  # only now: what could not be pushed is kept
+        try:
+            address = repository.push(folder, repo, private=private, message=message, token=token, revision=revision)
+        except UserError:  # which says where the folder is, to try again
+            raise
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
+        shutil.rmtree(scratch)
         return address
 
     def description(self) -> Description:

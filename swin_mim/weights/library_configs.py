@@ -9,7 +9,7 @@ from swin_mim.architecture import SwinConfig, as_pair
 from swin_mim.errors import UserError
 from swin_mim.weights.config_json import Description, window_sides
 from swin_mim.weights.dense_heads import is_upernet
-from swin_mim.weights.json_values import are_numbers, are_texts, read_size, read_window_sizes, short
+from swin_mim.weights.json_values import are_numbers, are_texts, is_number, read_size, read_window_sizes, short
 
 _LOG = logging.getLogger(__name__)
 
@@ -17,6 +17,8 @@ TRANSFORMERS_NAMES = {1: ("swin", "Swin"), 2: ("swinv2", "Swinv2")}
 """Version -> model_type, and what the names of the classes begin with."""
 _ONE_FUNCTION = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_absolute_embeddings": False}
 """What transformers lets one choose, and we do not."""
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}
+"""transformers' numbers, which are PIL's, and our words."""
 _TIMM_ARGUMENTS = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depths", "num_heads"),
     *("window_size", "mlp_ratio", "qkv_bias", "drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
@@ -69,7 +71,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
             found |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
         else:
             found |= {"mean": [0.0] * 3, "std": [1.0] * 3}
-        found |= _resized_by(processor)
+        found |= _resized_by(processor, where)
     found = {key: value for key, value in found.items() if value is not None}
     for key in found.keys() & {"image_size", "window_size"}:
         height, width = as_pair(read_size(found[key], key, where))
@@ -79,6 +81,7 @@ def hints(document: Mapping[str, Any], where: str, *, processor: Mapping[str, An
     for key in found.keys() & {"mean", "std"}:
         if not are_numbers(found[key]):
             raise UserError(f"{where}: {key} is {short(found[key])}: expected a list of numbers")
+    _take_nearest(found, where)
     if not are_texts(found.get("labels", [])):
         raise UserError(f"{where}: the names of the classes are {short(found['labels'])}: expected texts")
     return found
@@ -98,8 +101,9 @@ def transformers_documents(description: Description) -> dict[str, dict[str, Any]
     preprocessing = description.preprocessing
     processor = {
         **resizing(*as_pair(description.config.image_size), preprocessing.crop_pct),
+        "do_convert_rgb": description.config.in_channels == 3,
         "do_resize": True,
-        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],  # as PIL numbers them
+        "resample": next(key for key, value in _RESAMPLE.items() if value == preprocessing.interpolation),
         "do_rescale": preprocessing.scale != 1,
         "rescale_factor": 1 / preprocessing.scale,
         "do_normalize": True,
@@ -197,12 +201,34 @@ def _rescaled_by(processor: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"scale": 1.0} if factor == 1 else {}
 
 
-def _resized_by(processor: Mapping[str, Any]) -> dict[str, Any]:
+def _take_nearest(found: dict[str, Any], where: str) -> None:
+    """Of ways to resize that timm has and we do not, what comes nearest, in place and with a warning.
+
+    Raises:
+        UserError: they are no text and no number above 0.
+    """
+    interpolation, crop_pct = found.get("interpolation", "bicubic"), found.get("crop_pct", 1)
+    if not isinstance(interpolation, str) or not is_number(crop_pct) or not crop_pct > 0:
+        raise UserError(
+            f"{where}: interpolation is {short(interpolation)} and crop_pct {short(crop_pct)}: expected a text, and a "
+            "number above 0"
+        )
+    if interpolation not in _RESAMPLE.values():
+        found["interpolation"] = "bilinear" if interpolation == "nearest" else "bicubic"
+        _LOG.warning("%s: interpolation %s is taken for %s", where, short(interpolation), found["interpolation"])
+    if crop_pct > 1:
+        found["crop_pct"] = 1.0
+        _LOG.warning("%s: crop_pct %s, an image with a margin around it, is taken for 1", where, short(crop_pct))
+
+
+def _resized_by(processor: Mapping[str, Any], where: str) -> dict[str, Any]:
     """interpolation and crop_pct of transformers' processor, as far as it says them in a way that we know."""
     found: dict[str, Any] = {}
-    resample = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample"))  # type: ignore[arg-type]
-    if resample:
-        found["interpolation"] = resample
+    resample = processor.get("resample")
+    if isinstance(resample, int) and resample in _RESAMPLE:
+        found["interpolation"] = _RESAMPLE[resample]
+    elif resample is not None:
+        _LOG.warning("%s: resample %s is neither 2, bilinear, nor 3, bicubic: it is left out", where, short(resample))
     size, crop = processor.get("size"), processor.get("crop_size")
     if processor.get("do_center_crop") is True and isinstance(size, dict) and isinstance(crop, dict):
         edge, side = size.get("shortest_edge"), crop.get("height")
@@ -217,14 +243,13 @@ def _whole(height: int, width: int, crop_pct: float) -> dict[str, Any]:
 
 
 def _resizing(height: int, width: int, crop_pct: float) -> dict[str, Any]:
-    """How transformers gets from an image to the model's size. It can cut out a part of square images only."""
-    if crop_pct != 1 and height != width:
+    """How transformers gets from an image to the model's size. It can cut out the middle for square models only."""
+    if height != width:
         _LOG.warning(
-            "the model sees the middle %.3g of an image of %d x %d: transformers' processor cannot do that where sides "
-            "differ, and will show it the whole",
-            *(crop_pct, height, width),
+            "the model sees the middle of an image, in its own shape of %d x %d%s: transformers' processor cannot cut "
+            "that out where sides differ, and will press the whole image into it",
+            *(height, width, "" if crop_pct == 1 else f", and {crop_pct:.3g} of that"),
         )
-    if crop_pct == 1 or height != width:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from swin_mim import SimMIM, SwinClassifier, SwinConfig, block_mask
+from swin_mim.errors import UserError
+from swin_mim.hub import repository
 from swin_mim.weights.config_json import Preprocessing
 from tools import forked
 
@@ -248,3 +251,18 @@ def test_a_push_that_fails_keeps_the_model_and_says_how_to_go_on(hub, client_env
     assert set(hub.commits(repo)[-1][1]) >= {"model.safetensors", "transformers/model.safetensors", "README.md"}
     assert hub.token not in output + end.said
     assert json.loads((kept / "config.json").read_text())["swin_mim"]["model"] == "SimMIM"
+
+
+@pytest.mark.parametrize(("error", "left"), [(KeyboardInterrupt(), 0), (UserError("the Hub says no"), 1)])
+def test_a_push_that_is_interrupted_leaves_nothing_and_one_that_fails_what_its_message_names(
+    error: BaseException, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def push(*arguments: object, **options: object) -> str:
+        raise error
+
+    monkeypatch.setattr(repository, "push", push)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(type(error)):
+        SimMIM(CONFIG).push_to_hub("user/model")
+    assert len(list(tmp_path.rglob("model.safetensors"))) == left
+    assert len(list(tmp_path.glob("swin_mim_*"))) == left

@@ -24,3 +24,9 @@ def test_one_name_is_counted_in_the_singular() -> None:
     model.labels = ("one",)
     with pytest.raises(UserError, match="labels has 1 name and the head 2 classes: give"):
         model.description()
+
+
+@pytest.mark.parametrize("field", ["depths", "num_heads"])
+def test_one_number_where_a_stage_has_one_each_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=f"^{field} is 4: expected one number per stage"):
+        SwinConfig.named("swin_tiny", **{field: 4})

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import run_recipe
 
+import swin_mim
+
 
 def status(recipe, name):
     return json.loads((recipe.path(name) / "run_status.json").read_text())
@@ -100,6 +102,23 @@ def test_a_full_disk_ends_a_run_after_three_checkpoints_and_costs_nothing_else(r
     assert list((recipe.path("full") / "checkpoints").iterdir()) == []
     recipe.run("full")
     recipe.assert_same_run(whole_run, "full")
+
+
+def test_a_full_disk_ends_a_replay_in_one_line(recipe, whole_run):
+    """A checkpoint is copied first."""
+    script = recipe.folder / "small_scratch.py"
+    script.write_text(LIMITED)
+    command = [
+        "20000",
+        str(Path(swin_mim.__file__).parent / "__main__.py"),
+        "replay",
+        str(recipe.path(whole_run)),
+        "11",
+    ]
+    code, said = run_recipe.run(script, command, recipe.folder)
+    assert code == 2, said
+    assert said.startswith("error: the run could not be copied to ") and said.count("\n") == 1
+    assert "File too large" in said and said.endswith(": make room, or set TMPDIR\n")
 
 
 def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, whole_run):

@@ -272,13 +272,12 @@ def test_timm_finds_it_in_a_saved_model(photo: Image.Image, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("interpolation", "share"), WAYS)
 def test_transformers_makes_the_same_of_a_photo(photo: Image.Image, interpolation: str, share: float) -> None:
-    """For a share of 1 it has no crop, and takes images of the model's aspect to be what one would give it."""
     of = description(SIZE, interpolation, share)
     other = description(SIZE, "bicubic" if interpolation == "bilinear" else "bilinear", share)
     written = transformers_documents(of)["preprocessor_config.json"]
-    assert written["image_processor_type"] == ("ViTImageProcessor" if share == 1 else "CLIPImageProcessor")
-    images = [photo.crop((0, 0, 512, 512))] + [photo] * (share == 0.875)
-    for image in images:
+    assert written["image_processor_type"] == "CLIPImageProcessor"
+    wide = photo if share == 0.875 else photo.crop((0, 0, 512, 448))  # cut at whole pixels of 256 x 224
+    for image in (photo.crop((0, 0, 512, 512)), wide, wide.rotate(90, expand=True)):
         assert difference(by_us(of, image), by_transformers(of, image)) < GREY_LEVEL
         assert difference(by_us(of, image), by_transformers(other, image)) > 10 * GREY_LEVEL
 
@@ -290,18 +289,65 @@ def test_transformers_resizes_to_a_size_that_is_not_square(photo: Image.Image, i
 
 
 @pytest.mark.parametrize(
-    ("size", "share", "told"), [((96, 128), 0.875, True), ((96, 128), 1.0, False), (96, 0.875, False)]
+    ("size", "share", "told"),
+    [
+        ((96, 128), 0.875, "in its own shape of 96 x 128, and 0.875 of that: transformers' processor cannot"),
+        ((96, 128), 1.0, "in its own shape of 96 x 128: transformers' processor cannot"),
+        (96, 0.875, ""),
+        (96, 1.0, ""),
+    ],
 )
 def test_what_transformers_cannot_cut_out_is_told(
     size: int | tuple[int, int],
     share: float,
-    told: bool,
+    told: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
     transformers_documents(description(size, "bicubic", share))
-    assert ("the middle 0.875 of an image of 96 x 128" in caplog.text) == told
+    assert told in caplog.text and bool(told) == bool(caplog.text)
+
+
+def test_transformers_leaves_a_grey_photo_grey(photo: Image.Image) -> None:
+    config = SwinConfig(96, in_channels=1, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
+    of, grey = Description("Swin", config, preprocessing=Preprocessing.unknown(1)), photo.convert("L")
+    written = transformers_documents(of)["preprocessor_config.json"]
+    image = transformers.CLIPImageProcessor.from_dict(written)(grey, return_tensors="pt")["pixel_values"][0]
+    assert image.shape == (1, 96, 96)
+
+
+@pytest.mark.parametrize(
+    ("said", "taken", "told"),
+    [
+        ({"interpolation": "lanczos"}, "bicubic", "config.json: interpolation 'lanczos' is taken for bicubic"),
+        ({"interpolation": "random"}, "bicubic", "config.json: interpolation 'random' is taken for bicubic"),
+        ({"interpolation": "nearest"}, "bilinear", "config.json: interpolation 'nearest' is taken for bilinear"),
+        ({"interpolation": "bicubic", "crop_pct": 1.2}, "bicubic", "config.json: crop_pct 1.2, an image with a margin"),
+    ],
+)
+def test_ways_to_resize_that_only_timm_has_are_taken_for_the_nearest(
+    said: dict[str, Any], taken: str, told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
+    found = hints({"pretrained_cfg": said}, "config.json")
+    assert (found["interpolation"], found.get("crop_pct", 1.0)) == (taken, 1.0)
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize("said", [{"crop_pct": "0.9"}, {"crop_pct": 0}, {"crop_pct": math.nan}, {"interpolation": [3]}])
+def test_what_is_no_way_to_resize_is_an_error_with_the_file(said: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^config\.json: interpolation is .* and crop_pct .*: expected a text, and"):
+        hints({"pretrained_cfg": said}, "config.json")
+
+
+@pytest.mark.parametrize("resample", [[3], {"a": 1}, "bicubic", None, 5])
+def test_a_processor_that_resizes_as_we_cannot_is_told(
+    resample: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swin_mim"), "propagate", True)
+    assert "interpolation" not in hints({}, "config.json", processor={"resample": resample})
+    assert ("is neither 2, bilinear, nor 3, bicubic" in caplog.text) == (resample is not None)
 
 
 def ramp(width: int, height: int) -> Image.Image:
