@@ -117,8 +117,10 @@ def test_a_full_disk_ends_a_replay_in_one_line(recipe, whole_run):
     ]
     code, said = run_recipe.run(script, command, recipe.folder)
     assert code == 2, said
-    assert said.startswith("error: the run could not be copied to ") and said.count("\n") == 1
-    assert "File too large" in said and said.endswith(": make room, or set TMPDIR\n")
+    assert said.count("\n") == 1
+    assert said.startswith("error: the run could not be copied to ")
+    assert said.endswith(": make room, or set TMPDIR\n")
+    assert "File too large" in said
 
 
 def test_a_disk_that_takes_nothing_more_costs_the_log_and_not_the_run(recipe, whole_run):
