@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from swin_mim.errors import UserError
+from swin_mim.training.config.commands import finetune_config
 from tools.pretraining_study import __main__ as study
 from tools.pretraining_study import convnet, fonts, plan, report, runs
 from tools.pretraining_study.plan import (
@@ -145,6 +146,32 @@ def test_a_later_session_first_does_what_an_earlier_one_left():
     assert plan.session_c(done("A", by_target)) == plan.session_b(done("A", by_target))
     assert {cell.split for cell in plan.session_d({})} == {VALIDATION}
     assert not {cell.split for cell in plan.session_e({}) if isinstance(cell, Training)} & {TEST}
+
+
+def test_the_trial_changes_what_it_names_in_the_fine_tuning_and_counts_for_nothing_else(tmp_path):
+    found = {
+        cell: {"heldout_loss": cell.rate, "heldout_hog_loss": cell.rate}
+        for target in TARGETS
+        for rate in (*plan.PRETRAINING_RATES[CHARACTERS], 3.75e-4)
+        for cell in [Pretraining(CHARACTERS, target, rate, 0, plan.SHORT_STEPS[CHARACTERS])]
+    }
+    cells, folders = plan.trial(found), runs.Folders(tmp_path)
+    assert len({cell.name for cell in cells}) == len(cells) == 14
+    for cell in cells:
+        config = finetune_config(runs.training_words(cell, folders, found))
+        usual = finetune_config(runs.training_words(cell._replace(recipe=""), folders, found))
+        given = (config.data.crop_scale[0], config.optim.layer_decay)
+        given += (config.augment.label_smoothing, config.model.drop_path_rate)
+        plain = (1.0, 1.0, 0.0, 0.0)
+        wanted = [usual.data.crop_scale[0], usual.optim.layer_decay, usual.augment.label_smoothing, 0.1]
+        for place, name in enumerate(("whole", "even", "sharp", "all blocks")):
+            if cell.recipe in (name, "plain"):
+                wanted[place] = plain[place]
+        assert given == tuple(wanted), cell.name
+    done = {cell: {"accuracy": 0.5, "loss": 1.25} for cell in cells}
+    assert report.rows_of(done, VALIDATION, CHARACTERS) == {}
+    assert "| plain | new weights | 30 | 0.001 | 50.0 | 1.25 |" in report.trial_table(done)
+    assert not any(cell in done for cell in plan.session_a(found))
 
 
 def test_encoders_are_made_before_what_starts_from_them_and_again_where_they_are_gone():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 CHARACTERS, TILES = "characters", "tiles"
 NEW, CONVNET, NEW_FINE = "new weights", "convnet", "new weights, fine"
 TARGETS = ("pixels", "normalized", "hog")
+TRIED = ("pixels", "normalized")
 STAGES, TEACHER, LONGER, FINE = "stages", "teacher", "longer", "fine"
 """What is added to the best target: "normalized stages" is an arm. fine: patches of half the side."""
 VALIDATION, TEST = "validation", "test"
@@ -35,6 +36,17 @@ SEEDS = {1: 3, 3: 5, 10: 5, 30: 5, 100: 3}
 CONVNET_SEEDS = {1: 3, 3: 3, 10: 3, 30: 3}
 """Of both sets of images: with 100 labels and more seeds it would take as long as all else together."""
 LONG_SEEDS = 3
+WHOLE, EVEN = ("--data.crop_scale", "1", "1"), ("--optim.layer_decay", "1")
+SHARP, ALL = ("--augment.label_smoothing", "0"), ("--model.drop_path_rate", "0")
+RECIPES: dict[str, tuple[str, ...]] = {
+    "plain": (*WHOLE, *EVEN, *SHARP, *ALL),
+    "whole": WHOLE,
+    "even": EVEN,
+    "sharp": SHARP,
+    "all blocks": ALL,
+}
+"""What the trial changes in the fine-tuning: all of what follows; pictures that are not cut; the same rate in all
+layers; labels that are not smoothed; blocks that are not dropped."""
 
 
 class Pretraining(NamedTuple):
@@ -65,13 +77,14 @@ class Training(NamedTuple):
     steps: int
     split: str
     """validation or test."""
+    recipe: str = ""
+    """Of the trial, what is different in the fine-tuning: `RECIPES`."""
 
     @property
     def name(self) -> str:
-        arm = self.arm.replace(" ", "-")
-        return (
-            f"{self.images}_{arm}_labels{self.labels}_rate{self.rate:g}_seed{self.seed}_steps{self.steps}_{self.split}"
-        )
+        arm, rate = self.arm.replace(" ", "-"), f"rate{self.rate:g}"
+        name = f"{self.images}_{arm}_labels{self.labels}_{rate}_seed{self.seed}_steps{self.steps}_{self.split}"
+        return f"{name}_{self.recipe.replace(' ', '-')}" if self.recipe else name
 
 
 Cell = Pretraining | Training
@@ -308,6 +321,20 @@ def seeds(arm: str, labels: int) -> int:
     return (CONVNET_SEEDS if arm == CONVNET else SEEDS).get(labels, 0)
 
 
+def trial(found: Results) -> list[Cell]:
+    """What keeps accuracies low: the fine-tuning with other settings, 30 labels, at the middle rates."""
+    if any(chosen_pretraining(CHARACTERS, target, found) is None for target in TRIED):
+        return [cell for target in TRIED for cell in short_pretrainings(CHARACTERS, target, found)]
+    return [
+        training(CHARACTERS, arm, max(CHOSEN_BY[CHARACTERS]), RATES.get(arm, PRETRAINED_RATES)[1])._replace(
+            recipe=recipe
+        )
+        for recipe in RECIPES
+        for arm in (*TRIED, NEW)
+        if arm != NEW or recipe != "even"  # which new weights have
+    ]
+
+
 SESSIONS: dict[str, Callable[[Results], list[Cell]]] = {
     "A": session_a,
     "B": session_b,
@@ -315,4 +342,5 @@ SESSIONS: dict[str, Callable[[Results], list[Cell]]] = {
     "D": session_d,
     "E": session_e,
     "F": session_f,
+    "trial": trial,
 }

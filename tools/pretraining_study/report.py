@@ -32,6 +32,7 @@ def report(results: Results, out: Path) -> None:
     if not results:
         raise UserError(f"{out} has no results: run a session first")
     parts = [pretraining_table(results), validation_table(results), tested_table(results), time_table(results)]
+    parts.append(trial_table(results))
     text = "\n".join(part for part in parts if part)
     (out / TABLE).write_text(text)
     plot(results, out / PLOT)
@@ -39,10 +40,11 @@ def report(results: Results, out: Path) -> None:
 
 
 def rows_of(results: Results, split: str, images: str) -> dict[Training, Mapping[str, Any]]:
+    """The runs with labels of the study itself, not of the trial."""
     return {
         cell: row
         for cell, row in results.items()
-        if isinstance(cell, Training) and (cell.split, cell.images) == (split, images)
+        if isinstance(cell, Training) and (cell.split, cell.images, cell.recipe) == (split, images, "")
     }
 
 
@@ -170,6 +172,24 @@ def time_to(cell: Training, row: Mapping[str, Any], goal: float, results: Result
     if step is None or any(need not in results for need in before):
         return None
     return (float(row["seconds"]) * step / cell.steps + sum(float(results[need]["seconds"]) for need in before)) / 60
+
+
+def trial_table(results: Results) -> str:
+    """Accuracy in percent on validation characters, by what is different in the fine-tuning."""
+    lines = [
+        [
+            cell.recipe,
+            cell.arm,
+            str(cell.labels),
+            f"{cell.rate:g}",
+            f"{100 * row['accuracy']:.1f}",
+            f"{row['loss']:.2f}",
+        ]
+        for cell, row in results.items()
+        if isinstance(cell, Training) and cell.recipe
+    ]
+    head = ["recipe of the trial", "arm", "labels per class", "rate", "accuracy", "training loss at the end"]
+    return markdown(head, sorted(lines))
 
 
 def minutes(seconds: float) -> str:

@@ -137,6 +137,7 @@ def training_words(cell: Training, folders: Folders, found: Results) -> list[str
         words += ["--model.patch_size", str(PATCH[cell.images] // (2 if cell.arm == NEW_FINE else 1))]
     else:
         words += ["--model.pretrained", str(folders.of(needs(cell, found)[0]))]
+    words += plan.RECIPES.get(cell.recipe, ())
     if cell.images == CHARACTERS:
         images = folders.characters
         words += ["--data.source", str(images / "train"), "--data.validation", str(images / cell.split)]
