@@ -333,7 +333,7 @@ def test_the_python_of_weights_and_hub_runs(left_by_a_demo):
         shapes.append(tuple(scope["classifier"](images).shape))
     assert scope["features"].shape == (1, 8, 8, 32)
     assert len(scope["maps"]) == 2
-    assert scope["loss"] > 0
+    assert scope["out"].loss > 0
     assert shapes == [(1, 10)] * 4
 
 
@@ -371,8 +371,8 @@ def check_the_comments(scope: dict[str, Any]) -> None:
     assert scope["features"].shape == (2, 6, 6, 768)
     assert scope["images"].shape == (2, 3, 96, 160)
     assert [tuple(level.shape) for level in scope["maps"][:2]] == [(2, 96, 48, 40), (2, 192, 24, 20)]
-    assert scope["pixels"].shape == (2, 3, 192, 192)
-    assert scope["loss"].shape == ()
+    assert scope["out"].pixels.shape == (2, 3, 192, 192)
+    assert scope["out"].loss.shape == ()
 
 
 def pretrain_in_name(source: str, *, config: str, **settings: Any) -> SimpleNamespace:

@@ -1,7 +1,7 @@
 """What a pretraining is worth: fine-tuning from it beside training from new weights, with few labels.
 
-    swin-mim transfer runs/NAME --config finetune_swin_base_224 --out runs/transfer \\
-        --labels 10 30 100 300 --seeds 5 --rates 6e-4 1.25e-3 2.5e-3 -- --data.source DIR --data.validation DIR2
+    swin-mim transfer runs/NAME --config finetune_images --out runs/transfer --labels 10 30 100 300 \\
+        --steps 400 1200 4000 4000 --seeds 5 --rates 2e-3 4e-3 8e-3 -- --data.source DIR --data.validation DIR2
 
 Every cell is one run of swin-mim finetune: some weights (each MODEL, and new ones), a number of labels for each
 class, a learning rate, a seed. At a number of labels all have the same steps, augmentation and images; new weights

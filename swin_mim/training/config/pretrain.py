@@ -117,8 +117,9 @@ class ModelConfig:
     stage_weights: tuple[float, ...] | None = None
     """Weights of the losses of the stages, with model.supervise stages; None takes their mean."""
     pretrained: str | None = None
-    """Weights to start from: a folder, a .safetensors file or a repository "user/name" on the Hub. Bias tables are
-    resized to this model's windows; a missing decoder is initialised."""
+    """Weights to start from: a run, an export, a checkpoint, a weight file that swin-mim convert reads (.safetensors
+    or .pth), or a repository "user/name" on the Hub. Bias tables are resized to this model's windows; a missing decoder
+    is initialised."""
 
 
 @dataclass(frozen=True)
