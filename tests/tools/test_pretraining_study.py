@@ -156,21 +156,24 @@ def test_the_trial_changes_what_it_names_in_the_fine_tuning_and_counts_for_nothi
         for cell in [Pretraining(CHARACTERS, target, rate, 0, plan.SHORT_STEPS[CHARACTERS])]
     }
     cells, folders = plan.trial(found), runs.Folders(tmp_path)
-    assert len({cell.name for cell in cells}) == len(cells) == 14
-    for cell in cells:
+    assert len({cell.name for cell in cells}) == len(cells) == 17
+    others = {"whole": (0, 1.0), "even": (1, 1.0), "sharp": (2, 0.0), "all blocks": (3, 0.0), "batch 128": (4, 128)}
+    changes = {name: [change] for name, change in others.items()}
+    changes |= {"usual": [], "plain": list(others.values())[:4]}
+
+    def settings(cell):
         config = finetune_config(runs.training_words(cell, folders, found))
-        usual = finetune_config(runs.training_words(cell._replace(recipe=""), folders, found))
-        given = (config.data.crop_scale[0], config.optim.layer_decay)
-        given += (config.augment.label_smoothing, config.model.drop_path_rate)
-        plain = (1.0, 1.0, 0.0, 0.0)
-        wanted = [usual.data.crop_scale[0], usual.optim.layer_decay, usual.augment.label_smoothing, 0.1]
-        for place, name in enumerate(("whole", "even", "sharp", "all blocks")):
-            if cell.recipe in (name, "plain"):
-                wanted[place] = plain[place]
-        assert given == tuple(wanted), cell.name
-    done = {cell: {"accuracy": 0.5, "loss": 1.25} for cell in cells}
+        parts = config.data.crop_scale[0], config.optim.layer_decay, config.augment.label_smoothing
+        return [*parts, config.model.drop_path_rate, config.train.global_batch]
+
+    for cell in cells:
+        wanted = settings(cell._replace(recipe=""))
+        for place, value in changes[cell.recipe]:
+            wanted[place] = value
+        assert settings(cell) == wanted, cell.name
+    done = {cell: {"accuracy": 0.5, "loss": 1.25, "heldout_loss": 2.0} for cell in cells}
     assert report.rows_of(done, VALIDATION, CHARACTERS) == {}
-    assert "| plain | new weights | 30 | 0.001 | 50.0 | 1.25 |" in report.trial_table(done)
+    assert "| plain | new weights | 30 | 0.001 | 3000 | 50.0 | 1.25 | 2.00 |" in report.trial_table(done)
     assert not any(cell in done for cell in plan.session_a(found))
 
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 CHARACTERS, TILES = "characters", "tiles"
 NEW, CONVNET, NEW_FINE = "new weights", "convnet", "new weights, fine"
 TARGETS = ("pixels", "normalized", "hog")
-TRIED = ("pixels", "normalized")
 STAGES, TEACHER, LONGER, FINE = "stages", "teacher", "longer", "fine"
 """What is added to the best target: "normalized stages" is an arm. fine: patches of half the side."""
 VALIDATION, TEST = "validation", "test"
@@ -38,15 +37,21 @@ CONVNET_SEEDS = {1: 3, 3: 3, 10: 3, 30: 3}
 LONG_SEEDS = 3
 WHOLE, EVEN = ("--data.crop_scale", "1", "1"), ("--optim.layer_decay", "1")
 SHARP, ALL = ("--augment.label_smoothing", "0"), ("--model.drop_path_rate", "0")
+LARGE = ("--train.global_batch", "128", "--train.micro_batch", "128")
 RECIPES: dict[str, tuple[str, ...]] = {
+    "usual": (),
     "plain": (*WHOLE, *EVEN, *SHARP, *ALL),
     "whole": WHOLE,
     "even": EVEN,
     "sharp": SHARP,
     "all blocks": ALL,
+    "batch 128": LARGE,
 }
-"""What the trial changes in the fine-tuning: all of what follows; pictures that are not cut; the same rate in all
-layers; labels that are not smoothed; blocks that are not dropped."""
+"""What the trial changes in the fine-tuning: nothing; all of the next four; pictures that are not cut; the same rate in
+all layers; labels that are not smoothed; blocks that are not dropped; four times the pictures a step."""
+TRIED = ("pixels", "normalized")
+FOLLOWED = (("usual", 1.5e-3, 1), ("usual", 1.5e-3, LONGER_BY), ("batch 128", 7.5e-4, 1))
+"""What the first runs of the trial suggested, for the encoders of pixels: recipe, rate at 32 images, times the steps."""
 
 
 class Pretraining(NamedTuple):
@@ -322,16 +327,20 @@ def seeds(arm: str, labels: int) -> int:
 
 
 def trial(found: Results) -> list[Cell]:
-    """What keeps accuracies low: the fine-tuning with other settings, 30 labels, at the middle rates."""
+    """What keeps accuracies low: the fine-tuning with other settings, 30 labels."""
     if any(chosen_pretraining(CHARACTERS, target, found) is None for target in TRIED):
         return [cell for target in TRIED for cell in short_pretrainings(CHARACTERS, target, found)]
-    return [
-        training(CHARACTERS, arm, max(CHOSEN_BY[CHARACTERS]), RATES.get(arm, PRETRAINED_RATES)[1])._replace(
-            recipe=recipe
-        )
-        for recipe in RECIPES
+    labels = max(CHOSEN_BY[CHARACTERS])
+    registered = [
+        training(CHARACTERS, arm, labels, RATES.get(arm, PRETRAINED_RATES)[1])._replace(recipe=recipe)
+        for recipe in ("plain", "whole", "even", "sharp", "all blocks")
         for arm in (*TRIED, NEW)
         if arm != NEW or recipe != "even"  # which new weights have
+    ]
+    steps = STEPS[CHARACTERS][labels]
+    return registered + [
+        training(CHARACTERS, TRIED[0], labels, rate, steps=times * steps)._replace(recipe=recipe)
+        for recipe, rate, times in FOLLOWED
     ]
 
 

@@ -178,17 +178,22 @@ def trial_table(results: Results) -> str:
     """Accuracy in percent on validation characters, by what is different in the fine-tuning."""
     lines = [
         [
-            cell.recipe,
-            cell.arm,
-            str(cell.labels),
-            f"{cell.rate:g}",
-            f"{100 * row['accuracy']:.1f}",
-            f"{row['loss']:.2f}",
+            *(cell.recipe, cell.arm, str(cell.labels), f"{cell.rate:g}", str(cell.steps)),
+            *(f"{100 * row['accuracy']:.1f}", f"{row['loss']:.2f}", f"{row['heldout_loss']:.2f}"),
         ]
         for cell, row in results.items()
         if isinstance(cell, Training) and cell.recipe
     ]
-    head = ["recipe of the trial", "arm", "labels per class", "rate", "accuracy", "training loss at the end"]
+    head = [
+        "recipe of the trial",
+        "arm",
+        "labels per class",
+        "rate",
+        "steps",
+        "accuracy",
+        "training loss",
+        "validation",
+    ]
     return markdown(head, sorted(lines))
 
 
