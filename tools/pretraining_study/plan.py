@@ -47,11 +47,11 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "all blocks": ALL,
     "batch 128": LARGE,
 }
-"""What the trial changes in the fine-tuning: nothing; all of the next four; pictures that are not cut; the same rate in
+"""What the trial changes in the fine-tuning: nothing; all of the next four; pictures that are not cut; one rate in
 all layers; labels that are not smoothed; blocks that are not dropped; four times the pictures a step."""
 TRIED = ("pixels", "normalized")
 FOLLOWED = (("usual", 1.5e-3, 1), ("usual", 1.5e-3, LONGER_BY), ("batch 128", 7.5e-4, 1))
-"""What the first runs of the trial suggested, for the encoders of pixels: recipe, rate at 32 images, times the steps."""
+"""What the first runs of the trial suggested, for the encoder of pixels: recipe, rate at 32 images, times the steps."""
 
 
 class Pretraining(NamedTuple):
@@ -331,7 +331,7 @@ def trial(found: Results) -> list[Cell]:
     if any(chosen_pretraining(CHARACTERS, target, found) is None for target in TRIED):
         return [cell for target in TRIED for cell in short_pretrainings(CHARACTERS, target, found)]
     labels = max(CHOSEN_BY[CHARACTERS])
-    registered = [
+    registered: list[Cell] = [
         training(CHARACTERS, arm, labels, RATES.get(arm, PRETRAINED_RATES)[1])._replace(recipe=recipe)
         for recipe in ("plain", "whole", "even", "sharp", "all blocks")
         for arm in (*TRIED, NEW)
