@@ -156,7 +156,7 @@ def test_the_trial_changes_what_it_names_in_the_fine_tuning_and_counts_for_nothi
         for cell in [Pretraining(CHARACTERS, target, rate, 0, plan.SHORT_STEPS[CHARACTERS])]
     }
     cells, folders = plan.trial(found), runs.Folders(tmp_path)
-    assert len({cell.name for cell in cells}) == len(cells) == 17
+    assert len({cell.name for cell in cells}) == len(cells) == 14 + len(plan.FOLLOWED)
     others = {"whole": (0, 1.0), "even": (1, 1.0), "sharp": (2, 0.0), "all blocks": (3, 0.0), "batch 128": (4, 128)}
     changes = {name: [change] for name, change in others.items()}
     changes |= {"usual": [], "plain": list(others.values())[:4]}

@@ -50,8 +50,17 @@ RECIPES: dict[str, tuple[str, ...]] = {
 """What the trial changes in the fine-tuning: nothing; all of the next four; pictures that are not cut; one rate in
 all layers; labels that are not smoothed; blocks that are not dropped; four times the pictures a step."""
 TRIED = ("pixels", "normalized")
-FOLLOWED = (("usual", 1.5e-3, 1), ("usual", 1.5e-3, LONGER_BY), ("batch 128", 7.5e-4, 1))
-"""What the first runs of the trial suggested, for the encoder of pixels: recipe, rate at 32 images, times the steps."""
+FOLLOWED = (
+    ("usual", "pixels", 30, 1.5e-3, 3000),
+    ("usual", "pixels", 30, 1.5e-3, 12_000),
+    ("batch 128", "pixels", 30, 7.5e-4, 3000),
+    *(
+        ("batch 128", arm, labels, rate, 3000 if labels == 30 else 1500)
+        for labels in (30, 3, 10)
+        for arm, rate in (("normalized", 1.5e-3), (NEW, 5e-4))
+    ),
+)
+"""What the first runs of the trial suggested: recipe, arm, labels for each class, rate at 32 images, steps."""
 
 
 class Pretraining(NamedTuple):
@@ -337,10 +346,9 @@ def trial(found: Results) -> list[Cell]:
         for arm in (*TRIED, NEW)
         if arm != NEW or recipe != "even"  # which new weights have
     ]
-    steps = STEPS[CHARACTERS][labels]
     return registered + [
-        training(CHARACTERS, TRIED[0], labels, rate, steps=times * steps)._replace(recipe=recipe)
-        for recipe, rate, times in FOLLOWED
+        training(CHARACTERS, arm, labels, rate, steps=steps)._replace(recipe=recipe)
+        for recipe, arm, labels, rate, steps in FOLLOWED
     ]
 
 
