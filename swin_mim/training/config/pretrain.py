@@ -203,7 +203,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Recompute the blocks in the backward pass: less memory, a third more arithmetic."""
     stop_after: str = "0 steps"
-    """Stop with a checkpoint after this much of the run, as if interrupted; 0 runs to the end."""
+    """Stop with a checkpoint and exit code 0 after this much of the run; 0 runs to the end."""
 
 
 @dataclass(frozen=True)
