@@ -171,10 +171,14 @@ def test_the_trial_changes_what_it_names_in_the_fine_tuning_and_counts_for_nothi
         for place, value in changes[cell.recipe]:
             wanted[place] = value
         assert settings(cell) == wanted, cell.name
-    done = {cell: {"accuracy": 0.5, "loss": 1.25, "heldout_loss": 2.0} for cell in cells}
+    curve = [(cells[0].steps // 2, 0.25), (cells[0].steps, 0.5)]
+    done = {cell: {"accuracy": 0.5, "loss": 1.25, "heldout_loss": 2.0, "curve": curve} for cell in cells}
     assert report.rows_of(done, VALIDATION, CHARACTERS) == {}
     assert "| plain | new weights | 30 | 0.001 | 3000 | 50.0 | 1.25 | 2.00 |" in report.trial_table(done)
     assert not any(cell in done for cell in plan.session_a(found))
+    report.plot(done, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width == 1050  # a panel of its own
 
 
 def test_encoders_are_made_before_what_starts_from_them_and_again_where_they_are_gone():

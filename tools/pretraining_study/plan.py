@@ -37,7 +37,8 @@ CONVNET_SEEDS = {1: 3, 3: 3, 10: 3, 30: 3}
 LONG_SEEDS = 3
 WHOLE, EVEN = ("--data.crop_scale", "1", "1"), ("--optim.layer_decay", "1")
 SHARP, ALL = ("--augment.label_smoothing", "0"), ("--model.drop_path_rate", "0")
-LARGE = ("--train.global_batch", "128", "--train.micro_batch", "128")
+BATCH, LARGE_BATCH = 32, 128
+LARGE = ("--train.global_batch", str(LARGE_BATCH), "--train.micro_batch", str(LARGE_BATCH))
 RECIPES: dict[str, tuple[str, ...]] = {
     "usual": (),
     "plain": (*WHOLE, *EVEN, *SHARP, *ALL),

@@ -212,11 +212,14 @@ def plot(results: Results, path: Path) -> None:
     arms = arms_of([*map(shown, cells), *(cell.arm for cell in cells)])
     colours = {arm: COLOURS[number % len(COLOURS)] for number, arm in enumerate(arms)}
     tested = rows_of(results, TEST, CHARACTERS)
-    size = (10.5, 4.2) if tested else (5.6, 4.2)
-    figure, panels = plt.subplots(1, 2 if tested else 1, figsize=size, layout="constrained", squeeze=False)
+    tried = {cell: row for cell, row in results.items() if isinstance(cell, Training) and cell.recipe}
+    count = 1 + bool(tested) + bool(tried)
+    figure, panels = plt.subplots(1, count, figsize=(0.7 + 4.9 * count, 4.2), layout="constrained", squeeze=False)
     if tested:
         plot_scores(panels[0, 0], tested, colours)
-    plot_curves(panels[0, -1], rows_of(results, "validation", CHARACTERS), colours)
+    plot_curves(panels[0, count - 1 - bool(tried)], rows_of(results, "validation", CHARACTERS), colours)
+    if tried:
+        plot_trial(panels[0, -1], tried, colours)
     for axes in panels[0]:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -238,6 +241,27 @@ def plot_scores(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: 
     axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
     axes.minorticks_off()
     axes.set(xlabel="labels per class", ylabel="accuracy", title="test characters; a point for each seed")
+
+
+def plot_trial(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Accuracy over the pictures trained on, with the most labels; dotted where others saw more pictures."""
+    labels = max(cell.labels for cell in rows)
+    lines = []
+    for cell, row in rows.items():
+        if cell.labels == labels:
+            batch = plan.LARGE_BATCH if cell.recipe == "batch 128" else plan.BATCH
+            lines.append(
+                (cell, [batch * step / 1000 for step, _ in row["curve"]], [value for _, value in row["curve"]])
+            )
+    most = max(pictures[-1] for _, pictures, _ in lines)
+    for cell, pictures, values in lines:
+        longest = pictures[-1] == most
+        label = f"{cell.arm}, {cell.recipe}" if longest else None
+        style = "-" if cell.recipe == "usual" else "--"
+        axes.plot(pictures, values, style if longest else ":", color=colours[cell.arm], linewidth=1.4, label=label)
+    axes.set(
+        xlabel="thousand labelled pictures trained on", ylabel="accuracy", title=f"the trial, {labels} labels per class"
+    )
 
 
 def plot_curves(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: Mapping[str, str]) -> None:
