@@ -53,7 +53,7 @@ def replay(run: Path, step: int, precision: str | None) -> list[str]:
         try:
             copy_run(run, Path(folder) / again.run.name, again, step)
         except OSError as error:  # shutil's has a list of files and of what was said of each
-            said = error.strerror or error.args[0][0][2]
+            said = error.args[0][0][2] if isinstance(error, shutil.Error) else error
             raise UserError(f"the run could not be copied to {folder}: {said}: make room, or set TMPDIR") from error
         try:
             recipe(again, fit=replaying(step, position(run, step)))

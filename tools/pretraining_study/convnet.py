@@ -85,8 +85,9 @@ def train(config: FinetuneConfig, folder: Path) -> None:
     )
     reader = Reader(preprocess, size, lambda sums: sums, lambda read: read, config.train.micro_batch, LoaderOptions())
     evaluator, every = ClassificationEvaluator(evaluated, reader), schedule.steps(config.log.evaluate_every)
-    losses = []
-    for step, batch in zip(range(1, schedule.total_steps + 1), loader.batches(0), strict=False):
+    losses, batches = [], loader.batches(0)
+    for step in range(1, schedule.total_steps + 1):
+        batch = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(step - 1, 1.0)
         wanted = soft_targets(targets[batch.indices], len(images.names), config.augment.label_smoothing)

@@ -38,6 +38,7 @@ LONG_SEEDS = 3
 WHOLE, EVEN = ("--data.crop_scale", "1", "1"), ("--optim.layer_decay", "1")
 SHARP, ALL = ("--augment.label_smoothing", "0"), ("--model.drop_path_rate", "0")
 BATCH, LARGE_BATCH = 32, 128
+"""Images of a step with labels."""
 LARGE = ("--train.global_batch", str(LARGE_BATCH), "--train.micro_batch", str(LARGE_BATCH))
 RECIPES: dict[str, tuple[str, ...]] = {
     "usual": (),
@@ -100,6 +101,11 @@ class Training(NamedTuple):
         arm, rate = self.arm.replace(" ", "-"), f"rate{self.rate:g}"
         name = f"{self.images}_{arm}_labels{self.labels}_{rate}_seed{self.seed}_steps{self.steps}_{self.split}"
         return f"{name}_{self.recipe.replace(' ', '-')}" if self.recipe else name
+
+    @property
+    def batch(self) -> int:
+        """Images of a step."""
+        return LARGE_BATCH if self.recipe == "batch 128" else BATCH
 
 
 Cell = Pretraining | Training

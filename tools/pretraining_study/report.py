@@ -249,9 +249,8 @@ def plot_trial(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: M
     lines = []
     for cell, row in rows.items():
         if cell.labels == labels:
-            batch = plan.LARGE_BATCH if cell.recipe == "batch 128" else plan.BATCH
             lines.append(
-                (cell, [batch * step / 1000 for step, _ in row["curve"]], [value for _, value in row["curve"]])
+                (cell, [cell.batch * step / 1000 for step, _ in row["curve"]], [value for _, value in row["curve"]])
             )
     most = max(pictures[-1] for _, pictures, _ in lines)
     for cell, pictures, values in lines:

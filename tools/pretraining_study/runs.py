@@ -35,7 +35,7 @@ from tools.pretraining_study.plan import (
 from tools.side_by_side import Running, seconds_file
 
 BATCH = {CHARACTERS: 64, "tiles": 32}
-"""Images of a step without labels; with labels it is 32."""
+"""Images of a step without labels."""
 CURVE = 3
 """Evaluations of a run with labels on validation images; there is none on test images before the end."""
 RESULT, OUTPUT = "result.json", "output.txt"
@@ -129,7 +129,7 @@ def training_words(cell: Training, folders: Folders, found: Results) -> list[str
     every = cell.steps // CURVE if cell.split != TEST else 0
     words = [*_place(cell, folders), *QUIET, "--train.duration", f"{cell.steps} steps", "--save.export", "last"]
     words += ["--save.every", "500 steps", "--log.evaluate_every", f"{every} steps"]
-    words += ["--optim.warmup", WARMUP, "--optim.base_lr", repr(cell.rate * 512 / 32)]
+    words += ["--optim.warmup", WARMUP, "--optim.base_lr", repr(cell.rate * 512 / plan.BATCH)]
     words += ["--data.labels_per_class", str(cell.labels), "--data.subset_seed", str(cell.seed)]
     if cell.arm in RATES:
         words += ["--model.pretrained", "None", "--optim.layer_decay", "1.0", "--model.name", "swin_nano"]
@@ -192,5 +192,5 @@ def estimate(cell: Cell) -> float:
     if isinstance(cell, Pretraining):
         return slower * cell.steps * BATCH[cell.images] / RATE["pretraining"]
     evaluations = CURVE + 1 if cell.split != TEST else 1
-    images = cell.steps * 32 + evaluations * EVALUATED[cell.images][cell.split] / 3
+    images = cell.steps * cell.batch + evaluations * EVALUATED[cell.images][cell.split] / 3
     return slower * images / RATE["convnet" if cell.arm == CONVNET else "training"]

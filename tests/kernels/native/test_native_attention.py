@@ -27,12 +27,7 @@ CASES = [  # grid, window, window of the table, shift
 GEOMETRY = {"window": (4, 4), "table_window": (5, 4), "shift": (2, 1)}
 
 
-@pytest.fixture(autouse=True)
-def _compiled():
-    reason = attention.failure_reason()
-    if "there is no C++ compiler" in reason:
-        pytest.skip(reason)
-    assert not reason
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def inputs(grid=(10, 7), table_window=(5, 4), heads=2, d=8, batch=3, dtype=torch.float32):

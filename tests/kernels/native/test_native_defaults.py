@@ -8,12 +8,7 @@ from swin_mim.kernels.native import attention, gelu
 from swin_mim.models.blocks.mlp import Mlp
 from swin_mim.models.blocks.window_attention import window_attention
 
-
-@pytest.fixture(autouse=True)
-def _compiled():
-    reason = attention.failure_reason()
-    if "there is no C++ compiler" in reason:
-        pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float64])

@@ -11,13 +11,7 @@ from swin_mim.kernels.native import gelu as module
 from swin_mim.kernels.native.gelu import gelu, gelu_backward
 from swin_mim.kernels.native.library import Unavailable
 
-
-@pytest.fixture(autouse=True)
-def _compiled():
-    reason = module.failure_reason()
-    if "there is no C++ compiler" in reason:
-        pytest.skip(reason)
-    assert not reason
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def exact(x, upstream):
