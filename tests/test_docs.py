@@ -114,6 +114,7 @@ def test_the_index_names_every_page():
     assert {name for name in pages if f"](docs/{name})" not in TEXTS["README.md"]} <= {
         "dense-protocol.md",
         "performance-log.md",
+        "pretraining-gain.md",
         "pretraining-protocol.md",
         "transfer-protocol.md",
     }
@@ -256,21 +257,21 @@ def test_other_commands_parse(command, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", DEVELOPERS)
 def test_commands_for_developers_parse(command):
-    from tools import characters, dense_study
+    from tools import dense_study
     from tools.bench import __main__ as bench
     from tools.bench import planned, targets
     from tools.bench.gpu import __main__ as gpu
     from tools.chaos import __main__ as chaos
     from tools.pretraining_study import __main__ as pretraining_study
-    from tools.pretraining_study import fonts
+    from tools.pretraining_study import pictures
 
     module, *words = shlex.split(command)[2:]
     if module == "tools.docs":
         assert not words
         return
     modules = {"tools.bench": bench, "tools.bench.gpu": gpu, "tools.bench.planned": planned, "tools.chaos": chaos}
-    modules |= {"tools.dense_study": dense_study, "tools.characters": characters, "tools.bench.targets": targets}
-    modules |= {"tools.pretraining_study": pretraining_study, "tools.pretraining_study.fonts": fonts}
+    modules |= {"tools.dense_study": dense_study, "tools.bench.targets": targets}
+    modules |= {"tools.pretraining_study": pretraining_study, "tools.pretraining_study.pictures": pictures}
     assert modules[module].parse(words)
 
 

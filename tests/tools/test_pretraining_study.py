@@ -1,14 +1,17 @@
-"""The study of pretraining: what it decides and in which order, its network, and a small session from end to end."""
+"""The study of pretraining: what it decides and in which order, its network, its pictures, and a small session from
+end to end."""
 
+import gzip
 import json
 import os
 import shutil
 import signal
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
-import matplotlib
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,47 +19,41 @@ from PIL import Image
 from swin_mim.errors import UserError
 from swin_mim.training.config.commands import finetune_config
 from tools.pretraining_study import __main__ as study
-from tools.pretraining_study import convnet, fonts, plan, report, runs
+from tools.pretraining_study import convnet, pictures, plan, report, runs
 from tools.pretraining_study.plan import (
-    CHARACTERS,
     CONVNET,
     NEW,
-    NEW_FINE,
+    PRETRAINED_RATES,
     RATES,
     SESSIONS,
     TARGETS,
     TEST,
-    TILES,
     VALIDATION,
     Pretraining,
     Training,
 )
 from tools.side_by_side import Running, append_result, first_to_end, interrupt
 
-FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+CLOTHES, DIGITS = plan.SETS
 
 
 def done(session, accuracy_of, found=None):
     """The results of a session with made-up accuracies."""
     found = dict(found or {})
-    while open_cells := [cell for cell in SESSIONS[session](found) if cell not in found]:
+    while open_cells := [cell for cell in SESSIONS[session](CLOTHES, found) if cell not in found]:
         for cell in open_cells:
-            best = cell.rate == plan.PRETRAINING_RATES[cell.images][1]
-            made = isinstance(cell, Pretraining)
-            found[cell] = {"heldout_loss": 0.5 if best else 0.6} if made else {"accuracy": accuracy_of(cell)}
+            found[cell] = {} if isinstance(cell, Pretraining) else {"accuracy": accuracy_of(cell)}
     return found
 
 
 def is_long(cell):
-    return isinstance(cell, Training) and cell.steps > plan.STEPS[cell.images][cell.labels]
+    return isinstance(cell, Training) and cell.steps > plan.steps_of(cell.arm, cell.labels)
 
 
-def by_target(cell):
+def by_arm(cell):
     """Normalised pixels with heads of every stage are best, at the middle rate."""
-    if isinstance(cell, Pretraining):
-        return None
     arms = {NEW: 0.1, CONVNET: 0.2, "pixels": 0.3, "hog": 0.4, "normalized": 0.5, "normalized stages": 0.6}
-    rates = RATES.get(cell.arm, plan.PRETRAINED_RATES)
+    rates = RATES.get(cell.arm, PRETRAINED_RATES)
     return arms.get(cell.arm, 0.45) + 0.01 * (cell.rate == rates[1])
 
 
@@ -66,125 +63,61 @@ def test_rates_go_one_beyond_an_end_that_is_best():
     def found(best):
         accuracies = {rate: 0.3 if rate == best else 0.2 for rate in (low, middle, high)}
         return {
-            plan.training(CHARACTERS, arm, labels, rate): {"accuracy": accuracy}
+            plan.training(CLOTHES, arm, labels, rate): {"accuracy": accuracy}
             for labels in (3, 30)
             for rate, accuracy in accuracies.items()
         }
 
-    assert plan.grid(CHARACTERS, arm, {}) == (low, middle, high)
-    assert plan.grid(CHARACTERS, arm, found(middle)) == (low, middle, high)
-    assert plan.grid(CHARACTERS, arm, found(high)) == (low, middle, high, 2 * high)
-    assert plan.grid(CHARACTERS, arm, found(low)) == (low, middle, high, low / 2)
-    assert plan.chosen(CHARACTERS, arm, found(high)) is None
-    assert plan.chosen(CHARACTERS, arm, found(middle)) == (middle, pytest.approx(0.3))
-
-
-def test_the_rate_of_a_pretraining_is_that_of_the_smallest_loss_of_its_target():
-    rates = plan.PRETRAINING_RATES[CHARACTERS]
-    assert [cell.rate for cell in plan.short_pretrainings(CHARACTERS, "hog", {})] == list(rates)
-    assert plan.chosen_pretraining(CHARACTERS, "hog", {}) is None
-    cells = plan.short_pretrainings(CHARACTERS, "hog", {})
-    found = {
-        cell: {"heldout_loss": pixels, "heldout_hog_loss": hog}
-        for cell, pixels, hog in zip(cells, (0.3, 0.2, 0.1), (0.2, 0.1, 0.3), strict=True)
-    }
-    assert plan.chosen_pretraining(CHARACTERS, "hog", found) == rates[1]
-    assert plan.pretraining(CHARACTERS, "hog stages", found).rate == rates[1]
-    found[cells[0]] = {"heldout_loss": 0.3, "heldout_hog_loss": 0.05}
-    assert plan.short_pretrainings(CHARACTERS, "hog", found)[-1].rate == rates[0] / 2
-    assert plan.chosen_pretraining(CHARACTERS, "hog", found) is None
+    assert plan.grid(CLOTHES, arm, {}) == (low, middle, high)
+    assert plan.grid(CLOTHES, arm, found(middle)) == (low, middle, high)
+    assert plan.grid(CLOTHES, arm, found(high)) == (low, middle, high, 2 * high)
+    assert plan.grid(CLOTHES, arm, found(low)) == (low, middle, high, low / 2)
+    assert plan.chosen(CLOTHES, arm, found(high)) is None
+    assert plan.chosen(CLOTHES, arm, found(middle)) == (middle, pytest.approx(0.3))
 
 
 def test_sessions_follow_one_another():
-    first = done("A", by_target)
-    pretrained = [cell for cell in first if isinstance(cell, Pretraining)]
-    whole = [cell for cell in pretrained if cell.steps == plan.PRETRAINING_STEPS[CHARACTERS]]
-    assert [cell.arm for cell in whole] == list(TARGETS)
-    assert {cell.rate for cell in whole} == {plan.PRETRAINING_RATES[CHARACTERS][1]}
-    assert len(pretrained) == 4 * len(TARGETS)
+    first = done("choose", by_arm)
+    assert [cell.arm for cell in first if isinstance(cell, Pretraining)] == list(TARGETS)
+    assert {cell.arm for cell in first} == {NEW, CONVNET, *TARGETS}
     longer = [cell for cell in first if is_long(cell)]
     assert {(cell.arm, cell.rate, cell.labels) for cell in longer} == {(NEW, RATES[NEW][1], n) for n in (3, 30)}
     assert {cell.split for cell in first if isinstance(cell, Training)} == {VALIDATION}
 
-    second = done("B", by_target, first)
-    assert {cell.arm for cell in second.keys() - first.keys()} == {
-        CONVNET,
-        "normalized stages",
-        "normalized teacher",
-        "normalized longer",
-    }
-    assert list(second)[-1].arm == "normalized longer"  # what time does not allow
-    third = {cell for cell in done("C", by_target, second) if cell not in second}
-    fourth = {cell for cell in done("D", by_target, second) if cell not in second}
-    assert {cell.arm for cell in third if isinstance(cell, Training)} == {NEW, "normalized stages"}
-    assert {cell.arm for cell in fourth if isinstance(cell, Training)} == {CONVNET}
-    for cells in (third, fourth):
-        assert {cell.split for cell in cells if isinstance(cell, Training)} == {TEST}
-    for cells, seeds in ((third, plan.SEEDS), (fourth, plan.CONVNET_SEEDS)):
-        runs_of = {(cell.labels, cell.seed) for cell in cells if isinstance(cell, Training)}
-        assert Counter(labels for labels, _ in runs_of) == seeds
-    fine = [cell for cell in done("F", by_target, second) if cell not in second]
-    assert {(cell.arm, getattr(cell, "labels", 30)) for cell in fine} == {(NEW_FINE, 30), ("normalized fine", 30)}
-    tiles = [cell for cell in done("E", by_target, second) if cell not in second]
-    assert {cell.images for cell in tiles} == {TILES}
-    assert [cell.split for cell in tiles if isinstance(cell, Training)][-1] == TEST
+    second = done("add", by_arm, first)
+    assert {cell.arm for cell in second.keys() - first.keys()} == {"normalized stages", "normalized teacher"}
+    for before, winner in ((first, "normalized"), (second, "normalized stages")):
+        third = {cell for cell in done("measure", by_arm, before) if cell not in before}
+        assert {cell.arm for cell in third} == {NEW, CONVNET, winner}
+        assert {cell.split for cell in third if isinstance(cell, Training)} == {TEST}
+        for arm in (NEW, CONVNET, winner):
+            assert Counter(cell.labels for cell in third if cell.arm == arm) == plan.SEEDS
+        assert {cell.rate for cell in third if cell.arm == CONVNET} == {RATES[CONVNET][1]}
 
 
-@pytest.mark.parametrize(("gain", "count"), [(0.019, 0), (0.021, 2 * plan.LONG_SEEDS)])
+@pytest.mark.parametrize(("gain", "count"), [(0.009, 0), (0.011, 2 * plan.LONG_SEEDS)])
 def test_new_weights_are_measured_for_longer_where_they_gain_by_it(gain, count):
     def accuracy(cell):
-        return by_target(cell) and by_target(cell) + gain * is_long(cell)
+        return by_arm(cell) + gain * is_long(cell)
 
-    cells = done("C", accuracy, done("B", accuracy, done("A", accuracy)))
+    cells = done("measure", accuracy, done("choose", accuracy))
     found = [cell for cell in cells if is_long(cell) and cell.split == TEST]
     assert len(found) == count
     assert {cell.arm for cell in found} <= {NEW}
 
 
 def test_a_later_session_first_does_what_an_earlier_one_left():
-    assert plan.session_c({}) == plan.session_a({})
-    assert plan.session_c(done("A", by_target)) == plan.session_b(done("A", by_target))
-    assert {cell.split for cell in plan.session_d({})} == {VALIDATION}
-    assert not {cell.split for cell in plan.session_e({}) if isinstance(cell, Training)} & {TEST}
-
-
-def test_the_trial_changes_what_it_names_in_the_fine_tuning_and_counts_for_nothing_else(tmp_path):
-    found = {
-        cell: {"heldout_loss": cell.rate, "heldout_hog_loss": cell.rate}
-        for target in TARGETS
-        for rate in (*plan.PRETRAINING_RATES[CHARACTERS], 3.75e-4)
-        for cell in [Pretraining(CHARACTERS, target, rate, 0, plan.SHORT_STEPS[CHARACTERS])]
-    }
-    cells, folders = plan.trial(found), runs.Folders(tmp_path)
-    assert len({cell.name for cell in cells}) == len(cells) == 14 + len(plan.FOLLOWED)
-    others = {"whole": (0, 1.0), "even": (1, 1.0), "sharp": (2, 0.0), "all blocks": (3, 0.0), "batch 128": (4, 128)}
-    changes = {name: [change] for name, change in others.items()}
-    changes |= {"usual": [], "plain": list(others.values())[:4]}
-
-    def settings(cell):
-        config = finetune_config(runs.training_words(cell, folders, found))
-        parts = config.data.crop_scale[0], config.optim.layer_decay, config.augment.label_smoothing
-        return [*parts, config.model.drop_path_rate, config.train.global_batch]
-
-    for cell in cells:
-        wanted = settings(cell._replace(recipe=""))
-        for place, value in changes[cell.recipe]:
-            wanted[place] = value
-        assert settings(cell) == wanted, cell.name
-    curve = [(cells[0].steps // 2, 0.25), (cells[0].steps, 0.5)]
-    done = {cell: {"accuracy": 0.5, "loss": 1.25, "heldout_loss": 2.0, "curve": curve} for cell in cells}
-    assert report.rows_of(done, VALIDATION, CHARACTERS) == {}
-    assert "| plain | new weights | 30 | 0.001 | 3000 | 50.0 | 1.25 | 2.00 |" in report.trial_table(done)
-    assert not any(cell in done for cell in plan.session_a(found))
-    report.plot(done, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.width == 1050  # a panel of its own
+    first = plan.choose(DIGITS, {})
+    assert {cell.images for cell in first} == {DIGITS}
+    assert plan.measure(DIGITS, {}) == plan.add(DIGITS, {}) == first
+    half = {cell: {"accuracy": by_arm(cell)} for cell in first if isinstance(cell, Training) and cell.arm != CONVNET}
+    assert not {cell.split for cell in plan.measure(DIGITS, half) if isinstance(cell, Training)} & {TEST}
 
 
 def test_encoders_are_made_before_what_starts_from_them_and_again_where_they_are_gone():
-    teacher = plan.pretraining(CHARACTERS, "pixels teacher", {}, 1)
-    base = plan.pretraining(CHARACTERS, "pixels", {}, 1)
-    run = Training(CHARACTERS, "pixels teacher", 3, 1e-3, 1, 10, TEST)
+    teacher = plan.pretraining(CLOTHES, "pixels teacher", 1)
+    base = plan.pretraining(CLOTHES, "pixels", 1)
+    run = Training(CLOTHES, "pixels teacher", 3, 1e-3, 1, 10, TEST)
     new = run._replace(arm=NEW)
     assert plan.missing([run, new], {}, lambda cell: False) == [base, teacher, run, new]
     made = {base: {}, teacher: {}}
@@ -192,12 +125,27 @@ def test_encoders_are_made_before_what_starts_from_them_and_again_where_they_are
     assert plan.missing([run, new], made, lambda cell: cell == teacher) == [run, new]
     assert plan.missing([run, new], {**made, run: {}, new: {}}, lambda cell: False) == []
     todo = plan.missing([new, run], {}, lambda cell: False)
-    assert plan.startable(todo, [], {}, lambda cell: False) == base
-    assert plan.startable(todo, [base], {}, lambda cell: False) == new
-    assert plan.startable(todo, [base, new], {}, lambda cell: False) is None
-    assert plan.startable(todo[2:], [new], {}, lambda cell: cell == base) == teacher
+    assert plan.startable(todo, [], lambda cell: False) == base
+    assert plan.startable(todo, [base], lambda cell: False) == new
+    assert plan.startable(todo, [base, new], lambda cell: False) is None
+    assert plan.startable(todo[2:], [new], lambda cell: cell == base) == teacher
     # the seed of a run decides which pretraining it starts from
-    assert [plan.needs(run._replace(seed=seed), {})[0].seed for seed in range(4)] == [0, 1, 0, 1]
+    assert [plan.needs(run._replace(seed=seed))[0].seed for seed in range(4)] == [0, 1, 0, 1]
+
+
+def test_arms_differ_in_their_start_and_rates_alone(tmp_path):
+    folders = runs.Folders(tmp_path)
+
+    def settings(arm):
+        config = asdict(finetune_config(runs.training_words(plan.training(CLOTHES, arm, 30, 1e-3), folders)))
+        config["run"].pop("name")
+        return config
+
+    new, pretrained, other = (settings(arm) for arm in (NEW, "hog", CONVNET))
+    assert new["augment"] == pretrained["augment"] == other["augment"]
+    assert new["data"] == pretrained["data"] == other["data"]
+    assert {key for key in new["optim"] if new["optim"][key] != pretrained["optim"][key]} == {"layer_decay"}
+    assert {key for key in new if new[key] != other[key]} == {"train", "save", "log"}  # its steps are half
 
 
 def test_the_network_is_about_as_large_as_the_demo_and_all_of_it_learns():
@@ -256,7 +204,7 @@ def alive(pid):
 
 def test_a_torn_line_costs_no_other(tmp_path):
     path = tmp_path / "results.jsonl"
-    cells = [plan.training(CHARACTERS, NEW, 3, rate) for rate in RATES[NEW]]
+    cells = [plan.training(CLOTHES, NEW, 3, rate) for rate in RATES[NEW]]
     append_result(path, {"kind": "Training", **cells[0]._asdict(), "accuracy": 0.1})
     with path.open("a") as file:
         file.write('{"kind": "Trai')
@@ -266,14 +214,14 @@ def test_a_torn_line_costs_no_other(tmp_path):
 
 
 def test_new_weights_with_more_steps_are_an_arm_of_their_own_in_the_report():
-    short = Training(CHARACTERS, NEW, 3, 1e-3, 0, plan.STEPS[CHARACTERS][3], TEST)
+    short = Training(CLOTHES, NEW, 3, 1e-3, 0, plan.STEPS[3], TEST)
     accuracies = {short: 0.1, short._replace(seed=1): 0.2, short._replace(steps=4 * short.steps): 0.3}
     accuracies |= {short._replace(arm="hog", seed=seed): 0.45 for seed in (0, 1)}
     lines = report.tested_table({cell: {"accuracy": value} for cell, value in accuracies.items()}).splitlines()[2:]
     assert lines == [
-        "| characters | 3 | new weights | 15.0 ± 7.1 (2 seeds) |  | -20.0 ± 0.0 (-20.0) |",
-        "| characters | 3 | new weights, 4 times the steps | 30.0 ± 0.0 (1 seeds) | +20.0 ± 0.0 (+20.0) |  |",
-        "| characters | 3 | hog | 45.0 ± 0.0 (2 seeds) | +30.0 ± 7.1 (+35.0, +25.0) | +15.0 ± 0.0 (+15.0) |",
+        "| clothes | 3 | new weights | 15.0 ± 7.1 (2 seeds) |  | -20.0 ± 0.0 (-20.0) |",
+        "| clothes | 3 | new weights, 4 times the steps | 30.0 ± 0.0 (1 seeds) | +20.0 ± 0.0 (+20.0) |  |",
+        "| clothes | 3 | hog | 45.0 ± 0.0 (2 seeds) | +30.0 ± 7.1 (+35.0, +25.0) | +15.0 ± 0.0 (+15.0) |",
     ]
 
 
@@ -283,27 +231,81 @@ def test_an_encoder_that_is_another_one_when_made_again_is_told():
     assert study.told(made, made | {"weights": "b"}).endswith("NOT the bits of the first time")
 
 
-def test_fonts_need_a_new_folder(tmp_path):
+def idx_file(path, numbers):
+    """A file of MNIST's format, gzipped where its name says so."""
+    sizes = np.array(numbers.shape, ">u4").tobytes()
+    data = bytes([0, 0, 8, numbers.ndim]) + sizes + numbers.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def package_of(folder, suffix):
+    """Few pictures in the files of such a package."""
+    inner, rng = folder / "deep" / "within", np.random.default_rng(0)
+    inner.mkdir(parents=True)
+    for name, count in (("train", 90), ("t10k", 12)):
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        images = rng.integers(0, 100, (count, 28, 28), np.uint8) + 70 * labels[:, None, None]
+        idx_file(inner / f"{name}-images-idx3-ubyte{suffix}", images)
+        idx_file(inner / f"{name}-labels-idx1-ubyte{suffix}", labels)
+    return inner
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_pictures_are_those_of_the_package(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(pictures, "VALIDATION", 30)
+    inner = package_of(tmp_path / "package", suffix)
+    pictures.write(tmp_path / "package", tmp_path / "out")
+    found = {split: sorted((tmp_path / "out" / split).rglob("*.png")) for split in ("train", "validation", "test")}
+    assert {split: len(paths) for split, paths in found.items()} == {"train": 60, "validation": 30, "test": 12}
+    assert {int(path.stem) for path in found["validation"]} == set(range(60, 90))  # the last ones
+    images = pictures.idx(inner, "train-images*")
+    for path in (*found["train"], *found["validation"]):
+        assert path.parent.name == str(int(path.stem) % 3)
+        assert np.array_equal(np.asarray(Image.open(path)), images[int(path.stem)])
+
+
+def test_a_package_that_is_not_what_it_was_is_said(tmp_path):
+    inner = package_of(tmp_path / "package", "")
+    labels = inner / "train-labels-idx1-ubyte"
+    whole = labels.read_bytes()
+    for data, said in ((whole[:-1], "has 89 bytes of numbers"), (b"\0\0\x0d" + whole[3:], "does not begin with 0 0 8")):
+        labels.write_bytes(data)
+        with pytest.raises(UserError, match=said):
+            pictures.write(tmp_path / "package", tmp_path / "out")
+    idx_file(labels, np.zeros(80, np.uint8))
+    with pytest.raises(UserError, match="90 pictures and 80 labels of train"):
+        pictures.write(tmp_path / "package", tmp_path / "out")
+    labels.unlink()
+    with pytest.raises(UserError, match=r"has 0 files train-labels-idx1-ubyte\*: expected one"):
+        pictures.write(tmp_path / "package", tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
-        fonts.unpack(tmp_path)
+        pictures.make(CLOTHES, tmp_path)
+    with pytest.raises(UserError, match="no-such-program is not there"):
+        pictures._run(["no-such-program"], tmp_path, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["choose"], "choose needs one of clothes, digits"), (["report", CLOTHES], "report has all")]
+)
+def test_a_session_needs_a_set_and_a_report_has_all(words, said):
+    with pytest.raises(UserError, match=said):
+        study.parse([*words, "--out", "o"])
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A study of a few steps and one rate, its characters drawn with the fonts that matplotlib ships."""
-    monkeypatch.setattr(plan, "PRETRAINING_STEPS", {CHARACTERS: 2, TILES: 2})
-    monkeypatch.setattr(plan, "STEPS", {CHARACTERS: {3: 3}, TILES: {30: 2}})
-    monkeypatch.setattr(plan, "CHOSEN_BY", {CHARACTERS: (3,), TILES: (30,)})
+    """A study of a few steps and one rate, on few pictures."""
+    monkeypatch.setattr(plan, "PRETRAINING_STEPS", 2)
+    monkeypatch.setattr(plan, "STEPS", {3: 6})
+    monkeypatch.setattr(plan, "SEEDS", {3: 2})
+    monkeypatch.setattr(plan, "CHOSEN_BY", (3,))
     monkeypatch.setattr(plan, "TARGETS", ("normalized",))
-    monkeypatch.setattr(plan, "one_beyond", lambda rates, score_of: tuple(rates))
-    monkeypatch.setattr(plan, "PRETRAINING_RATES", {CHARACTERS: (1e-3,), TILES: (1e-3,)})
-    monkeypatch.setattr(plan, "SHORT_STEPS", {CHARACTERS: 3, TILES: 3})
-    monkeypatch.setattr(plan, "grid", lambda images, arm, found: (1e-3,))  # what is tried with labels
+    monkeypatch.setattr(plan, "grid", lambda images, arm, found: (1e-3,))
     monkeypatch.setattr(runs, "WARMUP", "1 steps")
-    words = ["--classes", "3", "--unlabelled", "150", "--each", "4", "--size", "32", "--block", "41-5A"]
-    monkeypatch.setattr(study, "DRAWN", words)
-    (tmp_path / "work" / "characters" / "half").mkdir(parents=True)  # drawing was interrupted
-    (tmp_path / "work" / "fonts").symlink_to(FONTS)
+    monkeypatch.setattr(runs, "PRETRAINING_WARMUP", "1 steps")
+    monkeypatch.setattr(pictures, "VALIDATION", 30)
+    package_of(tmp_path / "package", "")
+    pictures.write(tmp_path / "package", tmp_path / "work" / CLOTHES)
     return tmp_path
 
 
@@ -313,21 +315,20 @@ def rows_of(folder):
 
 def test_a_session_goes_on_where_it_was(small, monkeypatch, capsys):
     arms = ("normalized", CONVNET)
-    monkeypatch.setattr(plan, "chosen_pretraining", lambda images, target, found: 1e-3)
-    monkeypatch.setitem(SESSIONS, "A", lambda found: plan.choosing(CHARACTERS, arms, found))
-    command = ["A", "--out", str(small / "out"), "--work", str(small / "work")]
+    monkeypatch.setitem(SESSIONS, "choose", lambda images, found: plan.choosing(images, arms, found))
+    command = ["choose", CLOTHES, "--out", str(small / "out"), "--work", str(small / "work")]
     study.main(command)
     rows = {(row["kind"], row["arm"]): row for row in rows_of(small)}
     assert rows.keys() == {("Pretraining", "normalized"), ("Training", "normalized"), ("Training", CONVNET)}
-    made, lost = rows["Pretraining", "normalized"], rows["Training", "normalized"]
-    assert (lost["starts_from"], rows["Training", CONVNET]["starts_from"]) == ([made["weights"]], [])
-    assert [step for step, _ in lost["curve"]] == [step for step, _ in rows["Training", CONVNET]["curve"]] == [1, 2, 3]
+    made, lost, other = rows["Pretraining", "normalized"], rows["Training", "normalized"], rows["Training", CONVNET]
+    assert (lost["starts_from"], other["starts_from"]) == ([made["weights"]], [])
+    assert [step for step, _ in lost["curve"]] == [2, 4, 6]
+    assert [step for step, _ in other["curve"]] == [1, 2, 3]
     assert "[3/3, eta 0:00]" in capsys.readouterr().out
-    with Image.open(small / "out" / "pretraining-study.png") as picture:
+    with Image.open(small / "out" / "pretraining-gain.png") as picture:
         assert picture.width == 560  # without a panel of test pictures, which nobody has looked at
-    assert "| characters | normalized | 0.001 | 0 | 2 |" in (small / "out" / "table.md").read_text()
+    assert "| clothes | normalized | 0.002 | 0 | 2 |" in (small / "out" / "table.md").read_text()
     assert list((small / "work" / "cells").iterdir()) == []
-    assert not (small / "work" / "characters" / "half").exists()
 
     # a run is lost, and the encoder too: it is made again, to the bit, and only what is lost
     for row in rows_of(small):
@@ -344,12 +345,13 @@ def test_a_session_goes_on_where_it_was(small, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_all_arms_run(small):
-    """Sessions A and B, with a teacher, heads of every stage and the convolutional network, then C on test images."""
-    for session in ("A", "B", "B", "C"):
-        study.main([session, "--out", str(small / "out"), "--work", str(small / "work")])
+    """All sessions, with a teacher, heads of every stage and the convolutional network, to the test pictures."""
+    for session in ("choose", "add", "measure"):
+        study.main([session, CLOTHES, "--out", str(small / "out"), "--work", str(small / "work")])
     rows = rows_of(small)
-    added = {"normalized stages", "normalized teacher", "normalized longer"}
-    assert {row["arm"] for row in rows} == {NEW, CONVNET, "normalized", *added}
-    assert {row["steps"] for row in rows if (row["kind"], row["arm"]) == ("Pretraining", "normalized longer")} == {4}
-    assert {row["seed"] for row in rows if row.get("split") == TEST} == set(range(plan.SEEDS[3]))
-    assert all(row["curve"] == [] for row in rows if row.get("split") == TEST)
+    assert {row["arm"] for row in rows} == {NEW, CONVNET, "normalized", "normalized stages", "normalized teacher"}
+    tested = [row for row in rows if row.get("split") == TEST]
+    assert {row["seed"] for row in tested} == {0, 1}
+    assert len({row["arm"] for row in tested}) == 3
+    assert all(row["curve"] == [] for row in tested)
+    assert "| clothes | 3 | convnet |" in (small / "out" / "table.md").read_text()

@@ -90,7 +90,7 @@ FOLDERS = {
     "tools/bench/gpu": "all that a GPU machine has to show: python -m tools.bench.gpu",
     "tools/chaos": "breaks runs, and counts what was lost: python -m tools.chaos",
     "tools/docs": "this page, that of the settings, the figure of the pipeline",
-    "tools/pretraining_study": "docs/pretraining-protocol.md as runs: python -m tools.pretraining_study",
+    "tools/pretraining_study": "docs/pretraining-gain.md as runs: python -m tools.pretraining_study",
 }
 
 

@@ -1,40 +1,34 @@
-"""Whether pretraining pays, and with which target: the runs of docs/pretraining-protocol.md.
+"""What pretraining is worth, and with which target: the runs of docs/pretraining-gain.md.
 
-    python -m tools.pretraining_study A --out docs/pretraining-study --work runs/pretraining_study
+    python -m tools.pretraining_study choose clothes --out docs/pretraining-gain --work runs/pretraining_study
 
-The first call gets fonts and draws characters in WORK, which takes minutes; each run is then a line of
-OUT/results.jsonl, two at a time with a thread each. The same command again does what is missing, also in another
-clone and without WORK, if OUT is there: encoders that are still needed are pretrained again. OUT gets table.md and
-pretraining-study.png too, also by the session "report".
+The first call gets the pictures into WORK; each run is then a line of OUT/results.jsonl, two at a time with a thread
+each. The same command again does what is missing, also in another clone and without WORK, if OUT is there: encoders
+that are still needed are pretrained again. OUT gets table.md and pretraining-gain.png too, also by the session
+"report".
 """
 
 import argparse
 import shutil
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from swin_mim.cli.transfer.command import keep_to_one_plan
-from swin_mim.data.blue_marble.tiles import composite
 from swin_mim.errors import Parser, one_line_errors
-from swin_mim.files import sha256
 from swin_mim.training.run.jsonl import whole_lines
 from swin_mim.training.run.lock import lock
 from swin_mim.training.run.tracking import duration_text
-from tools import characters
-from tools.pretraining_study import fonts, plan
+from tools.pretraining_study import pictures
 from tools.pretraining_study.plan import (
-    CHARACTERS,
     KINDS,
     NEW,
     SESSIONS,
-    TILES,
+    SETS,
     Cell,
-    Results,
     Training,
     missing,
     pretraining,
@@ -52,8 +46,7 @@ from tools.pretraining_study.runs import (
 )
 from tools.side_by_side import Running, append_result, first_to_end, interrupt
 
-RESULTS, PLAN, MADE = "results.jsonl", "plan.json", "made.json"
-DRAWN = ("--size", "32", "--classes", "100", "--unlabelled", "60000", "--each", "100", "--validation-each", "30")
+RESULTS, PLAN = "results.jsonl", "plan.json"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,6 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("session", choices=[*SESSIONS, "report"], help="of the protocol; report runs nothing")
+    add("images", choices=SETS, nargs="?", help="a set of pictures; report has all")
     add("--out", type=Path, required=True, help="results: a folder, new or of the same study")
     add(
         "--work",
@@ -75,6 +69,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be at least 1")
+    if (options.images is None) != (options.session == "report"):
+        parser.error(f"{options.session} {'needs one of ' + ', '.join(SETS) if options.images is None else 'has all'}")
     return options
 
 
@@ -86,32 +82,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 signal.signal(number, signal.default_int_handler)
             options.work.mkdir(parents=True, exist_ok=True)
             held = lock(options.work)
-            run(options.session, options.out, Folders(options.work), options.jobs)
+            run(options.session, options.images, options.out, Folders(options.work), options.jobs)
             del held
         report(read(options.out / RESULTS), options.out)
 
 
-def run(session: str, out: Path, folders: Folders, jobs: int) -> None:
+def run(session: str, images: str, out: Path, folders: Folders, jobs: int) -> None:
     """Do the runs of a session that are missing.
 
     Raises:
         UserError: a run failed, or the folder is of another study.
     """
     torch.set_num_threads(1)  # a forked process would wait for ever for the threads that its parent had
-    draw(folders)
-    keep_to_one_plan(out / PLAN, plan_of(folders))
-    composite()  # of the tiles: decoded once, for all runs
+    if not folders.pictures(images).exists():
+        print(f"getting {images}", flush=True)
+        pictures.make(images, folders.pictures(images))
+    keep_to_one_plan(out / PLAN, plan_of())
     found, under_way, clock = dict(read(out / RESULTS)), dict[Running, Cell](), Clock(jobs)
     try:
         while True:
-            todo = missing(SESSIONS[session](found), found, folders.kept)
-            while len(under_way) < jobs and (cell := startable(todo, list(under_way.values()), found, folders.kept)):
-                under_way[start(cell, folders, found)] = cell
+            todo = missing(SESSIONS[session](images, found), found, folders.kept)
+            while len(under_way) < jobs and (cell := startable(todo, list(under_way.values()), folders.kept)):
+                under_way[start(cell, folders)] = cell
             if not under_way:
                 return
             ended = first_to_end(list(under_way))
             cell = under_way.pop(ended)
-            result = conclude(cell, ended, out, folders, found)
+            result = conclude(cell, ended, out, folders)
             first = found.setdefault(cell, result)
             left = [*under_way.values(), *(other for other in todo if other not in (cell, *under_way.values()))]
             print(f"{clock.line(cell, result['seconds'], left)}: {told(result, first)}", flush=True)
@@ -119,39 +116,26 @@ def run(session: str, out: Path, folders: Folders, jobs: int) -> None:
         interrupt(list(under_way))
 
 
-def draw(folders: Folders) -> None:
-    """Get the fonts and draw the characters, if they are not there."""
-    if (folders.characters / MADE).is_file():
-        return
-    if not folders.fonts.exists():
-        print(f"getting {len(fonts.PACKAGES)} packages of fonts", flush=True)
-        fonts.unpack(folders.fonts)
-    if folders.characters.exists():
-        shutil.rmtree(folders.characters)  # drawing was interrupted
-    print("drawing characters", flush=True)
-    characters.make(characters.parse([str(folders.fonts), str(folders.characters), *DRAWN]))
-
-
-def plan_of(folders: Folders) -> dict[str, Any]:
-    """What all sessions must have in common: the images, and the settings besides those that make up a cell."""
-    cells = [pretraining(images, "pixels", {}) for images in (CHARACTERS, TILES)]
+def plan_of() -> dict[str, str]:
+    """The settings that all sessions must have in common, besides those that make up a cell."""
     work = Folders(Path("WORK"))
-    words = {cell.name: pretraining_words(cell, work, {}) for cell in cells}
-    for images, arm in product((CHARACTERS, TILES), (NEW, "pixels")):
-        cell = training(images, arm, min(plan.STEPS[images]), 1e-3)
-        words[cell.name] = training_words(cell, work, {})
-    here = str(work.work.resolve())
-    settings = {name: " ".join(of).replace(here, "WORK") for name, of in words.items()}
-    return {"characters": sha256([(folders.characters / MADE).read_bytes()]), "settings": settings}
+    here, words = str(work.work.resolve()), dict[str, list[str]]()
+    for images in SETS:
+        without = pretraining(images, "pixels")
+        words[without.name] = pretraining_words(without, work)
+        for arm in (NEW, "pixels"):
+            cell = training(images, arm, 3, 1e-3)
+            words[cell.name] = training_words(cell, work)
+    return {name: " ".join(of).replace(here, "WORK") for name, of in words.items()}
 
 
-def conclude(cell: Cell, ended: Running, out: Path, folders: Folders, found: Results) -> dict[str, Any]:
+def conclude(cell: Cell, ended: Running, out: Path, folders: Folders) -> dict[str, Any]:
     """Keep what a run found, and remove its folder if nothing starts from it.
 
     Raises:
         UserError: it failed.
     """
-    result = result_of(cell, ended.conclude(), folders, found)
+    result = result_of(cell, ended.conclude(), folders)
     append_result(out / RESULTS, {"kind": type(cell).__name__, **cell._asdict(), **result})
     if isinstance(cell, Training):
         shutil.rmtree(folders.of(cell))

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from swin_mim.architecture import as_pair
 from swin_mim.data.loading.loader import LoaderOptions, TrainingLoader
-from swin_mim.data.transforms.mixup import soft_targets
+from swin_mim.data.transforms.mixup import Mixing, soft_targets
 from swin_mim.evaluation.classification import metrics
 from swin_mim.evaluation.classification_evaluator import ClassificationEvaluator
 from swin_mim.evaluation.reader import Reader
 from swin_mim.models.classifier import classification_loss
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.training.config.finetune import FinetuneConfig
+from swin_mim.training.config.finetune_checks import mixes
 from swin_mim.training.labelled_images import finetune_transform, to_train_and_evaluate
 from swin_mim.training.loop.optim import adamw
 from swin_mim.training.loop.schedule import TrainingSchedule, due
@@ -59,7 +60,8 @@ def convnet(classes: int, side: int) -> nn.Sequential:
         for block in range(blocks):
             layers.append(Block(before, width, 2 if stage and not block else 1))
             before = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+    whole = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+    return whole.to(memory_format=torch.channels_last)  # 1.2 times as fast on a CPU
 
 
 def train(config: FinetuneConfig, folder: Path) -> None:
@@ -68,7 +70,7 @@ def train(config: FinetuneConfig, folder: Path) -> None:
     Raises:
         UserError: the images cannot be opened.
     """
-    optim, size = config.optim, as_pair(config.model.image_size or 0)
+    optim, augment, size = config.optim, config.augment, as_pair(config.model.image_size or 0)
     images, evaluated = to_train_and_evaluate(config.data)
     schedule = TrainingSchedule.from_config(config, images=len(images), accumulation=1)
     torch.manual_seed(config.run.seed)
@@ -85,13 +87,17 @@ def train(config: FinetuneConfig, folder: Path) -> None:
     )
     reader = Reader(preprocess, size, lambda sums: sums, lambda read: read, config.train.micro_batch, LoaderOptions())
     evaluator, every = ClassificationEvaluator(evaluated, reader), schedule.steps(config.log.evaluate_every)
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_probability, augment.mix_switch, config.run.seed)
     losses, batches = [], loader.batches(0)
     for step in range(1, schedule.total_steps + 1):
         batch = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(step - 1, 1.0)
-        wanted = soft_targets(targets[batch.indices], len(images.names), config.augment.label_smoothing)
-        loss = classification_loss(model(preprocess(batch.images)), wanted)
+        wanted = soft_targets(targets[batch.indices], len(images.names), augment.label_smoothing)
+        pictures = preprocess(batch.images)
+        if mixes(augment):
+            pictures, wanted = mixing(pictures, wanted, batch.start)
+        loss = classification_loss(model(pictures), wanted)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)

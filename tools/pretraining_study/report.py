@@ -10,19 +10,9 @@ import numpy as np
 from swin_mim.cli.transfer.report import statistics
 from swin_mim.errors import UserError
 from tools.pretraining_study import plan
-from tools.pretraining_study.plan import (
-    CHARACTERS,
-    CONVNET,
-    NEW,
-    TEST,
-    TILES,
-    Pretraining,
-    Results,
-    Training,
-    needs,
-)
+from tools.pretraining_study.plan import CONVNET, NEW, SETS, TEST, VALIDATION, Pretraining, Results, Training, needs
 
-TABLE, PLOT = "table.md", "pretraining-study.png"
+TABLE, PLOT = "table.md", "pretraining-gain.png"
 LONG = f"{NEW}, {plan.LONGER_BY} times the steps"
 COLOURS = ("#8a8f98", "#3f7fbf", "#c44e2c", "#4f9d69", "#8d62a8", "#c9a227", "#2b2d33", "#d77fa1")
 
@@ -32,7 +22,6 @@ def report(results: Results, out: Path) -> None:
     if not results:
         raise UserError(f"{out} has no results: run a session first")
     parts = [pretraining_table(results), validation_table(results), tested_table(results), time_table(results)]
-    parts.append(trial_table(results))
     text = "\n".join(part for part in parts if part)
     (out / TABLE).write_text(text)
     plot(results, out / PLOT)
@@ -40,11 +29,11 @@ def report(results: Results, out: Path) -> None:
 
 
 def rows_of(results: Results, split: str, images: str) -> dict[Training, Mapping[str, Any]]:
-    """The runs with labels of the study itself, not of the trial."""
+    """The runs with labels on one split of a set."""
     return {
         cell: row
         for cell, row in results.items()
-        if isinstance(cell, Training) and (cell.split, cell.images, cell.recipe) == (split, images, "")
+        if isinstance(cell, Training) and (cell.split, cell.images) == (split, images)
     }
 
 
@@ -55,7 +44,7 @@ def arms_of(arms: Iterable[str]) -> list[str]:
 
 def shown(cell: Training) -> str:
     """What tables of the test call an arm: new weights with more steps are one of their own."""
-    return cell.arm if cell.steps == plan.STEPS[cell.images][cell.labels] else LONG
+    return cell.arm if cell.steps == plan.steps_of(cell.arm, cell.labels) else LONG
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -101,8 +90,8 @@ def pretraining_table(results: Results) -> str:
 def validation_table(results: Results) -> str:
     """Accuracy in percent of the runs on validation images."""
     lines = []
-    for images in (CHARACTERS, TILES):
-        rows = rows_of(results, "validation", images)
+    for images in SETS:
+        rows = rows_of(results, VALIDATION, images)
         for arm in arms_of(cell.arm for cell in rows):
             for labels, steps in sorted({(cell.labels, cell.steps) for cell in rows if cell.arm == arm}):
                 of = {
@@ -116,7 +105,7 @@ def validation_table(results: Results) -> str:
 def tested_table(results: Results) -> str:
     """Accuracy in percent on test images, mean ± std over the seeds, and what an arm is ahead of new weights."""
     lines = []
-    for images in (CHARACTERS, TILES):
+    for images in SETS:
         rows = rows_of(results, TEST, images)
         for labels, arm in product(sorted({cell.labels for cell in rows}), arms_of(map(shown, rows))):
             own = by_seed(rows, arm, labels)
@@ -148,8 +137,8 @@ def spread(values: Sequence[float]) -> str:
 def time_table(results: Results) -> str:
     """Minutes of one core until an arm has what the best new weights end with, its pretraining counted in."""
     lines = []
-    for images in (CHARACTERS, TILES):
-        rows = rows_of(results, "validation", images)
+    for images in SETS:
+        rows = rows_of(results, VALIDATION, images)
         for labels in sorted({cell.labels for cell in rows if cell.arm == NEW}):
             goal = max(row["accuracy"] for cell, row in rows.items() if (cell.arm, cell.labels) == (NEW, labels))
             for arm in arms_of(cell.arm for cell in rows):
@@ -168,33 +157,10 @@ def time_table(results: Results) -> str:
 def time_to(cell: Training, row: Mapping[str, Any], goal: float, results: Results) -> float | None:
     """Minutes; None: it does not get there, or its pretraining was not measured here."""
     step = next((step for step, accuracy in row["curve"] if accuracy >= goal), None)
-    before = needs(cell, results)
+    before = needs(cell)
     if step is None or any(need not in results for need in before):
         return None
     return (float(row["seconds"]) * step / cell.steps + sum(float(results[need]["seconds"]) for need in before)) / 60
-
-
-def trial_table(results: Results) -> str:
-    """Accuracy in percent on validation characters, by what is different in the fine-tuning."""
-    lines = [
-        [
-            *(cell.recipe, cell.arm, str(cell.labels), f"{cell.rate:g}", str(cell.steps)),
-            *(f"{100 * row['accuracy']:.1f}", f"{row['loss']:.2f}", f"{row['heldout_loss']:.2f}"),
-        ]
-        for cell, row in results.items()
-        if isinstance(cell, Training) and cell.recipe
-    ]
-    head = [
-        "recipe of the trial",
-        "arm",
-        "labels per class",
-        "rate",
-        "steps",
-        "accuracy",
-        "training loss",
-        "validation",
-    ]
-    return markdown(head, sorted(lines))
 
 
 def minutes(seconds: float) -> str:
@@ -202,7 +168,8 @@ def minutes(seconds: float) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Accuracy on test characters with every seed as a point, once there are any; on validation ones over the steps."""
+    """A row for each set: accuracy on test pictures with every seed as a point, once there are any; on validation ones
+    over the steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,16 +178,19 @@ def plot(results: Results, path: Path) -> None:
     cells = [cell for cell in results if isinstance(cell, Training)]
     arms = arms_of([*map(shown, cells), *(cell.arm for cell in cells)])
     colours = {arm: COLOURS[number % len(COLOURS)] for number, arm in enumerate(arms)}
-    tested = rows_of(results, TEST, CHARACTERS)
-    tried = {cell: row for cell, row in results.items() if isinstance(cell, Training) and cell.recipe}
-    count = 1 + bool(tested) + bool(tried)
-    figure, panels = plt.subplots(1, count, figsize=(0.7 + 4.9 * count, 4.2), layout="constrained", squeeze=False)
-    if tested:
-        plot_scores(panels[0, 0], tested, colours)
-    plot_curves(panels[0, count - 1 - bool(tried)], rows_of(results, "validation", CHARACTERS), colours)
-    if tried:
-        plot_trial(panels[0, -1], tried, colours)
-    for axes in panels[0]:
+    sets = [images for images in SETS if any(cell.images == images for cell in cells)] or [SETS[0]]
+    tested = {images: rows_of(results, TEST, images) for images in sets}
+    width, height = 1 + any(tested.values()), len(sets)
+    figure, panels = plt.subplots(
+        height, width, figsize=(0.7 + 4.9 * width, 4.0 * height), layout="constrained", squeeze=False
+    )
+    for row, images in zip(panels, sets, strict=True):
+        if tested[images]:
+            plot_scores(row[0], tested[images], colours)
+            row[0].set_title(f"{images}, test; a point for each seed")
+        plot_curves(row[-1], rows_of(results, VALIDATION, images), colours)
+        row[-1].set_title(f"{images}, validation, best rates, by labels per class")
+    for axes in panels.flat:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
@@ -240,27 +210,7 @@ def plot_scores(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: 
     axes.set_xscale("log")
     axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
     axes.minorticks_off()
-    axes.set(xlabel="labels per class", ylabel="accuracy", title="test characters; a point for each seed")
-
-
-def plot_trial(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Accuracy over the pictures trained on, with the most labels; dotted where others saw more pictures."""
-    labels = max(cell.labels for cell in rows)
-    lines = []
-    for cell, row in rows.items():
-        if cell.labels == labels:
-            lines.append(
-                (cell, [cell.batch * step / 1000 for step, _ in row["curve"]], [value for _, value in row["curve"]])
-            )
-    most = max(pictures[-1] for _, pictures, _ in lines)
-    for cell, pictures, values in lines:
-        longest = pictures[-1] == most
-        label = f"{cell.arm}, {cell.recipe}" if longest else None
-        style = "-" if cell.recipe == "usual" else "--"
-        axes.plot(pictures, values, style if longest else ":", color=colours[cell.arm], linewidth=1.4, label=label)
-    axes.set(
-        xlabel="thousand labelled pictures trained on", ylabel="accuracy", title=f"the trial, {labels} labels per class"
-    )
+    axes.set(xlabel="labels per class", ylabel="accuracy")
 
 
 def plot_curves(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: Mapping[str, str]) -> None:
@@ -276,4 +226,4 @@ def plot_curves(axes: Any, rows: Mapping[Training, Mapping[str, Any]], colours: 
         axes.plot(places, values, "-", color=colours[arm], linewidth=1.4, label=None if arm in named else arm)
         axes.annotate(str(labels), (places[-1], values[-1]), fontsize=8, color=colours[arm])
         named.add(arm)
-    axes.set(xlabel="step", ylabel="accuracy", title="validation characters, best rates, by labels per class")
+    axes.set(xlabel="step", ylabel="accuracy")

@@ -16,41 +16,32 @@ from swin_mim.models.swin import Swin
 from swin_mim.recipes import finetune, pretrain
 from swin_mim.training.config.commands import finetune_config, pretrain_config
 from swin_mim.training.run.jsonl import whole_lines
-from tools.pretraining_study import convnet, plan
-from tools.pretraining_study.plan import (
-    CHARACTERS,
-    CONVNET,
-    FINE,
-    NEW_FINE,
-    RATES,
-    STAGES,
-    TEACHER,
-    TEST,
-    Cell,
-    Pretraining,
-    Results,
-    Training,
-    needs,
-)
+from tools.pretraining_study import convnet
+from tools.pretraining_study.plan import CONVNET, RATES, STAGES, TEACHER, TEST, Cell, Pretraining, Training, needs
 from tools.side_by_side import Running, seconds_file
 
-BATCH = {CHARACTERS: 64, "tiles": 32}
-"""Images of a step without labels."""
+BATCH = 64
+"""Pictures of a step."""
 CURVE = 3
-"""Evaluations of a run with labels on validation images; there is none on test images before the end."""
+"""Evaluations of a run with labels on validation pictures; there is none on test pictures before the end."""
 RESULT, OUTPUT = "result.json", "output.txt"
 QUIET = ("--train.threads", "1", "--data.workers", "0", "--log.report", "false")
-WARMUP = "100 steps"
-"""Of all runs with labels, and of pretrainings on characters."""
-NETWORK = {
-    CHARACTERS: ("--model.embed_dim", "48", "--model.depths", "2", "4", "--model.image_size", "32"),
-    "tiles": ("--model.embed_dim", "64", "--model.depths", "4", "2", "--model.image_size", "64"),
-}
-PATCH = {CHARACTERS: 4, "tiles": 8}
-RATE = {"pretraining": 410, "training": 370, "convnet": 110}
-"""Images a second of one thread, for the ETA alone; fine patches take 2.5 times as long, an evaluation a third."""
-EVALUATED = {CHARACTERS: {"validation": 3000, TEST: 10_000}, "tiles": {"validation": 600, TEST: 600}}
-"""Images of an evaluation, likewise."""
+COMMON = ("--train.global_batch", str(BATCH), "--train.micro_batch", str(BATCH))
+WARMUP, PRETRAINING_WARMUP = "100 steps", "600 steps"
+SIDE = "32"
+"""Pixels, to which pictures of 28 are enlarged: four units of the mask along a side."""
+FLIPS = {"clothes": "horizontal", "digits": "none"}
+MIXED = ("--augment.mixup", "0.8", "--augment.cutmix", "1.0")
+"""As in the fine-tuning of the SimMIM papers."""
+NETWORK = (
+    *("--model.name", "swin_nano", "--model.embed_dim", "48", "--model.depths", "2", "4"),
+    *("--model.num_heads", "4", "8", "--model.window_size", "8", "--model.patch_size", "4", "--model.image_size", SIDE),
+)
+"""That of the config demo."""
+RATE = {"pretraining": 400, "training": 400, "convnet": 150}
+"""Pictures a second of one thread, for the ETA alone; an evaluation takes a third."""
+EVALUATED = {"validation": 5000, TEST: 10_000}
+"""Pictures of an evaluation, likewise."""
 
 
 class Folders(NamedTuple):
@@ -58,13 +49,9 @@ class Folders(NamedTuple):
 
     work: Path
 
-    @property
-    def fonts(self) -> Path:
-        return self.work / "fonts"
-
-    @property
-    def characters(self) -> Path:
-        return self.work / "characters"
+    def pictures(self, images: str) -> Path:
+        """A set of pictures."""
+        return self.work / images
 
     def of(self, cell: Cell) -> Path:
         """The folder of a run; that of a pretraining is kept."""
@@ -75,17 +62,17 @@ class Folders(NamedTuple):
         return (self.of(cell) / RESULT).is_file()
 
 
-def start(cell: Cell, folders: Folders, found: Results) -> Running:
+def start(cell: Cell, folders: Folders) -> Running:
     """Start a run, or what is left of it."""
     folder = folders.of(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    return Running(cell.name, partial(_run, cell, folders, found), folder / OUTPUT)
+    return Running(cell.name, partial(_run, cell, folders), folder / OUTPUT)
 
 
-def _run(cell: Cell, folders: Folders, found: Results) -> int:
+def _run(cell: Cell, folders: Folders) -> int:
     if isinstance(cell, Pretraining):
-        return pretrain.main(pretrain_config(pretraining_words(cell, folders, found)))
-    config = finetune_config(training_words(cell, folders, found))
+        return pretrain.main(pretrain_config(pretraining_words(cell, folders)))
+    config = finetune_config(training_words(cell, folders))
     if cell.arm != CONVNET:
         return finetune.main(config)
     folder = folders.of(cell)
@@ -95,54 +82,39 @@ def _run(cell: Cell, folders: Folders, found: Results) -> int:
     return 0
 
 
-def pretraining_words(cell: Pretraining, folders: Folders, found: Results) -> list[str]:
+def pretraining_words(cell: Pretraining, folders: Folders) -> list[str]:
     """The command line of swin-mim pretrain."""
     target, _, added = cell.arm.partition(" ")
-    words = [*_place(cell, folders), *QUIET, "--train.duration", f"{cell.steps} steps", "--model.target", target]
+    pictures = folders.pictures(cell.images)
+    words = ["--config", "demo", *_place(cell, folders), *QUIET, *COMMON, "--train.duration", f"{cell.steps} steps"]
+    words += ["--data.source", str(pictures / "train"), "--data.flips", FLIPS[cell.images]]
+    words += ["--model.target", target, "--model.image_size", SIDE]
+    words += ["--optim.base_lr", repr(cell.rate * 512 / BATCH), "--optim.warmup", PRETRAINING_WARMUP]
     words += ["--save.every", "500 steps", "--log.pictures_every", f"{cell.steps} steps"]
     words += ["--log.evaluate_every", f"{max(1, cell.steps // 10)} steps"]
-    short = cell.steps == plan.SHORT_STEPS[cell.images]
-    words += ["--probe.first", f"{cell.steps if short else max(1, cell.steps // 8)} steps"]
-    words += ["--optim.base_lr", repr(cell.rate * 512 / BATCH[cell.images])]
+    words += ["--probe.source", str(pictures / "train"), "--probe.validation", str(pictures / "validation")]
+    words += ["--probe.images", "300", "--probe.first", f"{max(1, cell.steps // 8)} steps"]
     if added == STAGES:
         words += ["--model.supervise", "stages"]
     if added == TEACHER:
-        words += ["--teacher.model", str(folders.of(needs(cell, found)[0]))]
-    if added == FINE:
-        words += ["--model.patch_size", str(PATCH[cell.images] // 2)]
-    if cell.images == CHARACTERS:
-        return [
-            *("--config", "demo", *words, "--data.source", str(folders.characters / "unlabelled")),
-            *("--data.flips", "none", "--model.image_size", "32", "--optim.warmup", WARMUP),
-            *("--train.global_batch", "64", "--train.micro_batch", "64"),
-            *("--probe.source", str(folders.characters / "train")),
-            *("--probe.validation", str(folders.characters / "validation"), "--probe.images", "3000"),
-        ]
-    return [
-        *("--config", "blue_marble_20min", *words),
-        *("--probe.label_column", "coast", "--probe.validation_split", "validation"),
-    ]
+        words += ["--teacher.model", str(folders.of(needs(cell)[0]))]
+    return words
 
 
-def training_words(cell: Training, folders: Folders, found: Results) -> list[str]:
+def training_words(cell: Training, folders: Folders) -> list[str]:
     """The command line of swin-mim finetune; for a convolutional network that of new weights."""
+    pictures = folders.pictures(cell.images)
     every = cell.steps // CURVE if cell.split != TEST else 0
-    words = [*_place(cell, folders), *QUIET, "--train.duration", f"{cell.steps} steps", "--save.export", "last"]
-    words += ["--save.every", "500 steps", "--log.evaluate_every", f"{every} steps"]
-    words += ["--optim.warmup", WARMUP, "--optim.base_lr", repr(cell.rate * 512 / plan.BATCH)]
+    words = ["--config", "finetune_demo", *_place(cell, folders), *QUIET, *COMMON]
+    words += ["--data.source", str(pictures / "train"), "--data.validation", str(pictures / cell.split)]
     words += ["--data.labels_per_class", str(cell.labels), "--data.subset_seed", str(cell.seed)]
+    words += ["--augment.flips", FLIPS[cell.images], *MIXED]
+    words += ["--train.duration", f"{cell.steps} steps", "--optim.warmup", WARMUP]
+    words += ["--optim.base_lr", repr(cell.rate * 512 / BATCH)]
+    words += ["--save.export", "last", "--save.every", f"{cell.steps} steps", "--log.evaluate_every", f"{every} steps"]
     if cell.arm in RATES:
-        words += ["--model.pretrained", "None", "--optim.layer_decay", "1.0", "--model.name", "swin_nano"]
-        words += [*NETWORK[cell.images], "--model.num_heads", "4", "8", "--model.window_size", "8"]
-        words += ["--model.patch_size", str(PATCH[cell.images] // (2 if cell.arm == NEW_FINE else 1))]
-    else:
-        words += ["--model.pretrained", str(folders.of(needs(cell, found)[0]))]
-    words += plan.RECIPES.get(cell.recipe, ())
-    if cell.images == CHARACTERS:
-        images = folders.characters
-        words += ["--data.source", str(images / "train"), "--data.validation", str(images / cell.split)]
-        return ["--config", "finetune_demo", *words]
-    return ["--config", "finetune_blue_marble", *words, "--data.validation_split", cell.split]
+        return [*words, "--model.pretrained", "None", "--optim.layer_decay", "1.0", *NETWORK]
+    return [*words, "--model.pretrained", str(folders.of(needs(cell)[0]))]
 
 
 def _place(cell: Cell, folders: Folders) -> list[str]:
@@ -150,11 +122,11 @@ def _place(cell: Cell, folders: Folders) -> list[str]:
     return ["--run.root", str(folder.parent), "--run.name", folder.name, "--run.seed", str(cell.seed)]
 
 
-def result_of(cell: Cell, seconds: float, folders: Folders, found: Results) -> dict[str, Any]:
+def result_of(cell: Cell, seconds: float, folders: Folders) -> dict[str, Any]:
     """What is kept of a run that has ended: of a pretraining beside its encoder too."""
     folder = folders.of(cell)
     if isinstance(cell, Training):
-        weights = [json.loads((folders.of(need) / RESULT).read_text())["weights"] for need in needs(cell, found)]
+        weights = [json.loads((folders.of(need) / RESULT).read_text())["weights"] for need in needs(cell)]
         return trained(folder) | {"seconds": seconds, "starts_from": weights}
     result = pretrained(folder) | {"seconds": seconds, "weights": digest(Swin.from_pretrained(folder))}
     replace_json(folder / RESULT, result)
@@ -188,9 +160,8 @@ def pretrained(folder: Path) -> dict[str, Any]:
 
 def estimate(cell: Cell) -> float:
     """Seconds that a run should take, for the ETA."""
-    slower = 2.5 if FINE in cell.arm.split() or cell.arm == NEW_FINE else 1
     if isinstance(cell, Pretraining):
-        return slower * cell.steps * BATCH[cell.images] / RATE["pretraining"]
+        return cell.steps * BATCH / RATE["pretraining"]
     evaluations = CURVE + 1 if cell.split != TEST else 1
-    images = cell.steps * cell.batch + evaluations * EVALUATED[cell.images][cell.split] / 3
-    return slower * images / RATE["convnet" if cell.arm == CONVNET else "training"]
+    images = cell.steps * BATCH + evaluations * EVALUATED[cell.split] / 3
+    return images / RATE["convnet" if cell.arm == CONVNET else "training"]
