@@ -37,7 +37,7 @@ from swin_mim.training.models import build_simmim
 from swin_mim.training.run.export import Exporter, check_export, export_pretrained
 from swin_mim.training.run.folder import reported
 from swin_mim.training.run.run import open_run
-from swin_mim.training.run.tracking import summary
+from swin_mim.training.run.tracking import heldout_text, summary
 from swin_mim.training.teaching import lessons_of
 
 
@@ -92,6 +92,10 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
         def reconstruct(step: int) -> dict[str, float]:
             return heldout.loss(trained.full.gather())
 
+        def heldout_said(measured: dict[str, float]) -> str:
+            late = checkpoints.state.step > schedule.steps(optim.warmup) + schedule.total_steps / 10
+            return heldout_text(run.folder, measured["heldout_loss"], late=late)
+
         def draw(step: int) -> dict[str, float]:
             picture = run.folder / "samples" / f"step_{step:07d}.png"
             return heldout.picture(trained.full.gather(), picture, log.pictures)
@@ -101,7 +105,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
             return as_metrics(prober.stages(trained.full.gather().encoder))
 
         evaluations = [
-            Evaluation(schedule.steps(log.evaluate_every), reconstruct, heldout_text),
+            Evaluation(schedule.steps(log.evaluate_every), reconstruct, heldout_said),
             Evaluation(schedule.steps(log.pictures_every) if log.pictures else 0, draw),
             Evaluation(probe_every, probe, probe_text, first_probe),
             Evaluation(schedule.steps(log.evaluate_every), page),
@@ -135,10 +139,6 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
             lambda: f"{summary(run.folder)}\nfinished; see {run.folder}: export/, samples/, plots/".strip()
         )
         return run.exit_code(checkpoints, schedule)
-
-
-def heldout_text(measured: dict[str, float]) -> str:
-    return f"held-out loss {measured['heldout_loss']:.4f}"
 
 
 if __name__ == "__main__":

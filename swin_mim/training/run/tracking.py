@@ -18,6 +18,8 @@ from swin_mim.redaction import RedactingFormatter
 from swin_mim.training.run.jsonl import append_line, disk_may_fail, whole_lines
 
 _LOG = logging.getLogger("swin_mim")
+_LEARNED = 0.96
+"""Part of the loss of a mean fill below which something is learned: the best constant answer has 0.98 of it."""
 
 
 class RunLog:
@@ -238,8 +240,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def summary(folder: Path) -> str:
     """The last held-out loss, beside what filling the holes with nothing learned costs; empty without evaluations."""
     rows = read_metrics(folder)
-    losses = [row["heldout_loss"] for row in rows if "heldout_loss" in row]
-    fillings = next((row for row in rows if "mean_fill_error" in row), None)
+    losses, fillings = [row["heldout_loss"] for row in rows if "heldout_loss" in row], _fillings(rows)
     if not losses or fillings is None:
         return ""
     lines = [f"held-out loss {losses[-1]:.4f}; the same holes filled with nothing learned:"]
@@ -248,6 +249,30 @@ def summary(folder: Path) -> str:
             f"  {name:<27}{fillings[key]:.4f}  (the loss is {losses[-1] / max(fillings[key], 1e-12):.2f} of it)"
         )
     return "\n".join(lines)
+
+
+def heldout_text(folder: Path, loss: float, *, late: bool) -> str:
+    """A held-out loss as a line of the log, which says where it is that of a model that answers with a mean.
+
+    A pretraining starts there, and one whose rate is too high falls back to it and stays, with hardly a gradient.
+
+    Args:
+        folder: the run's folder.
+        late: whether the run should have left it by now.
+    """
+    text, fillings = f"held-out loss {loss:.4f}", _fillings(read_metrics(folder))
+    if fillings is None or loss < _LEARNED * fillings["mean_fill_error"]:
+        return text
+    text += f", about that of the mean of the visible pixels ({fillings['mean_fill_error']:.4f})"
+    if not late:
+        return text
+    way_out = "Where images have structure, a smaller optim.base_lr or a longer optim.warmup helps"
+    return f"{text}: nothing is learned. {way_out}"
+
+
+def _fillings(rows: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    """What was measured once of holes that are filled with nothing learned."""
+    return next((row for row in rows if "mean_fill_error" in row), None)
 
 
 class _Panel(NamedTuple):

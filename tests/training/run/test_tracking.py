@@ -24,6 +24,7 @@ from swin_mim.training.run.tracking import (
     Interval,
     RunLog,
     duration_text,
+    heldout_text,
     plot_curves,
     plot_losses,
     read_metrics,
@@ -308,6 +309,17 @@ def test_the_summary(tmp_path: Path) -> None:
         "held-out loss 0.2500; the same holes filled with nothing learned:\n"
         "  mean of the visible pixels 0.5000  (the loss is 0.50 of it)\n"
         "  interpolation              0.4000  (the loss is 0.62 of it)"
+    )
+
+
+def test_a_held_out_loss_that_is_that_of_a_mean_is_said_to_be(tmp_path: Path) -> None:
+    assert heldout_text(tmp_path, 0.3, late=True) == "held-out loss 0.3000"  # nothing to compare with
+    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 5, "heldout_loss": 0.3})
+    assert heldout_text(tmp_path, 0.47, late=True) == "held-out loss 0.4700"
+    early = "held-out loss 0.4900, about that of the mean of the visible pixels (0.5000)"
+    assert heldout_text(tmp_path, 0.49, late=False) == early
+    assert heldout_text(tmp_path, 0.49, late=True).startswith(
+        f"{early}: nothing is learned. Where images have structure"
     )
 
 
