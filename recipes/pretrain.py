@@ -94,7 +94,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
 
         def heldout_said(measured: dict[str, float]) -> str:
             late = checkpoints.state.step > schedule.steps(optim.warmup) + schedule.total_steps / 10
-            return heldout_text(run.folder, measured["heldout_loss"], late=late)
+            return heldout_text(run.folder, measured, late=late)
 
         def draw(step: int) -> dict[str, float]:
             picture = run.folder / "samples" / f"step_{step:07d}.png"

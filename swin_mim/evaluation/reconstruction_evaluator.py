@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,14 +13,16 @@ from swin_mim.data.loading.loader import Batch, owned
 from swin_mim.evaluation.false_colours import FalseColours, shown_channels
 from swin_mim.evaluation.reader import Reader
 from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
-from swin_mim.evaluation.validation import baseline_errors, evaluate_parts
+from swin_mim.evaluation.validation import baseline_errors, constant_hog_error, evaluate_parts
 from swin_mim.masking import BlockMasks
 from swin_mim.models.compilation import uncompiled
 from swin_mim.models.simmim import SimMIM
+from swin_mim.models.targets.hog import Hog
 from swin_mim.models.targets.normalized import local_statistics
 from swin_mim.training.images import Images
 from swin_mim.training.run.jsonl import disk_may_fail
 from swin_mim.training.teaching import NO_LESSONS, Lessons
+from swin_mim.weights.heads import BINS, hog_cell
 
 EVALUATION_SEED = 0
 """Seed of the masks on held-out images, and of the choice of images to probe on: the same in every run, so that losses
@@ -84,8 +86,9 @@ class ReconstructionEvaluator:
     def baselines(self, model: SimMIM) -> dict[str, float]:
         """Measure what the losses would be with nothing learned.
 
-        For masked pixels that are inpainted, in the units of the model's target; and for a teacher's features, if the
-        best answer that is the same for all images is given ("constant_teacher_loss").
+        For masked pixels that are inpainted, in the units of the model's target; and if the best answer that is the
+        same for all images is given to a teacher's features ("constant_teacher_loss") and for histograms
+        ("constant_hog_loss", "constant_stage1_hog_loss").
         """
         normalized = model.target == "normalized"
         errors = baseline_errors(
@@ -96,7 +99,8 @@ class ReconstructionEvaluator:
             reduce=self.reader.reduce,
             std=(lambda images, **valid: local_statistics(images, **valid)[1]) if normalized else None,
         )
-        return {f"{name}_error": error for name, error in errors.items()} | self._constant_answer()
+        named = {f"{name}_error": error for name, error in errors.items()}
+        return named | self._constant_histograms(model) | self._constant_answer()
 
     def picture(self, model: SimMIM, path: Path, count: int) -> dict[str, float]:
         """Write the reconstructions of the first `count` images of the main process as a PNG; no metrics."""
@@ -129,6 +133,24 @@ class ReconstructionEvaluator:
             prepared = ((self.reader.preprocess(batch.images), batch) for batch in self.batches)
             return [self.lessons(images, **batch.valid_on(images.device))["taught"] for images, batch in prepared]
 
+    def _constant_histograms(self, model: SimMIM) -> dict[str, float]:
+        """The loss of each head of histograms, if its answer is the mean one everywhere."""
+        found: dict[str, float] = {}
+        if model.hog is None:
+            return found
+        names = [name for name in model.part_names if name.endswith("hog_loss")]
+        for name, stage in zip(names, model.stage_heads, strict=True):
+            cell = hog_cell(model.encoder.config.patch_size * 2 ** int(stage))
+            found[f"constant_{name}"] = constant_hog_error(
+                self.batches,
+                prepare=self.reader.preprocess,
+                draw_mask=self._mask,
+                reduce=self.reader.reduce,
+                histograms=partial(_histograms, model.hog, cell),
+                width=BINS * model.encoder.config.in_channels,
+            )
+        return found
+
     def _constant_answer(self) -> dict[str, float]:
         """1 less the mean cosine with one direction for all images: the best is that of the mean of the directions."""
         width = self.lessons.width
@@ -145,3 +167,8 @@ class ReconstructionEvaluator:
         return self.masks.draw(
             len(batch.images), seed=self.seed, start=batch.start, device=device, **batch.valid_on(device)
         )
+
+
+def _histograms(hog: Hog, cell: int, images: Tensor, valid: Tensor | None) -> Tensor:
+    found: Tensor = hog(images, valid)[cell]
+    return found

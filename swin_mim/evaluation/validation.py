@@ -11,7 +11,10 @@ from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import laplace_inpaint, mean_fill
 from swin_mim.masking import pixel_mask
 from swin_mim.models.compilation import uncompiled
+from swin_mim.models.targets.hog import masked_share
 from swin_mim.models.targets.pixels import masked_l1
+
+_NO_IMAGE = "there is no held-out image to evaluate on: data.heldout 0 or a source of under 10 images"
 
 
 def evaluate(
@@ -118,6 +121,42 @@ def baseline_errors(
     return dict(zip(("mean_fill", "interpolation"), _mean_over_images(errors, counts, reduce), strict=True))
 
 
+def constant_hog_error(
+    batches: Iterable[Batch],
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    draw_mask: Callable[[Batch], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+    histograms: Callable[[Tensor, Tensor | None], Tensor],
+    width: int,
+) -> float:
+    """The loss of the best answer to a target of histograms that is the same for all squares and images.
+
+    Args:
+        batches, prepare, draw_mask, reduce: as in `evaluate`; `reduce` gets float64 (2 width + 2,).
+        histograms: prepared images, and `valid` or None -> (B, width, H / c, W / c).
+
+    Raises:
+        UserError: no process has an image.
+    """
+    sums = torch.zeros(2 * width + 2, dtype=torch.float64)
+    for batch in batches:
+        images = prepare(batch.images)
+        valid = batch.valid_on(images.device).get("valid")
+        found = histograms(images, valid)
+        share = masked_share(draw_mask(batch), valid, found.shape[2]).flatten(1).double()  # (B, squares)
+        share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
+        flat = found.flatten(2).double()  # (B, width, squares)
+        first, second = ((flat**power * share[:, None]).sum((0, 2)) for power in (1, 2))
+        counts = torch.stack([share.sum(), share.new_tensor(len(images))])
+        sums += torch.cat([first, second, counts]).cpu()
+    total = reduce(sums)
+    first, second, (squares, count) = total[:width], total[width:-2], total[-2:]
+    if not count:
+        raise UserError(_NO_IMAGE)
+    return float((second - first**2 / squares.clamp(min=1e-12)).mean() / count)
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout, no gradients and nothing compiled inside; afterwards, also after an error, all is as it was."""
@@ -141,5 +180,5 @@ def _mean_over_images(values: list[list[Tensor]], counts: list[int], reduce: Cal
     sums = [(torch.stack(each).cpu().double() * weights).sum() if each else weights.sum() for each in values]
     *totals, images = reduce(torch.stack([*sums, weights.sum()])).tolist()
     if not images:
-        raise UserError("there is no held-out image to evaluate on: data.heldout 0 or a source of under 10 images")
+        raise UserError(_NO_IMAGE)
     return [total / images for total in totals]

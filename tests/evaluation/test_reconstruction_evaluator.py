@@ -1,6 +1,7 @@
-"""What a teacher's part of the loss is on held-out images, and what it would be with one answer for all of them."""
+"""What the parts of the loss are on held-out images, and what they would be with one answer for all of them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from swin_mim.masking import BlockMasks
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.models.saving import Preprocessing
 from swin_mim.models.targets.teacher import open_teacher
-from swin_mim.training.teaching import Lessons
+from swin_mim.training.teaching import NO_LESSONS, Lessons
 
 CONFIG = SwinConfig(32, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4)
 SEEN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -109,4 +110,52 @@ def test_the_teacher_is_asked_once_and_a_process_may_have_no_image(lessons, pixe
     evaluator(lessons, pixels, [4, 3], reduce=lambda values: parts.append(values) or values).baselines(model)
     empty = evaluator(lessons, pixels[:0], [], reduce=lambda values: values + parts.pop(0))
     assert math.isfinite(empty.baselines(model)["constant_teacher_loss"])
+    assert not parts, "as many sums as the other process"
+
+
+@pytest.mark.parametrize(("options", "gaps"), [({}, True), ({"stage_weights": (0.5, 0.5)}, False)])
+def test_no_constant_histogram_is_better_than_the_one_that_is_measured(pixels, options, gaps):
+    model = SimMIM(CONFIG, target="hog", **options)
+    one = evaluator(NO_LESSONS, pixels, [COUNT])
+    if gaps:
+        valid = torch.ones(COUNT, 32, 32, dtype=torch.bool)
+        valid[0, :9], valid[2, :, 20:] = False, False
+        one = replace(one, batches=[one.batches[0]._replace(valid=valid)])
+    measured = one.baselines(model)
+    names = [name for name in one.loss(model) if name.endswith("hog_loss")]
+    assert [name.replace("heldout", "constant") for name in names] == [n for n in measured if n.startswith("constant")]
+
+    def losses():
+        return torch.tensor([one.loss(model)[name] for name in names])
+
+    with torch.no_grad():
+        for head in model.stage_heads.values():
+            head.proj.weight.zero_()
+    # the loss of a constant is a parabola in each of its numbers: its lowest point is that of three
+    biases = [head.proj.bias for head in model.stage_heads.values()]
+    for place in range(len(biases[0])):
+        values = []
+        for value in (-0.5, 0.0, 0.5):
+            with torch.no_grad():
+                for bias in biases:
+                    bias[place] = value
+            values.append(losses())
+        left, middle, right = values
+        lowest = 0.25 * (left - right) / (left - 2 * middle + right)
+        with torch.no_grad():
+            for bias, found in zip(biases, lowest, strict=True):
+                bias[place] = found
+    wanted = torch.tensor([measured[name.replace("heldout", "constant")] for name in names])
+    torch.testing.assert_close(losses(), wanted, rtol=1e-4, atol=1e-6)
+    assert (wanted > 1e-3).all()
+
+
+def test_sums_of_histograms_are_those_of_all_processes(pixels):
+    model = SimMIM(CONFIG, target="hog")
+    whole = evaluator(NO_LESSONS, pixels, [COUNT]).baselines(model)["constant_hog_loss"]
+    assert evaluator(NO_LESSONS, pixels, [3, 4]).baselines(model)["constant_hog_loss"] == pytest.approx(whole, rel=1e-6)
+    parts = []
+    evaluator(NO_LESSONS, pixels, [4, 3], reduce=lambda values: parts.append(values) or values).baselines(model)
+    empty = evaluator(NO_LESSONS, pixels[:0], [], reduce=lambda values: values + parts.pop(0))
+    assert empty.baselines(model)["constant_hog_loss"] == pytest.approx(whole, rel=1e-6)
     assert not parts, "as many sums as the other process"

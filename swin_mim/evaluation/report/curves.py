@@ -15,6 +15,7 @@ LEVELS = {
     "mean_fill_error": "mean of the visible pixels",
     "interpolation_error": "interpolated",
     "constant_teacher_loss": "one answer to the teacher",
+    "constant_hog_loss": "one answer of histograms",
 }
 """What held-out losses would be with nothing learned."""
 
@@ -46,8 +47,9 @@ def _these(**names: str) -> Names:
 
 def _losses(there: set[str]) -> dict[str, str]:
     """The loss, its parts, that on held-out images, and those of other heads."""
-    apart = {"heldout_loss", *LEVELS}
-    others = sorted(key for key in there if key.endswith("_loss") and key not in apart)
+    others = sorted(
+        key for key in there - {"heldout_loss"} if key.endswith("_loss") and not key.startswith("constant_")
+    )
     names = {"loss": "training", "heldout_loss": "held out"}
     for key in others:
         heldout = key.startswith("heldout_")

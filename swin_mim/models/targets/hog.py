@@ -106,15 +106,17 @@ def masked_l2(prediction: Tensor, target: Tensor, mask: Tensor, valid: Tensor | 
         (); 0 if nothing is masked, and so is the part of an image in which nothing is.
     """
     error = (prediction.float() - target).square().mean(1)  # (B, H/c, W/c)
+    share = masked_share(mask, valid, error.shape[1])
     if valid is None:
-        share = _share(mask, error.shape[1])
         return (error * share).sum() / share.sum().clamp(min=1e-6)
-    share = _share(pixel_mask(mask, valid.shape[1] // mask.shape[1]) & valid, error.shape[1]).flatten(1)
+    share = share.flatten(1)
     return ((error.flatten(1) * share).sum(1) / share.sum(1).clamp(min=1e-6)).mean()
 
 
-def _share(mask: Tensor, rows: int) -> Tensor:
-    """bool (B, h, w) -> fp32 (B, rows, ...): how much of each square is masked."""
+def masked_share(mask: Tensor, valid: Tensor | None, rows: int) -> Tensor:
+    """How much of each square counts: mask and valid as of `masked_l2` -> fp32 (B, rows, W / c), from 0 to 1."""
+    if valid is not None:
+        mask = pixel_mask(mask, valid.shape[1] // mask.shape[1]) & valid
     if mask.shape[1] < rows:  # tokens of several squares
         return pixel_mask(mask, rows // mask.shape[1]).float()
     return F.avg_pool2d(mask.float(), mask.shape[1] // rows)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,12 @@ from swin_mim.training.run.jsonl import append_line, disk_may_fail, whole_lines
 
 _LOG = logging.getLogger("swin_mim")
 _LEARNED = 0.96
-"""Part of the loss of a mean fill below which something is learned: the best constant answer has 0.98 of it."""
+"""Part of these losses below which something is learned: the best constant answer has 0.98 of that of a mean fill."""
+_MEANS = (
+    ("heldout_loss", "mean_fill_error", "the mean of the visible pixels"),
+    ("heldout_hog_loss", "constant_hog_loss", "the mean histogram"),
+)
+"""Held-out losses, what they are with nothing learned, and what that is called."""
 
 
 class RunLog:
@@ -251,23 +257,25 @@ def summary(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def heldout_text(folder: Path, loss: float, *, late: bool) -> str:
+def heldout_text(folder: Path, measured: Mapping[str, float], *, late: bool) -> str:
     """A held-out loss as a line of the log, which says where it is that of a model that answers with a mean.
 
     A pretraining starts there, and one whose rate is too high falls back to it and stays, with hardly a gradient.
 
     Args:
         folder: the run's folder.
+        measured: "heldout_loss", and "heldout_hog_loss" if histograms are the target.
         late: whether the run should have left it by now.
     """
-    text, fillings = f"held-out loss {loss:.4f}", _fillings(read_metrics(folder))
-    if fillings is None or loss < _LEARNED * fillings["mean_fill_error"]:
-        return text
-    text += f", about that of the mean of the visible pixels ({fillings['mean_fill_error']:.4f})"
-    if not late:
-        return text
-    way_out = "Where images have structure, a smaller optim.base_lr or a longer optim.warmup helps"
-    return f"{text}: nothing is learned. {way_out}"
+    text, known = f"held-out loss {measured['heldout_loss']:.4f}", _fillings(read_metrics(folder)) or {}
+    for key, level, name in _MEANS:
+        if key in measured and measured[key] >= _LEARNED * known.get(level, math.inf):
+            of = "" if key == "heldout_loss" else f", of histograms {measured[key]:.4f}"
+            text += f"{of}, about that of {name} ({known[level]:.4f})"
+            if late:
+                way_out = "where images have structure, a smaller optim.base_lr or a longer optim.warmup helps"
+                return f"{text}: nothing is learned; {way_out}"
+    return text
 
 
 def _fillings(rows: Sequence[dict[str, float]]) -> dict[str, float] | None:

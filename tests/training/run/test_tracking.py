@@ -313,14 +313,19 @@ def test_the_summary(tmp_path: Path) -> None:
 
 
 def test_a_held_out_loss_that_is_that_of_a_mean_is_said_to_be(tmp_path: Path) -> None:
-    assert heldout_text(tmp_path, 0.3, late=True) == "held-out loss 0.3000"  # nothing to compare with
-    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 5, "heldout_loss": 0.3})
-    assert heldout_text(tmp_path, 0.47, late=True) == "held-out loss 0.4700"
+    def said(loss: float, *, late: bool = True, **others: float) -> str:
+        return heldout_text(tmp_path, {"heldout_loss": loss, **others}, late=late)
+
+    assert said(0.3) == "held-out loss 0.3000"  # nothing to compare with
+    write(tmp_path, {"step": 0, **FILLINGS, "constant_hog_loss": 0.05}, {"step": 5, "heldout_loss": 0.3})
+    assert said(0.47) == "held-out loss 0.4700"
     early = "held-out loss 0.4900, about that of the mean of the visible pixels (0.5000)"
-    assert heldout_text(tmp_path, 0.49, late=False) == early
-    assert heldout_text(tmp_path, 0.49, late=True).startswith(
-        f"{early}: nothing is learned. Where images have structure"
-    )
+    assert said(0.49, late=False) == early
+    assert said(0.49).startswith(f"{early}: nothing is learned; where images have structure")
+    assert said(0.47, heldout_hog_loss=0.04) == "held-out loss 0.4700"
+    of_histograms = "held-out loss 0.4700, of histograms 0.0495, about that of the mean histogram (0.0500)"
+    assert said(0.47, heldout_hog_loss=0.0495, late=False) == of_histograms
+    assert said(0.47, heldout_hog_loss=0.0495).startswith(f"{of_histograms}: nothing is learned")
 
 
 def test_without_evaluations_there_is_no_summary(tmp_path: Path) -> None:
