@@ -37,7 +37,7 @@ from swin_mim.training.models import build_simmim
 from swin_mim.training.run.export import Exporter, check_export, export_pretrained
 from swin_mim.training.run.folder import reported
 from swin_mim.training.run.run import open_run
-from swin_mim.training.run.tracking import heldout_text, summary
+from swin_mim.training.run.tracking import baselines, heldout_text, summary
 from swin_mim.training.teaching import lessons_of
 
 
@@ -93,8 +93,8 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
             return heldout.loss(trained.full.gather())
 
         def heldout_said(measured: dict[str, float]) -> str:
-            late = checkpoints.state.step > schedule.steps(optim.warmup) + schedule.total_steps / 10
-            return heldout_text(run.folder, measured, late=late)
+            late = checkpoints.state.step > schedule.steps(optim.warmup) + schedule.end(1) / 10
+            return heldout_text(measured, levels, late=late)
 
         def draw(step: int) -> dict[str, float]:
             picture = run.folder / "samples" / f"step_{step:07d}.png"
@@ -122,6 +122,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
 
         # Loop.
         run.announce((config.model.name, images.text(size)), model.encoder, trained, schedule, checkpoints.state.step)
+        levels = baselines(run.folder)
         with reported(run.folder, checkpoints.state, schedule.total_steps, main=run.is_main):
             if not len(images.heldout):
                 run.log_info(
@@ -129,7 +130,7 @@ def main(config: PretrainConfig, fit: Callable[..., bool] = fit) -> int:
                 )
                 evaluations = evaluations[2:]
             elif not checkpoints.state.step:
-                run.log.metrics(0, heldout.baselines(model))
+                run.log.metrics(0, levels := heldout.baselines(model))
             if prober and not checkpoints.state.step:
                 untrained = Swin(swin, attention=train.attention).to(run.device)
                 run.log.metrics(0, as_metrics(prober.stages(untrained), "random_"))

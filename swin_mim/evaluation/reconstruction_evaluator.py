@@ -141,14 +141,15 @@ class ReconstructionEvaluator:
         names = [name for name in model.part_names if name.endswith("hog_loss")]
         for name, stage in zip(names, model.stage_heads, strict=True):
             cell = hog_cell(model.encoder.config.patch_size * 2 ** int(stage))
-            found[f"constant_{name}"] = constant_hog_error(
-                self.batches,
-                prepare=self.reader.preprocess,
-                draw_mask=self._mask,
-                reduce=self.reader.reduce,
-                histograms=partial(_histograms, model.hog, cell),
-                width=BINS * model.encoder.config.in_channels,
-            )
+            with uncompiled(model.hog):
+                found[f"constant_{name}"] = constant_hog_error(
+                    self.batches,
+                    prepare=self.reader.preprocess,
+                    draw_mask=self._mask,
+                    reduce=self.reader.reduce,
+                    histograms=partial(_histograms, model.hog, cell),
+                    width=BINS * model.encoder.config.in_channels,
+                )
         return found
 
     def _constant_answer(self) -> dict[str, float]:

@@ -144,12 +144,13 @@ def constant_hog_error(
         images = prepare(batch.images)
         valid = batch.valid_on(images.device).get("valid")
         found = histograms(images, valid)
-        share = masked_share(draw_mask(batch), valid, found.shape[2]).flatten(1).double()  # (B, squares)
+        # not .double() there: MPS has none
+        share = masked_share(draw_mask(batch), valid, found.shape[2]).flatten(1).cpu().double()  # (B, squares)
         share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
-        flat = found.flatten(2).double()  # (B, width, squares)
+        flat = found.flatten(2).cpu().double()  # (B, width, squares)
         first, second = ((flat**power * share[:, None]).sum((0, 2)) for power in (1, 2))
         counts = torch.stack([share.sum(), share.new_tensor(len(images))])
-        sums += torch.cat([first, second, counts]).cpu()
+        sums += torch.cat([first, second, counts])
     total = reduce(sums)
     first, second, (squares, count) = total[:width], total[width:-2], total[-2:]
     if not count:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from swin_mim.errors import UserError
-from swin_mim.training.config.commands import finetune_config
+from swin_mim.training.config.commands import finetune_config, pretrain_config
 from tools.pretraining_study import __main__ as study
 from tools.pretraining_study import convnet, pictures, plan, report, runs
 from tools.pretraining_study.plan import (
@@ -110,6 +111,11 @@ def test_a_later_session_first_does_what_an_earlier_one_left():
     first = plan.choose(DIGITS, {})
     assert {cell.images for cell in first} == {DIGITS}
     assert plan.measure(DIGITS, {}) == plan.add(DIGITS, {}) == first
+    chosen = done("choose", by_arm)
+    begun = {**chosen, plan.pretraining(CLOTHES, "normalized teacher"): {}}
+    assert plan.measure(CLOTHES, begun) == plan.add(CLOTHES, begun)  # what has begun is not left out
+    with pytest.raises(UserError, match="the test pictures of clothes have been looked at: no arm is added"):
+        plan.add(CLOTHES, done("measure", by_arm, chosen))
     half = {cell: {"accuracy": by_arm(cell)} for cell in first if isinstance(cell, Training) and cell.arm != CONVNET}
     assert not {cell.split for cell in plan.measure(DIGITS, half) if isinstance(cell, Training)} & {TEST}
 
@@ -129,23 +135,30 @@ def test_encoders_are_made_before_what_starts_from_them_and_again_where_they_are
     assert plan.startable(todo, [base], lambda cell: False) == new
     assert plan.startable(todo, [base, new], lambda cell: False) is None
     assert plan.startable(todo[2:], [new], lambda cell: cell == base) == teacher
+    assert plan.all_needs(run) == [base, teacher]
     # the seed of a run decides which pretraining it starts from
     assert [plan.needs(run._replace(seed=seed))[0].seed for seed in range(4)] == [0, 1, 0, 1]
 
 
-def test_arms_differ_in_their_start_and_rates_alone(tmp_path):
+@pytest.mark.parametrize("images", plan.SETS)
+def test_arms_differ_in_their_start_and_rates_alone(tmp_path, images):
     folders = runs.Folders(tmp_path)
 
     def settings(arm):
-        config = asdict(finetune_config(runs.training_words(plan.training(CLOTHES, arm, 30, 1e-3), folders)))
-        config["run"].pop("name")
-        return config
+        config = asdict(finetune_config(runs.training_words(plan.training(images, arm, 30, 1e-3), folders)))
+        parts = {part: values if isinstance(values, dict) else {"": values} for part, values in config.items()}
+        parts["run"].pop("name")
+        return parts
+
+    def differing(one, other):
+        return {f"{part}.{key}" for part in one for key in one[part] if one[part][key] != other[part][key]}
 
     new, pretrained, other = (settings(arm) for arm in (NEW, "hog", CONVNET))
-    assert new["augment"] == pretrained["augment"] == other["augment"]
-    assert new["data"] == pretrained["data"] == other["data"]
-    assert {key for key in new["optim"] if new["optim"][key] != pretrained["optim"][key]} == {"layer_decay"}
-    assert {key for key in new if new[key] != other[key]} == {"train", "save", "log"}  # its steps are half
+    apart = differing(new, pretrained)
+    assert {key for key in apart if not key.startswith("model.")} == {"optim.layer_decay"}
+    assert differing(new, other) == {"train.duration", "optim.warmup", "save.every", "log.evaluate_every"}
+    assert new["augment"]["mixup"] == 0.8
+    pretrain_config(runs.pretraining_words(plan.pretraining(images, "pixels"), folders))
 
 
 def test_the_network_is_about_as_large_as_the_demo_and_all_of_it_learns():
@@ -159,6 +172,27 @@ def test_the_network_is_about_as_large_as_the_demo_and_all_of_it_learns():
     assert list(dict.fromkeys(shapes)) == [(32, 32), (16, 16), (8, 8), (1, 1), ()]
     out.square().sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
+
+
+def test_the_network_learns_from_mixed_pictures(tmp_path, monkeypatch):
+    """Its first batch is what the fine-tuning of a Swin would have seen: pairs mixed by seed and position."""
+    package_of(tmp_path / "package", "")
+    monkeypatch.setattr(pictures, "VALIDATION", 30)
+    monkeypatch.setattr(plan, "STEPS", {3: 4})
+    monkeypatch.setattr(runs, "WARMUP", 1)
+    pictures.write(tmp_path / "package", tmp_path / CLOTHES)
+    folders, seen = runs.Folders(tmp_path), []
+    config = finetune_config(runs.training_words(plan.training(CLOTHES, CONVNET, 3, 1e-3), folders))
+
+    def loss(logits, wanted):
+        seen.append(wanted)
+        return F.cross_entropy(logits, wanted)
+
+    monkeypatch.setattr(convnet, "classification_loss", loss)
+    (tmp_path / "out").mkdir()
+    convnet.train(config, tmp_path / "out")
+    assert (seen[0].amax(1) < 0.9).float().mean() > 0.3  # smoothing alone leaves 0.93
+    torch.testing.assert_close(seen[0].sum(1), torch.ones(len(seen[0])))
 
 
 def test_a_failed_run_says_why_and_the_others_are_ended(tmp_path):
@@ -272,6 +306,13 @@ def test_a_package_that_is_not_what_it_was_is_said(tmp_path):
         labels.write_bytes(data)
         with pytest.raises(UserError, match=said):
             pictures.write(tmp_path / "package", tmp_path / "out")
+    for data in (whole[:2], whole[:6]):
+        labels.write_bytes(data)
+        with pytest.raises(UserError, match=r"does not begin with|bytes of numbers"):
+            pictures.write(tmp_path / "package", tmp_path / "out")
+    labels.write_bytes(gzip.compress(whole)[:-4])
+    with pytest.raises(UserError, match="is cut off or damaged"):
+        pictures.write(tmp_path / "package", tmp_path / "out")
     idx_file(labels, np.zeros(80, np.uint8))
     with pytest.raises(UserError, match="90 pictures and 80 labels of train"):
         pictures.write(tmp_path / "package", tmp_path / "out")
@@ -301,8 +342,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "CHOSEN_BY", (3,))
     monkeypatch.setattr(plan, "TARGETS", ("normalized",))
     monkeypatch.setattr(plan, "grid", lambda images, arm, found: (1e-3,))
-    monkeypatch.setattr(runs, "WARMUP", "1 steps")
-    monkeypatch.setattr(runs, "PRETRAINING_WARMUP", "1 steps")
+    monkeypatch.setattr(runs, "WARMUP", 1)
+    monkeypatch.setattr(runs, "PRETRAINING_WARMUP", 1)
     monkeypatch.setattr(pictures, "VALIDATION", 30)
     package_of(tmp_path / "package", "")
     pictures.write(tmp_path / "package", tmp_path / "work" / CLOTHES)

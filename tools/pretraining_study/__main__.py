@@ -147,7 +147,7 @@ def read(path: Path) -> dict[Cell, Mapping[str, Any]]:
     found: dict[Cell, Mapping[str, Any]] = {}
     for row in whole_lines(path):
         kind = KINDS[row["kind"]]
-        found.setdefault(kind(**{field: row[field] for field in kind._fields if field in row}), row)
+        found.setdefault(kind(**{field: row[field] for field in kind._fields}), row)
     return found
 
 

@@ -11,6 +11,7 @@ import gzip
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from swin_mim.errors import Parser, UserError, one_line_errors
+from swin_mim.files import sha256
 
 DOWNLOAD = {
     "clothes": (["apt-get", "download", "dataset-fashion-mnist"], "does apt-get update help?"),
@@ -28,6 +30,11 @@ UNPACK = {
     "digits": ("*.tgz", ["tar", "-xzf", "{archive}"]),
 }
 FILES = {"train": "train-{}-idx{}-ubyte*", "test": "t10k-{}-idx{}-ubyte*"}
+DIGESTS = {
+    "clothes": "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
+    "digits": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
+}
+"""SHA-256 of the pictures and labels to learn from and of those for the test."""
 VALIDATION = 5000
 """Pictures, the last of those to learn from."""
 
@@ -49,25 +56,33 @@ def make(images: str, out: Path) -> None:
         pattern, words = UNPACK[images]
         for archive in sorted(package.glob(pattern)):
             _run([word.format(archive=archive.name) for word in words], package, "is it whole?")
-        write(package, made)
+        found = write(package, made)
+        if found != DIGESTS[images]:
+            raise UserError(f"the pictures of {' '.join(command)} are others than those of the study: SHA-256 {found}")
         shutil.move(made, out)
 
 
-def write(package: Path, out: Path) -> None:
+def write(package: Path, out: Path) -> str:
     """Write the pictures of the files anywhere below a folder, the validation pictures from the end of the training.
+
+    Returns:
+        the SHA-256 of all pictures and labels.
 
     Raises:
         UserError: a file is missing, or is not what its name says.
     """
+    parts: list[bytes] = []
     for split, pattern in FILES.items():
         pictures, labels = idx(package, pattern.format("images", 3)), idx(package, pattern.format("labels", 1))
         if len(pictures) != len(labels):
             raise UserError(f"{package}: {len(pictures)} pictures and {len(labels)} labels of {split}")
+        parts += [pictures.tobytes(), labels.tobytes()]
         for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
             held = split == "train" and number >= len(pictures) - VALIDATION
             folder = out / ("validation" if held else split) / str(label)
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(folder / f"{number:05d}.png")
+    return sha256(parts)
 
 
 def idx(folder: Path, pattern: str) -> np.ndarray:
@@ -80,11 +95,14 @@ def idx(folder: Path, pattern: str) -> np.ndarray:
     if len(paths) != 1:
         raise UserError(f"{folder} has {len(paths)} files {pattern}: expected one")
     data = paths[0].read_bytes()
-    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    if data[:3] != b"\0\0\x08":
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{paths[0]} is cut off or damaged ({error})") from None
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise UserError(f"{paths[0]} does not begin with 0 0 8, as files of bytes of this format do")
     start = 4 + 4 * data[3]
-    shape = np.frombuffer(data[4:start], ">u4")
+    shape = np.frombuffer(data[4:start].ljust(start - 4, b"\0"), ">u4")
     if len(data) != start + shape.prod(dtype=np.int64):
         raise UserError(f"{paths[0]} has {len(data) - start} bytes of numbers: its sizes {shape.tolist()} need others")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

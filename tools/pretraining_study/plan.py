@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from swin_mim.errors import UserError
+
 SETS = ("clothes", "digits")
 NEW, CONVNET = "new weights", "convnet"
 TARGETS = ("pixels", "normalized", "hog")
@@ -100,6 +102,11 @@ def needs(cell: Cell) -> list[Pretraining]:
     return [] if cell.arm in RATES else [pretraining(cell.images, cell.arm, cell.seed % 2)]
 
 
+def all_needs(cell: Cell) -> list[Pretraining]:
+    """These, and what they need."""
+    return [found for need in needs(cell) for found in (*all_needs(need), need)]
+
+
 def missing(wanted: Iterable[Cell], found: Results, kept: Callable[[Pretraining], bool]) -> list[Cell]:
     """What has to run for these, each after what it needs; `kept`: whether the encoder of a pretraining is there."""
     ordered: dict[Cell, None] = {}
@@ -191,12 +198,23 @@ def long_runs(images: str, found: Results) -> list[tuple[Training, Training]]:
 
 
 def add(images: str, found: Results) -> list[Cell]:
-    """Heads of every stage, and a teacher, with the best target."""
+    """Heads of every stage, and a teacher, with the best target.
+
+    Raises:
+        UserError: the test pictures have been looked at.
+    """
+    if any(isinstance(cell, Training) and (cell.images, cell.split) == (images, TEST) for cell in found):
+        raise UserError(f"the test pictures of {images} have been looked at: no arm is added any more")
     target = best(images, TARGETS, found)
     if target is None:
         return choose(images, found)
-    arms = [f"{target} {added}" for added in (STAGES, TEACHER)]
+    arms = added(target)
     return [*(pretraining(images, arm) for arm in arms), *choosing(images, arms, found)]
+
+
+def added(target: str) -> list[str]:
+    """The arms of the best target with something more."""
+    return [f"{target} {more}" for more in (STAGES, TEACHER)]
 
 
 def measure(images: str, found: Results) -> list[Cell]:
@@ -206,8 +224,10 @@ def measure(images: str, found: Results) -> list[Cell]:
     long = long_runs(images, found)
     if target is None or None in rates.values() or any(cell not in found for cell, _ in long):
         return choose(images, found)
-    tried = [arm for added in (STAGES, TEACHER) if chosen(images, arm := f"{target} {added}", found) is not None]
-    winner = best(images, (target, *tried), found) or target
+    begun = any(cell.images == images and cell.arm in added(target) for cell in found)
+    winner = best(images, (target, *added(target)), found) if begun else target
+    if winner is None:
+        return add(images, found)
     arms = (NEW, winner, CONVNET)
     wanted: list[Cell] = [
         Training(images, arm, labels, (chosen(images, arm, found) or (0.0,))[0], seed, steps_of(arm, labels), TEST)

@@ -10,7 +10,7 @@ import numpy as np
 from swin_mim.cli.transfer.report import statistics
 from swin_mim.errors import UserError
 from tools.pretraining_study import plan
-from tools.pretraining_study.plan import CONVNET, NEW, SETS, TEST, VALIDATION, Pretraining, Results, Training, needs
+from tools.pretraining_study.plan import CONVNET, NEW, SETS, TEST, VALIDATION, Pretraining, Results, Training, all_needs
 
 TABLE, PLOT = "table.md", "pretraining-gain.png"
 LONG = f"{NEW}, {plan.LONGER_BY} times the steps"
@@ -62,6 +62,8 @@ def pretraining_table(results: Results) -> str:
                 ", ".join(f"{100 * value:.1f}" for value in of) for of in (row["probes"][-1][1], row["random_probes"])
             ]
             loss = f"{row['heldout_loss']:.4f} ({row['interpolation_error']:.4f})"
+            if "heldout_hog_loss" in row:
+                loss += f"; histograms {row['heldout_hog_loss']:.5f} ({row['constant_hog_loss']:.5f})"
             lines.append(
                 [
                     cell.images,
@@ -81,7 +83,7 @@ def pretraining_table(results: Results) -> str:
         "seed",
         "steps",
         "minutes",
-        "held-out loss (interpolation)",
+        "held-out loss (interpolation; of the mean histogram)",
         "probes of the stages",
     )
     return markdown([*head, "random weights"], lines)
@@ -157,7 +159,7 @@ def time_table(results: Results) -> str:
 def time_to(cell: Training, row: Mapping[str, Any], goal: float, results: Results) -> float | None:
     """Minutes; None: it does not get there, or its pretraining was not measured here."""
     step = next((step for step, accuracy in row["curve"] if accuracy >= goal), None)
-    before = needs(cell)
+    before = all_needs(cell)
     if step is None or any(need not in results for need in before):
         return None
     return (float(row["seconds"]) * step / cell.steps + sum(float(results[need]["seconds"]) for need in before)) / 60

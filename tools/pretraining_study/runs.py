@@ -17,7 +17,18 @@ from swin_mim.recipes import finetune, pretrain
 from swin_mim.training.config.commands import finetune_config, pretrain_config
 from swin_mim.training.run.jsonl import whole_lines
 from tools.pretraining_study import convnet
-from tools.pretraining_study.plan import CONVNET, RATES, STAGES, TEACHER, TEST, Cell, Pretraining, Training, needs
+from tools.pretraining_study.plan import (
+    CONVNET,
+    CONVNET_PART,
+    RATES,
+    STAGES,
+    TEACHER,
+    TEST,
+    Cell,
+    Pretraining,
+    Training,
+    needs,
+)
 from tools.side_by_side import Running, seconds_file
 
 BATCH = 64
@@ -27,7 +38,8 @@ CURVE = 3
 RESULT, OUTPUT = "result.json", "output.txt"
 QUIET = ("--train.threads", "1", "--data.workers", "0", "--log.report", "false")
 COMMON = ("--train.global_batch", str(BATCH), "--train.micro_batch", str(BATCH))
-WARMUP, PRETRAINING_WARMUP = "100 steps", "600 steps"
+WARMUP, PRETRAINING_WARMUP = 100, 600
+"""Steps; the convolutional network has as much less of the first as of all steps."""
 SIDE = "32"
 """Pixels, to which pictures of 28 are enlarged: four units of the mask along a side."""
 FLIPS = {"clothes": "horizontal", "digits": "none"}
@@ -89,7 +101,7 @@ def pretraining_words(cell: Pretraining, folders: Folders) -> list[str]:
     words = ["--config", "demo", *_place(cell, folders), *QUIET, *COMMON, "--train.duration", f"{cell.steps} steps"]
     words += ["--data.source", str(pictures / "train"), "--data.flips", FLIPS[cell.images]]
     words += ["--model.target", target, "--model.image_size", SIDE]
-    words += ["--optim.base_lr", repr(cell.rate * 512 / BATCH), "--optim.warmup", PRETRAINING_WARMUP]
+    words += ["--optim.base_lr", repr(cell.rate * 512 / BATCH), "--optim.warmup", f"{PRETRAINING_WARMUP} steps"]
     words += ["--save.every", "500 steps", "--log.pictures_every", f"{cell.steps} steps"]
     words += ["--log.evaluate_every", f"{max(1, cell.steps // 10)} steps"]
     words += ["--probe.source", str(pictures / "train"), "--probe.validation", str(pictures / "validation")]
@@ -109,7 +121,8 @@ def training_words(cell: Training, folders: Folders) -> list[str]:
     words += ["--data.source", str(pictures / "train"), "--data.validation", str(pictures / cell.split)]
     words += ["--data.labels_per_class", str(cell.labels), "--data.subset_seed", str(cell.seed)]
     words += ["--augment.flips", FLIPS[cell.images], *MIXED]
-    words += ["--train.duration", f"{cell.steps} steps", "--optim.warmup", WARMUP]
+    warmup = max(1, WARMUP // (CONVNET_PART if cell.arm == CONVNET else 1))
+    words += ["--train.duration", f"{cell.steps} steps", "--optim.warmup", f"{warmup} steps"]
     words += ["--optim.base_lr", repr(cell.rate * 512 / BATCH)]
     words += ["--save.export", "last", "--save.every", f"{cell.steps} steps", "--log.evaluate_every", f"{every} steps"]
     if cell.arm in RATES:
@@ -147,7 +160,7 @@ def pretrained(folder: Path) -> dict[str, Any]:
     """The held-out losses beside what interpolation has, and the linear probes of every stage over the steps."""
     rows = whole_lines(folder / "metrics.jsonl")
     merged = {key: value for row in rows for key, value in row.items() if key.startswith("heldout_")}
-    first = {key: value for row in rows for key, value in row.items() if key.endswith("_error")}
+    levels = {key: row[key] for row in rows for key in row if key.endswith("_error") or key.startswith("constant_")}
     probes = [
         (row["step"], [round(row[key], 4) for key in sorted(row) if key.startswith("linear_stage")])
         for row in rows
@@ -155,7 +168,7 @@ def pretrained(folder: Path) -> dict[str, Any]:
     ]
     chance = [value for row in rows for key, value in sorted(row.items()) if key.startswith("random_linear_stage")]
     curve = [(row["step"], round(row["heldout_loss"], 4)) for row in rows if "heldout_loss" in row]
-    return {**merged, **first, "probes": probes, "random_probes": chance, "curve": curve}
+    return {**merged, **levels, "probes": probes, "random_probes": chance, "curve": curve}
 
 
 def estimate(cell: Cell) -> float:

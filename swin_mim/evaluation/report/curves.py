@@ -15,9 +15,9 @@ LEVELS = {
     "mean_fill_error": "mean of the visible pixels",
     "interpolation_error": "interpolated",
     "constant_teacher_loss": "one answer to the teacher",
-    "constant_hog_loss": "one answer of histograms",
+    "constant_hog_loss": "mean histogram",
 }
-"""What held-out losses would be with nothing learned."""
+"""What held-out losses would be with nothing learned; those of the heads of every stage besides."""
 
 Names = Callable[[set[str]], dict[str, str]]
 """The metrics that there are -> those of a chart with what they are called, in their order."""
@@ -43,6 +43,13 @@ class Chart:
 
 def _these(**names: str) -> Names:
     return lambda there: {key: text for key, text in names.items() if key in there}
+
+
+def _levels(there: set[str]) -> dict[str, str]:
+    """Those that were measured."""
+    stages = sorted(key for key in there if key.startswith("constant_stage"))
+    named = {key: f"mean histogram, {key.removeprefix('constant_').removesuffix('_hog_loss')}" for key in stages}
+    return {key: text for key, text in (LEVELS | named).items() if key in there}
 
 
 def _losses(there: set[str]) -> dict[str, str]:
@@ -73,7 +80,7 @@ CHARTS = (
         "Loss",
         "by step, as all curves",
         _losses,
-        _these(**LEVELS),
+        _levels,
         logarithmic=True,
     ),
     Chart(

@@ -23,6 +23,7 @@ from swin_mim.training.run import tracking
 from swin_mim.training.run.tracking import (
     Interval,
     RunLog,
+    baselines,
     duration_text,
     heldout_text,
     plot_curves,
@@ -313,19 +314,29 @@ def test_the_summary(tmp_path: Path) -> None:
 
 
 def test_a_held_out_loss_that_is_that_of_a_mean_is_said_to_be(tmp_path: Path) -> None:
-    def said(loss: float, *, late: bool = True, **others: float) -> str:
-        return heldout_text(tmp_path, {"heldout_loss": loss, **others}, late=late)
-
-    assert said(0.3) == "held-out loss 0.3000"  # nothing to compare with
-    write(tmp_path, {"step": 0, **FILLINGS, "constant_hog_loss": 0.05}, {"step": 5, "heldout_loss": 0.3})
-    assert said(0.47) == "held-out loss 0.4700"
+    assert baselines(tmp_path) == {}
+    write(tmp_path, {"step": 0, **FILLINGS}, {"step": 5, "heldout_loss": 0.3})
+    levels = baselines(tmp_path)
+    assert levels == FILLINGS
+    assert heldout_text({"heldout_loss": 0.3}, {}, late=True) == "held-out loss 0.3000"  # nothing to compare with
+    assert heldout_text({"heldout_loss": 0.47}, levels, late=True) == "held-out loss 0.4700"
     early = "held-out loss 0.4900, about that of the mean of the visible pixels (0.5000)"
-    assert said(0.49, late=False) == early
-    assert said(0.49).startswith(f"{early}: nothing is learned; where images have structure")
-    assert said(0.47, heldout_hog_loss=0.04) == "held-out loss 0.4700"
-    of_histograms = "held-out loss 0.4700, of histograms 0.0495, about that of the mean histogram (0.0500)"
-    assert said(0.47, heldout_hog_loss=0.0495, late=False) == of_histograms
-    assert said(0.47, heldout_hog_loss=0.0495).startswith(f"{of_histograms}: nothing is learned")
+    assert heldout_text({"heldout_loss": 0.49}, levels, late=False) == early
+    assert heldout_text({"heldout_loss": 0.49}, levels, late=True).startswith(f"{early}: nothing is learned; where ima")
+    assert ", above that of the mean of" in heldout_text({"heldout_loss": 1.5}, levels, late=False)
+
+
+def test_where_histograms_are_the_target_they_are_judged() -> None:
+    levels = {"mean_fill_error": 0.5, "constant_hog_loss": 0.05}
+    assert heldout_text({"heldout_loss": 0.5, "heldout_hog_loss": 0.04}, levels, late=True) == "held-out loss 0.5000"
+    said = heldout_text({"heldout_loss": 0.3, "heldout_hog_loss": 0.0495}, levels, late=True)
+    assert said.startswith(
+        "held-out loss 0.3000, of histograms 0.0495, about that of the mean histogram (0.0500): nothing"
+    )
+    levels = {f"constant_stage{stage}_hog_loss": 0.05 for stage in (1, 2)}
+    heads = {"heldout_loss": 0.3, "heldout_stage1_hog_loss": 0.05, "heldout_stage2_hog_loss": 0.04}
+    assert heldout_text(heads, levels, late=True) == "held-out loss 0.3000"  # one head learns
+    assert "mean histogram" in heldout_text(heads | {"heldout_stage2_hog_loss": 0.05}, levels, late=True)
 
 
 def test_without_evaluations_there_is_no_summary(tmp_path: Path) -> None:
