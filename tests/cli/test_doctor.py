@@ -68,6 +68,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(doctor_speed, "STEP_SECONDS", 0.5)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("swin_mim.training.distributed.processes.has_amx", lambda: False)  # it is a note of its own
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -45,7 +45,7 @@ def test_a_run_that_learns_nothing_says_so_once_it_should(recipe, images):
     output = recipe.run("idle", "--data.source", str(images), "--optim.base_lr", "1e-9", *settings)
     said = [line for line in output.splitlines() if "held-out loss" in line and "/40" in line]
     assert len(said) == 8
-    assert "about that of the mean of the visible pixels" in said[0]
+    assert "above that of the mean of the visible pixels" in said[0]  # new weights answer at random
     assert "nothing is learned" not in said[0]  # step 5: a warm-up of 2 steps and a tenth of the run
     assert all("nothing is learned" in line for line in said[1:])
 
