@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,16 +13,15 @@ from swin_mim.data.loading.loader import Batch, owned
 from swin_mim.evaluation.false_colours import FalseColours, shown_channels
 from swin_mim.evaluation.reader import Reader
 from swin_mim.evaluation.reconstruction import reconstruct, save_reconstruction
-from swin_mim.evaluation.validation import baseline_errors, constant_hog_error, evaluate_parts
+from swin_mim.evaluation.validation import baseline_errors, constant_hog_errors, evaluate_parts
 from swin_mim.masking import BlockMasks
 from swin_mim.models.compilation import uncompiled
 from swin_mim.models.simmim import SimMIM
-from swin_mim.models.targets.hog import Hog
 from swin_mim.models.targets.normalized import local_statistics
 from swin_mim.training.images import Images
 from swin_mim.training.run.jsonl import disk_may_fail
 from swin_mim.training.teaching import NO_LESSONS, Lessons
-from swin_mim.weights.heads import BINS, hog_cell
+from swin_mim.weights.heads import hog_cell
 
 EVALUATION_SEED = 0
 """Seed of the masks on held-out images, and of the choice of images to probe on: the same in every run, so that losses
@@ -135,22 +134,22 @@ class ReconstructionEvaluator:
 
     def _constant_histograms(self, model: SimMIM) -> dict[str, float]:
         """The loss of each head of histograms, if its answer is the mean one everywhere."""
-        found: dict[str, float] = {}
         if model.hog is None:
-            return found
+            return {}
+        config = model.encoder.config
+        errors = constant_hog_errors(
+            self.batches,
+            prepare=self.reader.preprocess,
+            draw_mask=self._mask,
+            reduce=self.reader.reduce,
+            hog=model.hog,
+            channels=config.in_channels,
+        )
         names = [name for name in model.part_names if name.endswith("hog_loss")]
-        for name, stage in zip(names, model.stage_heads, strict=True):
-            cell = hog_cell(model.encoder.config.patch_size * 2 ** int(stage))
-            with uncompiled(model.hog):
-                found[f"constant_{name}"] = constant_hog_error(
-                    self.batches,
-                    prepare=self.reader.preprocess,
-                    draw_mask=self._mask,
-                    reduce=self.reader.reduce,
-                    histograms=partial(_histograms, model.hog, cell),
-                    width=BINS * model.encoder.config.in_channels,
-                )
-        return found
+        return {
+            f"constant_{name}": errors[hog_cell(config.patch_size * 2 ** int(stage))]
+            for name, stage in zip(names, model.stage_heads, strict=True)
+        }
 
     def _constant_answer(self) -> dict[str, float]:
         """1 less the mean cosine with one direction for all images: the best is that of the mean of the directions."""
@@ -168,8 +167,3 @@ class ReconstructionEvaluator:
         return self.masks.draw(
             len(batch.images), seed=self.seed, start=batch.start, device=device, **batch.valid_on(device)
         )
-
-
-def _histograms(hog: Hog, cell: int, images: Tensor, valid: Tensor | None) -> Tensor:
-    found: Tensor = hog(images, valid)[cell]
-    return found

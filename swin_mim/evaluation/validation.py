@@ -11,8 +11,9 @@ from swin_mim.errors import UserError
 from swin_mim.evaluation.hole_filling import laplace_inpaint, mean_fill
 from swin_mim.masking import pixel_mask
 from swin_mim.models.compilation import uncompiled
-from swin_mim.models.targets.hog import masked_share
+from swin_mim.models.targets.hog import Hog, masked_share
 from swin_mim.models.targets.pixels import masked_l1
+from swin_mim.weights.heads import BINS
 
 _NO_IMAGE = "there is no held-out image to evaluate on: data.heldout 0 or a source of under 10 images"
 
@@ -121,41 +122,43 @@ def baseline_errors(
     return dict(zip(("mean_fill", "interpolation"), _mean_over_images(errors, counts, reduce), strict=True))
 
 
-def constant_hog_error(
+def constant_hog_errors(
     batches: Iterable[Batch],
     *,
     prepare: Callable[[Tensor], Tensor],
     draw_mask: Callable[[Batch], Tensor],
     reduce: Callable[[Tensor], Tensor],
-    histograms: Callable[[Tensor, Tensor | None], Tensor],
-    width: int,
-) -> float:
-    """The loss of the best answer to a target of histograms that is the same for all squares and images.
+    hog: Hog,
+    channels: int,
+) -> dict[int, float]:
+    """For each size of squares the loss of the best histogram that is the same for all of them and all images.
 
     Args:
-        batches, prepare, draw_mask, reduce: as in `evaluate`; `reduce` gets float64 (2 width + 2,).
-        histograms: prepared images, and `valid` or None -> (B, width, H / c, W / c).
+        batches, prepare, draw_mask, reduce: as in `evaluate`; `reduce` gets float64 (sizes, 18 channels + 2).
+        channels: of an image.
 
     Raises:
         UserError: no process has an image.
     """
-    sums = torch.zeros(2 * width + 2, dtype=torch.float64)
+    width = BINS * channels
+    sums = torch.zeros(len(hog.cells), 2 * width + 2, dtype=torch.float64)
     for batch in batches:
-        images = prepare(batch.images)
+        images, mask = prepare(batch.images), draw_mask(batch)
         valid = batch.valid_on(images.device).get("valid")
-        found = histograms(images, valid)
-        # not .double() there: MPS has none
-        share = masked_share(draw_mask(batch), valid, found.shape[2]).flatten(1).cpu().double()  # (B, squares)
-        share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
-        flat = found.flatten(2).cpu().double()  # (B, width, squares)
-        first, second = ((flat**power * share[:, None]).sum((0, 2)) for power in (1, 2))
-        counts = torch.stack([share.sum(), share.new_tensor(len(images))])
-        sums += torch.cat([first, second, counts])
+        with uncompiled(hog):
+            histograms = hog(images, valid)
+        for row, cell in zip(sums, hog.cells, strict=True):
+            flat = histograms[cell].flatten(2).cpu().double()  # (B, width, squares); MPS has no float64
+            share = masked_share(mask, valid, histograms[cell].shape[2]).flatten(1).cpu().double()
+            share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
+            first, second = ((flat**power * share[:, None]).sum((0, 2)) for power in (1, 2))
+            row += torch.cat([first, second, torch.stack([share.sum(), share.new_tensor(len(images))])])
     total = reduce(sums)
-    first, second, (squares, count) = total[:width], total[width:-2], total[-2:]
-    if not count:
+    first, second, (squares, count) = total[:, :width], total[:, width:-2], total[:, -2:].T
+    if not count.all():
         raise UserError(_NO_IMAGE)
-    return float((second - first**2 / squares.clamp(min=1e-12)).mean() / count)
+    errors = (second - first**2 / squares.clamp(min=1e-12)[:, None]).mean(1) / count
+    return dict(zip(hog.cells, errors.tolist(), strict=True))
 
 
 @contextmanager

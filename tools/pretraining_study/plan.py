@@ -89,11 +89,6 @@ def training(images: str, arm: str, labels: int, rate: float) -> Training:
     return Training(images, arm, labels, rate, 0, steps_of(arm, labels), VALIDATION)
 
 
-def longer(cell: Training) -> Training:
-    """The same with more steps."""
-    return cell._replace(steps=LONGER_BY * cell.steps)
-
-
 def needs(cell: Cell) -> list[Pretraining]:
     """The pretrainings whose encoders a run starts from or learns from."""
     if isinstance(cell, Pretraining):
@@ -194,7 +189,7 @@ def long_runs(images: str, found: Results) -> list[tuple[Training, Training]]:
     """New weights with LONGER_BY times the steps, beside the same with the usual ones; none while no rate is chosen."""
     new = chosen(images, NEW, found)
     usual = [] if new is None else [training(images, NEW, labels, new[0]) for labels in CHOSEN_BY]
-    return [(longer(cell), cell) for cell in usual]
+    return [(cell._replace(steps=LONGER_BY * cell.steps), cell) for cell in usual]
 
 
 def add(images: str, found: Results) -> list[Cell]:
@@ -219,19 +214,19 @@ def added(target: str) -> list[str]:
 
 def measure(images: str, found: Results) -> list[Cell]:
     """New weights, the convolutional network and the best pretrained arm of those that were tried, on test pictures."""
-    target = best(images, TARGETS, found)
-    rates = {arm: chosen(images, arm, found) for arm in (NEW, CONVNET)}
-    long = long_runs(images, found)
-    if target is None or None in rates.values() or any(cell not in found for cell, _ in long):
+    target, long = best(images, TARGETS, found), long_runs(images, found)
+    others = {arm: chosen(images, arm, found) for arm in (NEW, CONVNET)}
+    if target is None or None in others.values() or any(cell not in found for cell, _ in long):
         return choose(images, found)
     begun = any(cell.images == images and cell.arm in added(target) for cell in found)
     winner = best(images, (target, *added(target)), found) if begun else target
     if winner is None:
         return add(images, found)
-    arms = (NEW, winner, CONVNET)
+    picked = {NEW: others[NEW], winner: chosen(images, winner, found), CONVNET: others[CONVNET]}
+    rates = {arm: choice[0] for arm, choice in picked.items() if choice is not None}
     wanted: list[Cell] = [
-        Training(images, arm, labels, (chosen(images, arm, found) or (0.0,))[0], seed, steps_of(arm, labels), TEST)
-        for seed, labels, arm in product(range(max(SEEDS.values())), sorted(STEPS, reverse=True), arms)
+        Training(images, arm, labels, rate, seed, steps_of(arm, labels), TEST)
+        for seed, labels, (arm, rate) in product(range(max(SEEDS.values())), sorted(STEPS, reverse=True), rates.items())
         if seed < SEEDS[labels]
     ]
     if max(found[cell]["accuracy"] - found[usual]["accuracy"] for cell, usual in long) > MIN_GAIN:

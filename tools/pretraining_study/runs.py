@@ -24,6 +24,7 @@ from tools.pretraining_study.plan import (
     STAGES,
     TEACHER,
     TEST,
+    VALIDATION,
     Cell,
     Pretraining,
     Training,
@@ -52,7 +53,7 @@ NETWORK = (
 """That of the config demo."""
 RATE = {"pretraining": 400, "training": 400, "convnet": 150}
 """Pictures a second of one thread, for the ETA alone; an evaluation takes a third."""
-EVALUATED = {"validation": 5000, TEST: 10_000}
+EVALUATED = {VALIDATION: 5000, TEST: 10_000}
 """Pictures of an evaluation, likewise."""
 
 

@@ -26,7 +26,7 @@ from swin_mim.training.config.dense.recipes import RecipeConfig
 from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.yaml_file import to_yaml
 from swin_mim.training.loop.schedule import scaled
-from swin_mim.training.run.tracking import duration_text, plot_losses, read_metrics
+from swin_mim.training.run.tracking import baselines, duration_text, plot_losses, read_metrics
 from swin_mim.weights.compatibility import unsupported_reason
 from swin_mim.weights.config_json import Description
 
@@ -243,8 +243,8 @@ def facts_of(run: RunFacts, config: RecipeConfig) -> dict[str, str]:
 
 
 def _comparisons(folder: Path) -> dict[str, str]:
-    fillings = next((row for row in read_metrics(folder) if "mean_fill_error" in row), None)
-    if fillings is None:
+    fillings = baselines(folder)
+    if not fillings:
         return {}
     return {
         "For comparison: holes filled with the mean of the visible pixels": f"{fillings['mean_fill_error']:.4f}",

@@ -19,8 +19,8 @@ from swin_mim.training.run.jsonl import append_line, disk_may_fail, whole_lines
 
 _LOG = logging.getLogger("swin_mim")
 _LEARNED, _ABOVE = 0.96, 1.05
-"""Part of the loss of a mean below which something is learned, and over which it is a worse answer: on clothes and
-satellite tiles runs that learned nothing had 0.98 of that of a mean fill."""
+"""Part of the loss of a mean below which something is learned, and over which it is a worse answer: a run on grey
+pictures of clothes that fell back to a mean had a training loss of 0.98 of it."""
 _PIXELS = {"heldout_loss": "mean_fill_error"}
 
 
@@ -241,9 +241,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def summary(folder: Path) -> str:
     """The last held-out loss, beside what filling the holes with nothing learned costs; empty without evaluations."""
-    rows = read_metrics(folder)
-    losses, fillings = [row["heldout_loss"] for row in rows if "heldout_loss" in row], _fillings(rows)
-    if not losses or fillings is None:
+    losses = [row["heldout_loss"] for row in read_metrics(folder) if "heldout_loss" in row]
+    fillings = baselines(folder)
+    if not losses or not fillings:
         return ""
     lines = [f"held-out loss {losses[-1]:.4f}; the same holes filled with nothing learned:"]
     for key, name in (("mean_fill_error", "mean of the visible pixels"), ("interpolation_error", "interpolation")):
@@ -283,13 +283,8 @@ def heldout_text(measured: Mapping[str, float], levels: Mapping[str, float], *, 
 
 def baselines(folder: Path) -> dict[str, float]:
     """What a run measured of held-out images with nothing learned, at its start; empty: nothing."""
-    found = _fillings(read_metrics(folder)) or {}
+    found = next((row for row in read_metrics(folder) if "mean_fill_error" in row), {})
     return {key: value for key, value in found.items() if key != "step"}
-
-
-def _fillings(rows: Sequence[dict[str, float]]) -> dict[str, float] | None:
-    """What was measured once of holes that are filled with nothing learned."""
-    return next((row for row in rows if "mean_fill_error" in row), None)
 
 
 class _Panel(NamedTuple):
