@@ -22,11 +22,11 @@ import torch
 from PIL import Image, ImageCms
 
 from swin_mim.cli.doctor import command as doctor
-from swin_mim.cli.doctor import images as doctor_images
-from swin_mim.cli.doctor import look as doctor_look
 from swin_mim.cli.doctor import page as doctor_page
 from swin_mim.cli.doctor import speed as doctor_speed
 from swin_mim.cli.doctor import suggestions as doctor_suggestions
+from swin_mim.cli.doctor.images import look as doctor_look
+from swin_mim.cli.doctor.images import source as doctor_images
 from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.packing.pack import PackOptions, pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swin_mim.cli.doctor.forecast import GAINS, Filled, Forecast, entropies, forecast_of, lines, units
+from swin_mim.cli.doctor.images.forecast import GAINS, Filled, Forecast, entropies, forecast_of, lines, units
 from swin_mim.data.sources.open import open_source
 from swin_mim.training.config.commands import pretrain_config
 

@@ -46,6 +46,7 @@ FOLDERS = {
     "swin_mim/cli": "the command swin-mim: a file or a folder for each subcommand",
     "swin_mim/cli/convert": "swin-mim convert",
     "swin_mim/cli/doctor": "swin-mim doctor",
+    "swin_mim/cli/doctor/images": "what the images hold, before anything is trained",
     "swin_mim/cli/export": "swin-mim export",
     "swin_mim/cli/transfer": "swin-mim transfer",
     "swin_mim/data": "from files to batches",

@@ -32,8 +32,8 @@ from swin_mim.training.config.pretrain import PretrainConfig
 from swin_mim.training.config.pretrain_checks import check, swin_config, with_packed_channels
 
 if TYPE_CHECKING:
-    from swin_mim.cli.doctor.forecast import Forecast
-    from swin_mim.cli.doctor.images import Images
+    from swin_mim.cli.doctor.images.forecast import Forecast
+    from swin_mim.cli.doctor.images.source import Images
     from swin_mim.cli.doctor.opened import Opened
     from swin_mim.cli.doctor.page import Report, Suggestion
     from swin_mim.cli.doctor.speed import Duration, Loading, Steps
@@ -161,14 +161,14 @@ def examine(job: Job) -> "Report":
 
 
 def _forecast(config: PretrainConfig, opened: "Opened", labelled: int | None) -> "Forecast":
-    from swin_mim.cli.doctor.forecast import forecast_of
+    from swin_mim.cli.doctor.images.forecast import forecast_of
 
     _print_progress("filling holes")
     return forecast_of(config, opened.training, opened.source.channels, labelled)
 
 
 def _expected(forecast: "Forecast | None", config: PretrainConfig) -> tuple[tuple[str, str], ...]:
-    from swin_mim.cli.doctor.forecast import lines
+    from swin_mim.cli.doctor.images.forecast import lines
 
     return () if forecast is None else tuple(lines(forecast, config))
 
@@ -177,9 +177,9 @@ def _found(
     job: Job, reasons: "Reasons"
 ) -> "tuple[PretrainConfig, Opened | None, Images | None, tuple[Suggestion, ...]]":
     """The config with what the images need, all of them, what they are, and what that changes."""
+    from swin_mim.cli.doctor.images.rasters import constant_channels, with_channels, with_values
     from swin_mim.cli.doctor.opened import open_images
     from swin_mim.cli.doctor.page import Suggestion
-    from swin_mim.cli.doctor.rasters import constant_channels, with_channels, with_values
 
     prepared = reasons.of(lambda: with_channels(job.config))
     if prepared is None:
@@ -224,7 +224,7 @@ def _fits_this_machine(config: PretrainConfig) -> None:
 
 def _look(job: Job, config: PretrainConfig, source: "Source") -> "Images":
     from swin_mim.architecture import as_pair
-    from swin_mim.cli.doctor.images import look_at_all
+    from swin_mim.cli.doctor.images.source import look_at_all
 
     sides = config.model.image_size
     size = as_pair(sides) if len(sides) in (1, 2) else (0, 0)

@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from swin_mim.cli.doctor.forecast import Forecast
 from swin_mim.cli.doctor.geometry import Geometry, Pair
-from swin_mim.cli.doctor.images import READABLE, Images
-from swin_mim.cli.doctor.look import plural_channels
-from swin_mim.cli.doctor.rasters import Channels
+from swin_mim.cli.doctor.images.forecast import Forecast
+from swin_mim.cli.doctor.images.look import plural_channels
+from swin_mim.cli.doctor.images.rasters import Channels
+from swin_mim.cli.doctor.images.source import READABLE, Images
 from swin_mim.cli.doctor.speed import ENOUGH, Duration, Loading, Steps
 from swin_mim.data.sources.listing import counts_text
 from swin_mim.training.loop.data_wait import STAGES

@@ -7,7 +7,7 @@ from swin_mim.errors import UserError
 from swin_mim.training.config.pretrain import PretrainConfig
 
 if TYPE_CHECKING:
-    from swin_mim.cli.doctor.images import Images
+    from swin_mim.cli.doctor.images.source import Images
     from swin_mim.training.loop.schedule import TrainingSchedule
 
 Result = TypeVar("Result")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from swin_mim.cli.doctor.images import Images
+from swin_mim.cli.doctor.images.source import Images
 from swin_mim.cli.doctor.page import Suggestion, plural, rate
 from swin_mim.cli.doctor.speed import Duration, Loading, Steps, gpus
 from swin_mim.data.decoding.decode_limits import MAX_MEMORY, MAX_PIXELS

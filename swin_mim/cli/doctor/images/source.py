@@ -10,9 +10,9 @@ from functools import reduce
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from swin_mim.cli.doctor.depth import Depth
-from swin_mim.cli.doctor.look import Look, look_at
-from swin_mim.cli.doctor.rasters import Channels
+from swin_mim.cli.doctor.images.depth import Depth
+from swin_mim.cli.doctor.images.look import Look, look_at
+from swin_mim.cli.doctor.images.rasters import Channels
 from swin_mim.data.loading.workers import load_batches
 from swin_mim.data.nodata import find_nodata, statistics_without
 from swin_mim.data.offsets import Offset, find_offset

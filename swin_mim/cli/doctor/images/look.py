@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from swin_mim.cli.doctor.depth import Depth, deep_values, is_flat, is_flat_in_its_range
+from swin_mim.cli.doctor.images.depth import Depth, deep_values, is_flat, is_flat_in_its_range
 from swin_mim.counts import counted
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.coded_headers import jpeg2000_codestream, jpeg2000_header

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from swin_mim.cli.doctor.depth import Levels, deep_values, levels
-from swin_mim.cli.doctor.look import has_deep_values, plural_channels, raster_format
+from swin_mim.cli.doctor.images.depth import Levels, deep_values, levels
+from swin_mim.cli.doctor.images.look import has_deep_values, plural_channels, raster_format
 from swin_mim.data.decoding.channel_reader import numbers
 from swin_mim.data.decoding.decode_limits import BrokenImage
 from swin_mim.data.decoding.multichannel import channel_names
