@@ -34,7 +34,7 @@ SIZES = [(1, 32, 32), (5, 32, 40), (2, 36, 52), (3, 8, 12), (1, 100, 28)]
 """Grids that windows of 4 divide, that they do not divide, and that are smaller than a window."""
 
 
-def config(version: int, depths: tuple[int, ...] = (2, 2), channels: int = 3) -> SwinConfig:
+def config(version: int, depths: tuple[int, ...] = (2, 1), channels: int = 3) -> SwinConfig:
     heads = (1, 2)[: len(depths)]
     return SwinConfig(
         32, embed_dim=8, depths=depths, num_heads=heads, window_size=4, version=version, in_channels=channels

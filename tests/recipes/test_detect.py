@@ -266,7 +266,7 @@ def test_64_images_are_learned_by_heart(detect, tmp_path):
     file = objects(tmp_path, "heart", 64, 2)
     flags = ["--data.source", file, "--data.validation", file, "--augment.scale", "1", "1", "--augment.flips", "none"]
     flags += ["--augment.copy_paste", "0", "--train.ema", "0", "--model.drop_path_rate", "0"]
-    flags += ["--model.embed_dim", "16", "--model.head_channels", "32", "--train.global_batch", "8"]
+    flags += ["--model.embed_dim", "16", "--model.head_channels", "16", "--train.global_batch", "8"]
     flags += ["--train.micro_batch", "8", "--train.duration", "150 steps", "--optim.warmup", "20 steps"]
     flags += ["--optim.base_lr", "0.2", "--log.evaluate_every", "150 steps", "--save.every", "150 steps"]
     detect.run("heart", *flags, "--data.empty", "true")

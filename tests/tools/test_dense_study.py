@@ -107,8 +107,16 @@ def test_without_a_pair_there_is_no_report(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_ended(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dense_study, "STEPS", {2: 32})
+    def middle_rate(arm, tiles, run):
+        rate = RATES[arm][1]
+        run(Cell(arm, tiles, rate, 0, dense_study.STEPS[tiles], "validation"))
+        return rate
+
+    monkeypatch.setattr(dense_study, "chosen_rate", middle_rate)  # how it is chosen is tested above, in no time
+    monkeypatch.setattr(dense_study, "CONVERGED", (0,))
+    monkeypatch.setattr(dense_study, "STEPS", {2: 4})
     monkeypatch.setattr(dense_study, "SEEDS", 1)
+    monkeypatch.setattr(dense_study, "SETTINGS", (*dense_study.SETTINGS, "--optim.warmup", "0 steps"))
     config = SwinConfig(64, embed_dim=16, depths=(1, 1), num_heads=(1, 2), patch_size=8, window_size=8)
     SimMIM(config).save_pretrained(tmp_path / "pretrained")
     command = [str(tmp_path / "pretrained"), "--out", str(tmp_path / "study")]
