@@ -31,6 +31,7 @@ from swin_mim.data.blue_marble.tiles import open_blue_marble
 from swin_mim.data.decoding.raster import ChannelSpec
 from swin_mim.data.packing.pack import PackOptions, pack
 from swin_mim.data.sources.open import open_source
+from swin_mim.errors import UserError
 from swin_mim.training.config.commands import pretrain_settings
 from swin_mim.training.config.parsing import from_mapping, load_config
 from swin_mim.training.config.pretrain import PretrainConfig
@@ -458,6 +459,7 @@ def test_a_busy_machine_is_met(tmp_path: Path, ask: Callable[..., Said], monkeyp
 
 @pytest.mark.parametrize(("flags", "text"), [
     (["--images", "0"], "--images 0 must be at least 1"),
+    (["--data.source", "photos"], "say once which images to look at: SOURCE in front of all options, or --data.source"),
     (["--model.windw_size", "7"], "did you mean --model.window-size?"),
     (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
     (["--json", "no/such/folder.json"], "argument --json: no/such/folder.json: there is no folder"),
@@ -473,6 +475,17 @@ def test_a_mistake_on_the_command_line_is_one_line(
     said = capsys.readouterr().err
     assert text in said
     assert said.strip().count("\n") == 0
+
+
+def test_images_can_be_named_as_for_a_pretraining(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    config = ["--config", str(tmp_path / "tiny.yaml"), "--train.micro_batch", "2"]
+    wanted = doctor.parse(["photos", *config])
+    assert wanted.source == "photos"
+    for words in ([*config, "--data.source", "photos"], ["--data.source=photos", *config]):
+        assert doctor.parse(words) == wanted
+    with pytest.raises(UserError, match="SOURCE in front of all options"):
+        doctor.parse([*config, "photos"])
 
 
 def test_the_help_says_what_comes_first() -> None:

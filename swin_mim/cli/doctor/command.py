@@ -5,9 +5,9 @@
     swin-mim doctor user/name --data.split train --images 500 --json doctor.json
     swin-mim doctor --on 8xh100                        # a plan for GPUs that are not here; --on GPUS --help
 
-SOURCE comes first; after it any option of swin-mim pretrain (its --help lists them). The page ends with the command
-to start with. Nothing is written but --json, and nothing is trained: the loader runs for a few seconds, and the model
-does a few steps on random images. Exit code: 0 if a run can start, 2 if not.
+SOURCE comes first, or as --data.source; besides any option of swin-mim pretrain (its --help lists them). The page ends
+with the command to start with. Nothing is written but --json, and nothing is trained: the loader runs for a few
+seconds, and the model does a few steps on random images. Exit code: 0 if a run can start, 2 if not.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> Job:
     add("--images", type=int, default=IMAGES, metavar="N", help=f"to look at, at most (default: {IMAGES})")
     add("--labelled", type=int, metavar="N", help="images that have labels, to tell what pretraining may be worth")
     add_json_option(parser)
-    own, flags = parser.parse_known_args(arguments)
+    own, flags = parser.parse_known_args(_source_first(sys.argv[1:] if arguments is None else arguments))
     if own.images < 1:
         parser.error(f"--images {own.images} must be at least 1")
     if own.labelled is not None and own.labelled < 1:
@@ -93,6 +93,22 @@ def parse(arguments: Sequence[str] | None) -> Job:
         complete=with_packed_channels,
     )
     return Job(config.data.source, config, own.config, flags, own.images, own.labelled, own.json)
+
+
+def _source_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with SOURCE in front, also where it is given as swin-mim pretrain has it: --data.source SOURCE.
+
+    Only in front it is told from the value of an option that belongs to the pretraining.
+    """
+    parser = Parser(prog="swin-mim doctor", add_help=False, allow_abbrev=False)
+    parser.add_argument("--data.source", dest="source")
+    named, rest = parser.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        return rest
+    in_front = bool(rest) and not rest[0].startswith("-")
+    if in_front == (named.source is not None):
+        parser.error("say once which images to look at: SOURCE in front of all options, or --data.source SOURCE")
+    return rest if in_front else [named.source, *rest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
