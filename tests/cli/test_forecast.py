@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from swin_mim.cli.doctor.images.forecast import GAINS, Filled, Forecast, entropies, forecast_of, lines, units
+from swin_mim.cli.doctor.images.expectation import CLOTHES, TILES, lines
+from swin_mim.cli.doctor.images.forecast import Filled, Forecast, entropies, forecast_of, units
 from swin_mim.data.sources.open import open_source
 from swin_mim.training.config.commands import pretrain_config
 
@@ -98,13 +99,23 @@ def test_what_is_said_is_what_was_measured():
     assert "0.40 with units of 16 px, 0.60 with units of 32 px" in smooth["holes"]
     assert "as smooth as the embedded tiles (0.45)" in smooth["expect"]
     assert "--mask.unit 32" in smooth["take"]
-    assert "only a trial can tell" in rough["expect"]
+    assert "try pixels and normalized" in smooth["take"]
+    assert "nearer to small grey pictures of clothes (0.72)" in rough["expect"]
     assert "--mask.unit 16 (as set)" in rough["take"]
+    assert "--model.target hog" in rough["take"]
+    assert all("only a trial tells of yours" in text["expect"] for text in (smooth, rough))
     assert "--labelled N" in smooth["labels"]
-    for labelled, share in ((43, 23), (128, 7.8), (10_000, 0.8)):
-        told = dict(lines(known(0.4, labelled=labelled), config))
-        assert f"{1000 / labelled:,.1f} images to pretrain on for each" in told["labels"]
-        assert f"{share:g} unlabelled images for a labelled one it won {GAINS[share][0]:+.1f} points" in told["expect"]
+    cases = ((0.4, TILES, {43: 23, 128: 7.8, 10_000: 0.8}), (0.9, CLOTHES, {1: 1830, 5: 183, 10_000: 183}))
+    for share, kind, nearest in cases:
+        for labelled, near in nearest.items():
+            told = dict(lines(known(share, labelled=labelled), config))
+            assert f"{1000 / labelled:,.1f} images to pretrain on for each" in told["labels"]
+            assert f"with {near:,g} unlabelled images for a labelled one it won {kind.gains[near]}" in told["expect"]
+
+
+def test_kinds_of_images_meet_in_the_middle():
+    texts = [dict(lines(known(share), config_of()))["expect"] for share in (0.58, 0.59)]
+    assert [text.startswith(kind.like) for text, kind in zip(texts, (TILES, CLOTHES), strict=True)] == [True, True]
 
 
 def test_units_leave_four_of_an_image():

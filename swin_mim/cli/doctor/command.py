@@ -184,7 +184,7 @@ def _forecast(config: PretrainConfig, opened: "Opened", labelled: int | None) ->
 
 
 def _expected(forecast: "Forecast | None", config: PretrainConfig) -> tuple[tuple[str, str], ...]:
-    from swin_mim.cli.doctor.images.forecast import lines
+    from swin_mim.cli.doctor.images.expectation import lines
 
     return () if forecast is None else tuple(lines(forecast, config))
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from swin_mim.architecture import as_pair
 from swin_mim.cli.doctor.command import IMAGES
-from swin_mim.cli.doctor.images.forecast import forecast_of, lines
+from swin_mim.cli.doctor.images.expectation import lines
+from swin_mim.cli.doctor.images.forecast import forecast_of
 from swin_mim.cli.doctor.images.source import look_at_all
 from swin_mim.cli.doctor.opened import open_images
 from swin_mim.data.sources.base import Source

@@ -1,4 +1,4 @@
-"""What a pretraining can be worth on these images, as far as something was measured. For `swin-mim doctor`."""
+"""What there is to learn in images: their entropy, and what filling holes without learning leaves to be predicted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from swin_mim.evaluation.validation import baseline_errors
 from swin_mim.masking import BlockMasks, masked_units
 from swin_mim.models.preprocessing import Preprocessor
 from swin_mim.training.config.pretrain import MaskConfig, PretrainConfig
-from swin_mim.training.config.pretrain_checks import reads_rasters, swin_config
+from swin_mim.training.config.pretrain_checks import swin_config
 from swin_mim.training.images import preprocessing_of
 
 LOOKED_AT = 48
@@ -24,11 +24,6 @@ LOOKED_AT = 48
 LEVELS = 256
 NOTHING = 1e-4
 """Error of the mean fill, in std of the images, under which there is nothing to predict."""
-TILES = 0.45
-"""Interpolation error over mean-fill error on the embedded tiles, at the demo's unit (docs/results.md)."""
-GAINS = {23: (1.4, 4.6), 7.8: (-1.3, 1.7), 2.3: (-0.8, 0.5), 0.8: (-1.2, 0.5)}
-"""Unlabelled over labelled images -> points of accuracy that pretraining won on the embedded tiles once new weights had
-enough steps, and the standard deviation of the pretrained ones over the seeds (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -137,55 +132,3 @@ def _filled(config: PretrainConfig, unit: int, batches: list[Batch], preprocess:
 def _drawn(masks: BlockMasks, batch: Batch) -> Tensor:
     cpu = torch.device("cpu")
     return masks.draw(len(batch.images), seed=0, start=batch.start, device=cpu, **batch.valid_on(cpu))
-
-
-def lines(forecast: Forecast, config: PretrainConfig) -> Iterator[tuple[str, str]]:
-    """(name, text) of each line of the page."""
-    kind = "grey levels" if not reads_rasters(config.data, config.model) else "values of a channel"
-    yield "entropy", f"{forecast.entropy:.1f} of 8 bits in the {kind} of an image (median of {forecast.looked_at})"
-    yield from _holes(forecast)
-    if (share := forecast.per_label) is None:
-        yield "labels", f"{forecast.unlabelled:,} images to pretrain on; --labelled N tells how many have labels"
-    else:
-        yield "labels", f"{share:,.1f} images to pretrain on for each of the {forecast.labelled:,} with labels"
-    yield from verdict(forecast, config)
-
-
-def _holes(forecast: Forecast) -> Iterator[tuple[str, str]]:
-    if forecast.filled[0].share is None:
-        yield "holes", "there is nothing to predict: images are of one value"
-        return
-    told = [f"{each.share:.2f} with units of {each.unit} px" for each in forecast.filled if each.share is not None]
-    yield "holes", f"interpolation leaves of the error of a mean fill: {', '.join(told)}"
-
-
-def verdict(forecast: Forecast, config: PretrainConfig) -> Iterator[tuple[str, str]]:
-    """What is to be expected, and what to take: from the one kind of images on which we measured."""
-    share, more = forecast.filled[0].share, forecast.per_label
-    if share is None:
-        yield "expect", "nothing: there is no structure to learn"
-        return
-    if share <= TILES + 0.05:
-        text = (
-            f"as smooth as the embedded tiles ({TILES}), the only images on which we measured what pretraining wins: "
-            "steps, and nothing once new weights had enough of them; a short run stayed behind interpolation"
-        )
-    else:
-        text = (
-            f"less smooth than the embedded tiles ({TILES}), the only images on which we measured what pretraining "
-            "wins: whether it wins more here, only a trial can tell"
-        )
-    if more is not None:
-        near = min(GAINS, key=lambda known: abs(known - more))
-        gain, spread = GAINS[near]
-        text += f"; with {near:g} unlabelled images for a labelled one it won {gain:+.1f} points there (± {spread})"
-    yield "expect", text
-    unit = next((each.unit for each in forecast.filled if each.share is not None and each.share > 0.5), None)
-    unit = forecast.filled[-1].unit if unit is None else unit
-    why = "as set" if unit == config.mask.unit else "where interpolation leaves more of the error, or the largest"
-    taken = (
-        f"--mask.unit {unit} ({why}) and --mask.ratio {config.mask.ratio:g}: a rule of thumb, not measured; which "
-        "--model.target is better for such images no figure of ours tells: try pixels and normalized, and look at the "
-        "early probes on images with labels (--probe.first '50 steps')"
-    )
-    yield "take", taken
