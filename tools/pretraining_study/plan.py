@@ -213,7 +213,10 @@ def added(target: str) -> list[str]:
 
 
 def measure(images: str, found: Results) -> list[Cell]:
-    """New weights, the convolutional network and the best pretrained arm of those that were tried, on test pictures."""
+    """New weights, the convolutional network and the best pretrained arm of those that were tried, on test pictures.
+
+    What starts from an encoder comes first, by the encoder: it is the part that is lost with the machine.
+    """
     target, long = best(images, TARGETS, found), long_runs(images, found)
     others = {arm: chosen(images, arm, found) for arm in (NEW, CONVNET)}
     if target is None or None in others.values() or any(cell not in found for cell, _ in long):
@@ -224,14 +227,14 @@ def measure(images: str, found: Results) -> list[Cell]:
         return add(images, found)
     picked = {NEW: others[NEW], winner: chosen(images, winner, found), CONVNET: others[CONVNET]}
     rates = {arm: choice[0] for arm, choice in picked.items() if choice is not None}
-    wanted: list[Cell] = [
+    wanted = [
         Training(images, arm, labels, rate, seed, steps_of(arm, labels), TEST)
         for seed, labels, (arm, rate) in product(range(max(SEEDS.values())), sorted(STEPS, reverse=True), rates.items())
         if seed < SEEDS[labels]
     ]
     if max(found[cell]["accuracy"] - found[usual]["accuracy"] for cell, usual in long) > MIN_GAIN:
         wanted += [cell._replace(seed=seed, split=TEST) for cell, _ in long for seed in range(LONG_SEEDS)]
-    return wanted
+    return sorted(wanted, key=lambda cell: [need.seed for need in needs(cell)] or [max(SEEDS.values())])
 
 
 SESSIONS: dict[str, Callable[[str, Results], list[Cell]]] = {"choose": choose, "add": add, "measure": measure}
