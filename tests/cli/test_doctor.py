@@ -1,6 +1,7 @@
 """What the doctor says of images, settings and machine, and when it says that a run cannot start."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -459,7 +460,7 @@ def test_a_busy_machine_is_met(tmp_path: Path, ask: Callable[..., Said], monkeyp
 
 @pytest.mark.parametrize(("flags", "text"), [
     (["--images", "0"], "--images 0 must be at least 1"),
-    (["--data.source", "photos"], "say once which images to look at: SOURCE in front of all options, or --data.source"),
+    (["--data.source", "photos"], "say once which images to look at, not ./nowhere and photos: SOURCE in front of the"),
     (["--model.windw_size", "7"], "did you mean --model.window-size?"),
     (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
     (["--json", "no/such/folder.json"], "argument --json: no/such/folder.json: there is no folder"),
@@ -479,13 +480,24 @@ def test_a_mistake_on_the_command_line_is_one_line(
 
 def test_images_can_be_named_as_for_a_pretraining(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
-    config = ["--config", str(tmp_path / "tiny.yaml"), "--train.micro_batch", "2"]
-    wanted = doctor.parse(["photos", *config])
+    own, flags = ["--config", str(tmp_path / "tiny.yaml"), "--images", "5"], ["--train.micro_batch", "2"]
+    wanted = doctor.parse(["photos", *own, *flags])
     assert wanted.source == "photos"
-    for words in ([*config, "--data.source", "photos"], ["--data.source=photos", *config]):
+    for words in (
+        [*own, *flags, "--data.source", "photos"],
+        ["--data.source=photos", *flags, *own],
+        [*own, "photos", *flags],
+        ["--data.source", "photos", *flags, *own],
+    ):
         assert doctor.parse(words) == wanted
-    with pytest.raises(UserError, match="SOURCE in front of all options"):
-        doctor.parse([*config, "photos"])
+    for words, text in (
+        ([*own, *flags, "photos"], "say which images to look at: SOURCE in front of the options of the pretraining"),
+        (own, "say which images to look at: "),
+        (["--data.source", "a", "--data.source", "b"], "say once which images to look at, not a and b: "),
+        (["--data.source", "my", "photos"], "did you mean --data.source 'my photos'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(text)):
+            doctor.parse(words)
 
 
 def test_the_help_says_what_comes_first() -> None:

@@ -148,6 +148,11 @@ def test_a_source_is_counted(ask: Ask) -> None:
     assert code == 0
     assert "images 36 in an epoch: counted in photos" in " ".join(page.split())
     assert ask("--on", "h100", "photos", *BASE)[0] == 0, "behind the GPUs too"
+    code, page, _ = ask("--on", "h100", *BASE, "--data.source", "photos")
+    assert code == 0
+    assert "counted in photos" in " ".join(page.split()), "named as for a pretraining"
+    (command,) = started(page)
+    assert command.count("--data.source photos") == 1
 
 
 def test_steps_need_no_number_of_images(ask: Ask) -> None:
@@ -166,6 +171,7 @@ def test_steps_need_no_number_of_images(ask: Ask) -> None:
     (("--on", "h100", "--training_images", "0"), "--training_images 0 must be at least 1"),
     (("--on", "h100", "--train.micro_batc", "3"), "did you mean --train.micro-batch?"),
     (("nowhere", "--on", "h100"), "nowhere"),
+    (("photos", "--on", "h100", "--data.source", "other"), "say once which images to look at, not photos and other"),
     (("a", "--on", "h100", "--data.streaming", "true"), "is not counted for a plan: give --training_images N"),
     (("--on", "t4", "--train.precision", "bf16"), "bf16 is emulated on t4"),
     (("--on", "rtx4090", *HUGE), "no way of training fits a rtx4090 by the model of memory"),

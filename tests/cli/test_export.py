@@ -266,11 +266,27 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize("suffix", ["torchscript", "pt2", "onnx"])
-def test_a_place_that_takes_no_files(suffix: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """/proc is a folder, also for root, and takes none."""
+def test_a_place_that_takes_no_files(
+    suffix: str, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """/proc is a folder, also for root, and takes none: said before minutes are spent."""
+    monkeypatch.setattr(formats, "write", lambda *_: pytest.fail("the model was traced"))
     kind = {"pt2": "torch-export"}.get(suffix, suffix)
     said = refused(models, "fine", ["--to", kind, "--out", f"/proc/x.{suffix}"], capsys)
     assert f"/proc/x.{suffix} could not be written: " in said
+
+
+def test_a_kill_while_a_model_is_traced_leaves_no_file(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        assert [*(tmp_path / "out").iterdir()] == []
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(formats, "write", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        command.main([str(models / "fine"), "--to", "torchscript", "--out", str(tmp_path / "out" / "x.torchscript")])
 
 
 def test_what_is_there_stays_without_overwrite(

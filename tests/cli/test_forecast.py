@@ -1,5 +1,6 @@
 """What the doctor foretells: entropies that are known, holes whose filling is known, and only what was measured."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from swin_mim.cli.doctor.images.expectation import CLOTHES, TILES, lines
+from swin_mim.cli.doctor.images.expectation import CHARACTERS, CLOTHES, KINDS, TILES, lines
 from swin_mim.cli.doctor.images.forecast import Filled, Forecast, entropies, forecast_of, units
 from swin_mim.data.sources.open import open_source
+from swin_mim.errors import UserError
 from swin_mim.training.config.commands import pretrain_config
 
 NOISE = np.random.default_rng(0)
@@ -93,29 +95,67 @@ def known(share, **options):
     return replace(Forecast(48, 6.0, filled, 1000, None), **options)
 
 
+def told(share, *flags, **options):
+    return dict(lines(known(share, **options), config_of(*flags)))
+
+
 def test_what_is_said_is_what_was_measured():
-    config = config_of()
-    smooth, rough = (dict(lines(known(share), config)) for share in (0.4, 0.9))
+    smooth, middle, rough = (told(share) for share in (0.4, 0.7, 1.0))
     assert "0.40 with units of 16 px, 0.60 with units of 32 px" in smooth["holes"]
-    assert "as smooth as the embedded tiles (0.45)" in smooth["expect"]
+    assert "nearest are the embedded tiles (0.45), where pretraining on pixels won steps" in smooth["expect"]
     assert "--mask.unit 32" in smooth["take"]
-    assert "try pixels and normalized" in smooth["take"]
-    assert "nearer to small grey pictures of clothes (0.72)" in rough["expect"]
-    assert "--mask.unit 16 (as set)" in rough["take"]
-    assert "--model.target hog" in rough["take"]
-    assert all("only a trial tells of yours" in text["expect"] for text in (smooth, rough))
+    assert "--model.target pixels or normalized (no figure of ours" in smooth["take"]
+    assert "nearest are small grey pictures of clothes (0.72), where pretraining won accuracy" in middle["expect"]
+    assert "--mask.unit 16 (as set)" in middle["take"]
+    assert "--model.target hog or pixels or normalized (in this order" in middle["take"]
+    assert "nearest are drawn characters in random colours (0.96), where new weights learned nothing" in rough["expect"]
+    assert "--model.target normalized or pixels (about alike; hog learned nothing" in rough["take"]
+    assert all(text["expect"].endswith("Only a trial tells of yours") for text in (smooth, middle, rough))
+    assert all("validation pictures, one run each" in text["expect"] for text in (middle, rough))
     assert "--labelled N" in smooth["labels"]
-    cases = ((0.4, TILES, {43: 23, 128: 7.8, 10_000: 0.8}), (0.9, CLOTHES, {1: 1830, 5: 183, 10_000: 183}))
-    for share, kind, nearest in cases:
-        for labelled, near in nearest.items():
-            told = dict(lines(known(share, labelled=labelled), config))
-            assert f"{1000 / labelled:,.1f} images to pretrain on for each" in told["labels"]
-            assert f"with {near:,g} unlabelled images for a labelled one it won {kind.gains[near]}" in told["expect"]
+
+
+@pytest.mark.parametrize(("share", "kind", "labelled", "near"), [
+    (0.4, TILES, 43, 23),
+    (0.4, TILES, 128, 7.8),
+    (0.4, TILES, 1250, 0.8),
+    (0.7, CLOTHES, 1, 1825),
+    (0.7, CLOTHES, 5, 182),
+    (0.9, CHARACTERS, 50, 20),
+    (0.4, TILES, 10_000, None),
+    (0.7, CLOTHES, 100, None),
+    (0.9, CHARACTERS, 1, None),
+])  # fmt: skip
+def test_points_are_told_where_about_as_many_have_labels(share, kind, labelled, near):
+    said = told(share, labelled=labelled)
+    assert f"{1000 / labelled:,.1f} images to pretrain on for each" in said["labels"]
+    if near is None:
+        assert "far from yours" in said["expect"]
+        assert "it won" not in said["expect"]
+    else:
+        assert f"with {near:,g} unlabelled images for a labelled one it won {kind.gains[near]} points" in said["expect"]
 
 
 def test_kinds_of_images_meet_in_the_middle():
-    texts = [dict(lines(known(share), config_of()))["expect"] for share in (0.58, 0.59)]
-    assert [text.startswith(kind.like) for text, kind in zip(texts, (TILES, CLOTHES), strict=True)] == [True, True]
+    middles = [(one.share + other.share) / 2 for one, other in itertools.pairwise(KINDS)]
+    for middle, pair in zip(middles, itertools.pairwise(KINDS), strict=True):
+        for share, kind in zip((middle - 0.01, middle + 0.01), pair, strict=True):
+            assert f"nearest are {kind.name} ({kind.share:.2f}), where {kind.what}" in told(share)["expect"]
+
+
+def test_images_unlike_all_that_was_measured_are_told_so():
+    assert "smoother than all of these" in told(0.34)["expect"]
+    assert "rougher than all of these" in told(1.07)["expect"]
+
+
+def test_only_targets_that_a_pretraining_takes_are_proposed():
+    flags = ("--mask.unit", "4", "--model.patch_size", "4")
+    forecast = replace(known(0.7), filled=(Filled(4, 1.0, 0.7),))
+    said = dict(lines(forecast, config_of(*flags)))
+    assert "--mask.unit 4 (as set)" in said["take"]
+    assert "--model.target pixels or normalized" in said["take"]
+    with pytest.raises(UserError, match="unit 4 is not a multiple of 8"):
+        config_of(*flags, "--model.target", "hog")
 
 
 def test_units_leave_four_of_an_image():

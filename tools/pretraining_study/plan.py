@@ -215,7 +215,7 @@ def added(target: str) -> list[str]:
 def measure(images: str, found: Results) -> list[Cell]:
     """New weights, the convolutional network and the best pretrained arm of those that were tried, on test pictures.
 
-    What starts from an encoder comes first, by the encoder: it is the part that is lost with the machine.
+    What starts from an encoder comes first, and by the encoder: encoders are lost with the machine.
     """
     target, long = best(images, TARGETS, found), long_runs(images, found)
     others = {arm: chosen(images, arm, found) for arm in (NEW, CONVNET)}

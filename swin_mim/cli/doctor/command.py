@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from swin_mim.cli.doctor import plan as planner
+from swin_mim.cli.doctor.named import SOURCE, add_source, named_source
 from swin_mim.cli.doctor.reasons import Reasons
 from swin_mim.cli.options import add_json_option, text_stream, write_json
 from swin_mim.errors import MISTAKE, Parser, one_line_errors
@@ -74,41 +75,28 @@ def parse(arguments: Sequence[str] | None) -> Job:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a folder of images, a data set of the Hub (user/name), or blue_marble")
+    add_source(parser)
     add("--config", default=CONFIG, metavar="FILE", help=f"of a pretraining, or the name of one (default: {CONFIG})")
     add("--images", type=int, default=IMAGES, metavar="N", help=f"to look at, at most (default: {IMAGES})")
     add("--labelled", type=int, metavar="N", help="images that have labels, to tell what pretraining may be worth")
     add_json_option(parser)
-    own, flags = parser.parse_known_args(_source_first(sys.argv[1:] if arguments is None else arguments))
+    own, rest = parser.parse_known_args(arguments)
+    source, flags = named_source(parser, own, rest)
+    if not source:
+        parser.error(f"say which images to look at: {SOURCE}")
     if own.images < 1:
         parser.error(f"--images {own.images} must be at least 1")
     if own.labelled is not None and own.labelled < 1:
         parser.error(f"--labelled {own.labelled} must be at least 1: leave it out if there are none")
     config = load_config(
         PretrainConfig,
-        ["--config", own.config, "--data.source", own.source, *flags],
+        ["--config", own.config, *source, *flags],
         default_config=CONFIG,
         prog="swin-mim doctor",
         description="The options of a pretraining.",
         complete=with_packed_channels,
     )
     return Job(config.data.source, config, own.config, flags, own.images, own.labelled, own.json)
-
-
-def _source_first(arguments: Sequence[str]) -> list[str]:
-    """The command line with SOURCE in front, also where it is given as swin-mim pretrain has it: --data.source SOURCE.
-
-    Only in front it is told from the value of an option that belongs to the pretraining.
-    """
-    parser = Parser(prog="swin-mim doctor", add_help=False, allow_abbrev=False)
-    parser.add_argument("--data.source", dest="source")
-    named, rest = parser.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        return rest
-    in_front = bool(rest) and not rest[0].startswith("-")
-    if in_front == (named.source is not None):
-        parser.error("say once which images to look at: SOURCE in front of all options, or --data.source SOURCE")
-    return rest if in_front else [named.source, *rest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

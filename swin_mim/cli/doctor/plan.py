@@ -7,7 +7,7 @@
 What is printed is a model's answer: memory, images/s, hours and traffic of every way to share a run out (DDP, ZeRO-1,
 FSDP2, each with and without activation checkpointing), the best first, the assumptions, and the command that runs it.
 SOURCE is only counted, for durations in epochs; in its place --training_images tells how many images there are.
-Options of swin-mim pretrain are taken as without --on. Exit code: 0, or 2 if no way fits.
+Options of swin-mim pretrain are taken as without --on, --data.source too. Exit code: 0, or 2 if no way fits.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from swin_mim.cli.doctor.named import add_source, named_source
 from swin_mim.cli.options import add_json_option, text_stream, write_json
 from swin_mim.errors import Parser, UserError, one_line_errors
 from swin_mim.training.config.parsing import load_config
@@ -63,21 +64,23 @@ def parse(arguments: Sequence[str], default_config: str) -> Job:
     add("--on", required=True, metavar="GPUS", help="NAME, 8xNAME or NODESx8xNAME of a known GPU, or of a YAML file")
     add("--config", default=default_config, metavar="FILE", help=f"of a pretraining (default: {default_config})")
     add("--training_images", "--training-images", type=int, metavar="N", help="in an epoch")
+    add_source(parser)
     add_json_option(parser)
     own, rest = parser.parse_known_args(arguments)
-    source = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    source, flags = named_source(parser, own, rest)
     if own.training_images is not None and own.training_images < 1:
         parser.error(f"--training_images {own.training_images} must be at least 1")
     config = load_config(
         PretrainConfig,
-        ["--config", own.config, *(["--data.source", source] if source else []), *rest],
+        ["--config", own.config, *source, *flags],
         default_config=default_config,
         prog="swin-mim doctor --on",
         description="The options of a pretraining.",
         complete=with_packed_channels,
         check=check,
     )
-    return Job(source, cluster_of(own.on), config, own.config, rest, own.training_images, own.json)
+    named = config.data.source if source else None
+    return Job(named, cluster_of(own.on), config, own.config, flags, own.training_images, own.json)
 
 
 def main(arguments: Sequence[str], default_config: str) -> int:
@@ -117,11 +120,10 @@ def command(job: Job, best: "Candidate") -> Iterator[list[str]]:
             launch += ["--main_process_ip", "ADDRESS", "--main_process_port", PORT]
         launch += ["-m", "swin_mim.recipes.pretrain"]
     changed = _changed(job.config, best)
-    named = any(word.partition("=")[0] == "--data.source" for word in job.flags)
     yield [
         *launch,
         *("--config", shlex.quote(job.file)),
-        *([] if named else ["--data.source", shlex.quote(job.source or "DIR")]),
+        *("--data.source", shlex.quote(job.source or "DIR")),
         *(shlex.quote(word) for word in without(job.flags, changed)),
         *(word for key, value in changed.items() for word in (f"--{key}", value)),
     ]

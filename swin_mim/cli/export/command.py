@@ -145,7 +145,8 @@ def _write(options: argparse.Namespace, graph: "Graph", fixed: tuple[int, int] |
     with said_of_disk(files[0]), ExitStack() as stack:
         staged = [stack.enter_context(replacing(path)) for path in files]
         for path in staged:
-            path.touch()  # a place that takes no files is said now, not after minutes of tracing
+            path.touch()  # a place that takes no files is said now, not after minutes of tracing; a kill leaves nothing
+            path.unlink()
         formats.write(graph, options.to, staged[0], fixed)
         run = formats.KINDS[options.to].open(staged[0])
         found = check.differences(graph, run, check.sizes_to_check(graph, fixed))
